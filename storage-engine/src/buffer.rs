@@ -1,0 +1,105 @@
+//! Page-aligned buffers that travel between the guest and the disk without being copied.
+//!
+//! A [`BufMut`] has one owner and may be filled; [`BufMut::freeze`] turns it into a [`Buf`], which is shared and read
+//! only, and can be cut into smaller ones. Both are made of whole 4 KiB pages, as direct I/O wants them.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Bytes in a page: the unit of alignment of every buffer and of every disk operation.
+pub const PAGE_BYTES: usize = 4096;
+
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C, align(4096))]
+struct Page([u8; PAGE_BYTES]);
+
+/// A buffer with one owner.
+pub struct BufMut {
+    pages: Box<[Page]>,
+}
+
+impl BufMut {
+    /// A buffer of `len` zero bytes. `len` is a multiple of [`PAGE_BYTES`].
+    pub fn zeroed(len: usize) -> Self {
+        assert!(len.is_multiple_of(PAGE_BYTES), "a buffer is made of whole pages, not of {len} bytes");
+        BufMut { pages: bytemuck::zeroed_slice_box(len / PAGE_BYTES) }
+    }
+
+    /// A buffer that holds a copy of `bytes`, followed by zeros up to the end of the last page.
+    pub fn copy_of(bytes: &[u8]) -> Self {
+        let mut buf = BufMut::zeroed(bytes.len().next_multiple_of(PAGE_BYTES));
+        buf.as_mut()[..bytes.len()].copy_from_slice(bytes);
+        buf
+    }
+
+    /// Length in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "an empty buffer has no use; asking for the length has")]
+    pub fn len(&self) -> usize {
+        self.pages.len() * PAGE_BYTES
+    }
+
+    /// Ends writing and allows sharing.
+    pub fn freeze(self) -> Buf {
+        let pages = 0..self.pages.len();
+        Buf { all: Arc::new(self), pages }
+    }
+}
+
+impl AsRef<[u8]> for BufMut {
+    fn as_ref(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.pages)
+    }
+}
+
+impl AsMut<[u8]> for BufMut {
+    fn as_mut(&mut self) -> &mut [u8] {
+        bytemuck::cast_slice_mut(&mut self.pages)
+    }
+}
+
+impl fmt::Debug for BufMut {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "BufMut({} bytes)", self.len())
+    }
+}
+
+/// A shared, read-only run of pages. Cloning and cutting it copies nothing.
+#[derive(Clone)]
+pub struct Buf {
+    all: Arc<BufMut>,
+    pages: Range<usize>,
+}
+
+impl Buf {
+    /// Length in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "an empty buffer has no use; asking for the length has")]
+    pub fn len(&self) -> usize {
+        self.pages.len() * PAGE_BYTES
+    }
+
+    /// The part `range` of this buffer, in bytes; both ends are multiples of [`PAGE_BYTES`].
+    pub fn slice(&self, range: Range<usize>) -> Buf {
+        assert!(range.start.is_multiple_of(PAGE_BYTES) && range.end.is_multiple_of(PAGE_BYTES));
+        assert!(range.start <= range.end && range.end <= self.len(), "{range:?} of {} bytes", self.len());
+        let first = self.pages.start;
+        Buf { all: self.all.clone(), pages: first + range.start / PAGE_BYTES..first + range.end / PAGE_BYTES }
+    }
+
+    /// Gives the buffer back for reuse, if nobody else holds a part of it.
+    pub fn try_reclaim(self) -> Option<BufMut> {
+        Arc::into_inner(self.all)
+    }
+}
+
+impl AsRef<[u8]> for Buf {
+    fn as_ref(&self) -> &[u8] {
+        &(*self.all).as_ref()[self.pages.start * PAGE_BYTES..self.pages.end * PAGE_BYTES]
+    }
+}
+
+impl fmt::Debug for Buf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Buf({} bytes)", self.len())
+    }
+}

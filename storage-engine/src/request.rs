@@ -1,0 +1,61 @@
+//! What a guest asks of its volume, and what it is answered.
+
+use crate::buffer::Buf;
+
+/// Names one guest request until it is answered. The driver chooses it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// A guest request. Offsets and lengths are bytes and multiples of the volume's block size.
+#[derive(Debug)]
+pub enum Request {
+    /// Read `len` bytes at `offset`.
+    Read { offset: u64, len: u64 },
+    /// Write `data` at `offset`; with `fua`, answer only when it is on stable storage.
+    Write { offset: u64, data: Buf, fua: bool },
+    /// Make every write that was answered before this request survive a power cut.
+    Flush,
+    /// Let `len` bytes at `offset` read as zeros from now on and give their space back (discard, write-zeroes).
+    Zero { offset: u64, len: u64, fua: bool },
+}
+
+/// A run of bytes in the answer to a read.
+#[derive(Debug, Clone)]
+pub enum Piece {
+    /// These bytes.
+    Bytes(Buf),
+    /// So many zero bytes, which are stored nowhere.
+    Zeros(usize),
+}
+
+/// The answer to a request.
+pub type Answer = Result<Reply, RequestError>;
+
+/// A successful answer.
+#[derive(Debug, Clone)]
+pub enum Reply {
+    /// The bytes of a read, in order; their lengths add up to the length asked for.
+    Data(Vec<Piece>),
+    /// Any other request.
+    Done,
+}
+
+/// Why a request failed: what the guest is told, and what a person reads in the log.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum RequestError {
+    /// Not a multiple of the block size, or outside the volume (`EINVAL`).
+    #[error("request outside the volume or not aligned to its blocks: {0}")]
+    Invalid(String),
+    /// The pool is full (`ENOSPC`). Nothing was changed.
+    #[error("the pool has no space left")]
+    NoSpace,
+    /// What is stored does not pass its check; wrong bytes are never returned (`EIO`).
+    #[error("stored data is damaged: {0}")]
+    Corrupt(String),
+    /// The disk failed, or the store stopped itself after a failed write or sync (`EIO`).
+    #[error("the disk failed: {0}")]
+    Failed(String),
+    /// A newer epoch has taken over, or the volume is being closed (`EIO`).
+    #[error("this engine no longer serves the volume")]
+    Fenced,
+}
