@@ -1,0 +1,112 @@
+//! GalleonReplica: one copy of a volume on one node.
+//!
+//! The controller makes it and says where; the node it names makes the directory, reports, and takes the directory away
+//! before the object may go. `spec.nodeName` is selectable so that a node watches its own replicas and no others.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{Condition, condition, words::condition_type};
+
+/// Where one copy lives and how large it is.
+#[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
+#[kube(
+    group = "galleonfs.io",
+    version = "v1alpha1",
+    kind = "GalleonReplica",
+    plural = "galleonreplicas",
+    shortname = "grep",
+    category = "galleonfs",
+    namespaced,
+    status = "GalleonReplicaStatus",
+    derive = "PartialEq",
+    doc = "One copy of a GalleonVolume in one StoragePool of one node.",
+    selectable = ".spec.nodeName",
+    selectable = ".spec.volumeName",
+    printcolumn(name = "Volume", type_ = "string", json_path = ".spec.volumeName"),
+    printcolumn(name = "Node", type_ = "string", json_path = ".spec.nodeName"),
+    printcolumn(name = "Pool", type_ = "string", json_path = ".spec.poolName"),
+    printcolumn(name = "Size", type_ = "integer", format = "int64", json_path = ".spec.sizeBytes"),
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type==\"Ready\")].reason"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct GalleonReplicaSpec {
+    /// The GalleonVolume this is a copy of.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("volumeName is immutable"))]
+    pub volume_name: String,
+    /// Its uid: a volume of the same name that came later is another volume.
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("volumeUid is immutable"))]
+    pub volume_uid: String,
+    /// The node that holds the copy.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("nodeName is immutable"))]
+    pub node_name: String,
+    /// The StoragePool object that holds the copy.
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("poolName is immutable"))]
+    pub pool_name: String,
+    /// Size of the volume in bytes. May grow, never shrink.
+    #[schemars(range(min = 1))]
+    #[x_kube(validation = Rule::new("self >= oldSelf").message("sizeBytes must not shrink"))]
+    pub size_bytes: i64,
+    /// What placement counts against the pool: the size and the log's overhead.
+    #[schemars(range(min = 1))]
+    pub reserved_bytes: i64,
+}
+
+/// How a replica fares, as its node sees it.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GalleonReplicaStatus {
+    /// Where in its life the replica is.
+    #[serde(default)]
+    pub phase: ReplicaPhase,
+    /// The size the store has reached.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_size_bytes: Option<i64>,
+    /// What a person should know. A failed replica says here what was found and what to do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// Where in its life a replica is.
+///
+/// ```text
+/// Pending ──▶ Ready ──▶ Removing
+///    └──▶ Failed ◀─┘       ▲
+///           └──────────────┘
+/// ```
+#[derive(Clone, Copy, Debug, Default, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+pub enum ReplicaPhase {
+    /// Its directory is not there yet.
+    #[default]
+    Pending,
+    /// It can serve.
+    Ready,
+    /// It cannot serve; the Ready condition says why.
+    Failed,
+    /// Its directory is being taken away.
+    Removing,
+}
+
+impl GalleonReplica {
+    /// Where in its life the replica is; a replica nobody has looked at is pending.
+    pub fn phase(&self) -> ReplicaPhase {
+        self.status.as_ref().map(|status| status.phase).unwrap_or_default()
+    }
+
+    /// Why the replica is not ready, in the node's words.
+    pub fn trouble(&self) -> Option<&Condition> {
+        let conditions = &self.status.as_ref()?.conditions;
+        condition::get(conditions, condition_type::READY).filter(|ready| !ready.is_true())
+    }
+}
