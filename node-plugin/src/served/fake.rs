@@ -1,0 +1,163 @@
+//! A simple engine that works: sparse files behind loop devices. For tests, and for running the CSI services alone.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use super::{AttachSpec, Device, FormatSpec, ReplicaDisks, VolumeEngine, VolumeMetrics};
+use crate::engine::{EngineError, ErrorKind};
+
+/// One sparse file per volume, in its replica directory, behind a loop device of the kernel's.
+#[derive(Debug, Default)]
+pub struct FakeEngine {
+    devices: Mutex<HashMap<String, Device>>,
+    /// What the next attach of a volume fails with.
+    failures: Mutex<HashMap<String, String>>,
+    attached: Mutex<Vec<AttachSpec>>,
+}
+
+impl FakeEngine {
+    /// Lets every attach of `volume` fail with `why`, until `None` is set.
+    pub fn fail_attach(&self, volume: &str, why: Option<&str>) {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => drop(failures.insert(volume.to_owned(), why.to_owned())),
+            None => drop(failures.remove(volume)),
+        }
+    }
+
+    /// Every attach that was asked for, in order.
+    pub fn attached(&self) -> Vec<AttachSpec> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn attach_now(&self, spec: AttachSpec) -> Result<Device, EngineError> {
+        self.attached.lock().unwrap_or_else(PoisonError::into_inner).push(spec.clone());
+        if let Some(why) = self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(&spec.volume) {
+            return Err(EngineError::new(ErrorKind::Failed, why));
+        }
+        if let Some(device) = self.device(&spec.volume) {
+            return Ok(device);
+        }
+        let file = spec.replica_dir.join("fake");
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&file)
+            .and_then(|file| file.set_len(spec.size_bytes.max(file.metadata()?.len())))
+            .map_err(|error| EngineError::os(format!("open {}", file.display()), error))?;
+        let mut args = vec!["--show", "-f"];
+        if spec.read_only {
+            args.push("-r");
+        }
+        let path = losetup(&args, &[file])?;
+        let device = Device { path: PathBuf::from(path.trim()), size_bytes: spec.size_bytes };
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner).insert(spec.volume, device.clone());
+        Ok(device)
+    }
+
+    fn detach_now(&self, volume: &str) -> Result<(), EngineError> {
+        match self.devices.lock().unwrap_or_else(PoisonError::into_inner).remove(volume) {
+            Some(device) => losetup(&["-d"], &[device.path]).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    fn grow_now(&self, volume: &str, size_bytes: u64) -> Result<Device, EngineError> {
+        let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        let missing = || EngineError::new(ErrorKind::NotFound, format!("volume {volume} is not attached"));
+        let device = devices.get_mut(volume).ok_or_else(missing)?;
+        let file = losetup(&["-n", "-O", "BACK-FILE"], std::slice::from_ref(&device.path))?;
+        let grown = std::fs::OpenOptions::new().write(true).open(file.trim()).and_then(|f| f.set_len(size_bytes));
+        grown.map_err(|error| EngineError::os(format!("grow {}", file.trim()), error))?;
+        losetup(&["-c"], std::slice::from_ref(&device.path))?;
+        device.size_bytes = size_bytes;
+        Ok(device.clone())
+    }
+}
+
+impl Drop for FakeEngine {
+    fn drop(&mut self) {
+        let devices = self.devices.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for device in std::mem::take(devices).into_values() {
+            let _ = losetup(&["-d"], &[device.path]);
+        }
+    }
+}
+
+fn losetup(args: &[&str], paths: &[PathBuf]) -> Result<String, EngineError> {
+    let doing = || format!("losetup {args:?} {paths:?}");
+    let done = Command::new("losetup").args(args).args(paths).output();
+    let done = done.map_err(|error| EngineError::os(doing(), error))?;
+    if done.status.success() {
+        Ok(String::from_utf8_lossy(&done.stdout).into_owned())
+    } else {
+        let text = format!("{}: {}", doing(), String::from_utf8_lossy(&done.stderr));
+        Err(EngineError::new(ErrorKind::Failed, text))
+    }
+}
+
+impl VolumeEngine for FakeEngine {
+    fn remove_stale(&self) -> BoxFuture<'_, Result<(), EngineError>> {
+        async { Ok(()) }.boxed()
+    }
+
+    fn attach(&self, spec: AttachSpec) -> BoxFuture<'_, Result<Device, EngineError>> {
+        async move { self.attach_now(spec) }.boxed()
+    }
+
+    fn detach<'a>(&'a self, volume: &'a str) -> BoxFuture<'a, Result<(), EngineError>> {
+        async move { self.detach_now(volume) }.boxed()
+    }
+
+    fn grow<'a>(&'a self, volume: &'a str, size_bytes: u64) -> BoxFuture<'a, Result<Device, EngineError>> {
+        async move { self.grow_now(volume, size_bytes) }.boxed()
+    }
+
+    fn device(&self, volume: &str) -> Option<Device> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner).get(volume).cloned()
+    }
+
+    fn metrics(&self) -> Vec<(String, VolumeMetrics)> {
+        let devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        devices.keys().map(|volume| (volume.clone(), VolumeMetrics::default())).collect()
+    }
+
+    fn alive(&self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Replica directories with nothing but an identity in them.
+#[derive(Debug, Default)]
+pub struct FakeDisks;
+
+impl ReplicaDisks for FakeDisks {
+    fn make(&self, dir: &Path, spec: &FormatSpec) -> Result<(), EngineError> {
+        let identity = spec.replica_uid.to_string();
+        let made = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(dir.join("identity"), identity));
+        made.map_err(|error| EngineError::os(format!("make {}", dir.display()), error))
+    }
+
+    fn remove(&self, dir: &Path) -> Result<(), EngineError> {
+        match std::fs::remove_dir_all(dir) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(EngineError::os(format!("remove {}", dir.display()), error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn sweep(&self, _replicas: &Path) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    fn used_bytes(&self, dir: &Path) -> std::io::Result<u64> {
+        crate::disk::used_bytes(dir)
+    }
+}

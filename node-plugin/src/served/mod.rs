@@ -1,0 +1,13 @@
+//! The volumes that this node serves, and how the rooms learn of them.
+//!
+//! The registry room brings volumes up and down by its objects; the CSI room waits for a device and says what it has
+//! mounted. They meet in [`Served`], a table with one row per volume, and nowhere else. The engine behind it is reached
+//! through the small trait [`VolumeEngine`], so that everything above it runs in tests without the real one.
+
+mod engine;
+mod fake;
+mod table;
+
+pub use engine::{AttachSpec, Device, FormatSpec, ReplicaDisks, VolumeEngine, VolumeMetrics};
+pub use fake::{FakeDisks, FakeEngine};
+pub use table::{Presence, Served, Waited};
