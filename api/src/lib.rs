@@ -46,19 +46,31 @@ mod tests {
         for crd in crds() {
             let name = crd.metadata.name.as_deref().expect("a definition has a name");
             let version = &crd.spec.versions[0];
-            assert_eq!((crd.spec.group.as_str(), crd.spec.scope.as_str()), (GROUP, "Namespaced"), "{name}");
+            assert_eq!(
+                (crd.spec.group.as_str(), crd.spec.scope.as_str()),
+                (GROUP, "Namespaced"),
+                "{name}"
+            );
             assert_eq!(crd.spec.versions.len(), 1, "{name}");
             assert_eq!(version.name, VERSION, "{name}");
             assert!(crd.spec.names.short_names.is_some(), "{name} has no short name");
             assert!(version.additional_printer_columns.is_some(), "{name} has no columns");
-            assert!(version.subresources.as_ref().is_some_and(|sub| sub.status.is_some()), "{name} has no status");
+            assert!(
+                version.subresources.as_ref().is_some_and(|sub| sub.status.is_some()),
+                "{name} has no status"
+            );
         }
     }
 
     #[test]
     fn a_node_can_select_what_names_it() {
         let paths = |crd: &CustomResourceDefinition| -> Vec<String> {
-            crd.spec.versions[0].selectable_fields.iter().flatten().map(|field| field.json_path.clone()).collect()
+            crd.spec.versions[0]
+                .selectable_fields
+                .iter()
+                .flatten()
+                .map(|field| field.json_path.clone())
+                .collect()
         };
         let crds = crds();
         assert_eq!(paths(&crds[0]), [".spec.attachTo.nodeName"]);
@@ -85,7 +97,11 @@ mod tests {
             let mut found = vec![];
             undescribed("spec", &properties["spec"], &mut found);
             undescribed("status", &properties["status"], &mut found);
-            assert!(found.is_empty(), "{:?} lacks descriptions: {found:?}", crd.metadata.name);
+            assert!(
+                found.is_empty(),
+                "{:?} lacks descriptions: {found:?}",
+                crd.metadata.name
+            );
         }
     }
 
