@@ -1,0 +1,46 @@
+//! What the `galleonfs` program can do: the two long-running parts (`node`, `controller`) and the commands that a
+//! person types. Flags are checked here and turned into the configuration types of the crates that do the work, so
+//! nothing behind this door sees a raw string.
+
+mod crds;
+mod logging;
+
+use std::{io, path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+pub use crds::{crd_file_name, crd_yaml};
+pub use logging::LogArguments;
+
+/// Storage for Kubernetes pods, made from the nodes' own disks.
+#[derive(Debug, Parser)]
+#[command(name = "galleonfs", version, arg_required_else_help = true)]
+pub struct Arguments {
+    #[command(flatten)]
+    pub log: LogArguments,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Print the definitions of the custom resources as YAML.
+    Crds {
+        /// Write one file per definition into this directory instead.
+        #[arg(long, value_name = "DIRECTORY")]
+        output: Option<PathBuf>,
+    },
+    /// Print the version.
+    Version,
+}
+
+/// Does what the command line asks and says how the process should end.
+pub fn run(arguments: Arguments) -> Result<ExitCode> {
+    match arguments.command {
+        Command::Crds { output: Some(directory) } => crds::write_files(&directory)?,
+        Command::Crds { output: None } => crds::print(&mut io::stdout().lock())?,
+        Command::Version => println!("galleonfs {}", env!("CARGO_PKG_VERSION")),
+    }
+    Ok(ExitCode::SUCCESS)
+}
