@@ -1,1 +1,3 @@
+//! What more than one crate is needed for: the Kubernetes lab, and the tests that run in it.
 
+pub mod lab;

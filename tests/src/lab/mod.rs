@@ -1,0 +1,28 @@
+//! A real Kubernetes of several nodes on one machine, for the tests and for a person who wants to try GalleonFS.
+//!
+//! Everything is real: etcd, API server, scheduler, controller manager, and for each node a kubelet, containerd and
+//! the CSI sidecars, all built from their modules' source. Only the machines are missing: a node is a set of
+//! namespaces. Nothing is fetched while a cluster starts, and nothing is left when it ends.
+//!
+//! [`Lab`] is the door. `layout` says where things are, `binaries` and `images` make what a cluster is made from,
+//! `network`, `control_plane` and `node` run it, `sweep` removes it.
+
+pub mod archive;
+pub mod binaries;
+pub mod certificates;
+pub mod cgroups;
+pub mod cluster;
+pub mod control_plane;
+pub mod images;
+pub mod kubectl;
+pub mod layout;
+pub mod network;
+pub mod node;
+pub mod prerequisites;
+pub mod processes;
+pub mod run;
+pub mod sweep;
+
+pub use cluster::{Lab, Options};
+pub use kubectl::Kubectl;
+pub use node::Node;
