@@ -60,7 +60,7 @@ pub const TABLE: &[Parameter] = &[
     },
     Parameter {
         name: "mediaType",
-        aliases: &["disk_type"],
+        aliases: &["disk_type", "diskType"],
         values: "ssd, hdd, nvme",
         help: "Place replicas only in pools of this medium.",
         set: |parameters, value| {

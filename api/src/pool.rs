@@ -98,7 +98,7 @@ impl std::str::FromStr for MediaType {
 }
 
 /// How a pool fares. The node writes all of it but `reservations`, and must carry that over when it writes the rest.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[derive(KubeSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct StoragePoolStatus {
     /// Identity in the label file of the directory.
@@ -114,6 +114,7 @@ pub struct StoragePoolStatus {
     pub reservations: BTreeMap<String, Reservation>,
     /// What a person should know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }
 

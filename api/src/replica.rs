@@ -64,7 +64,7 @@ pub struct GalleonReplicaSpec {
 }
 
 /// How a replica fares, as its node sees it.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[derive(KubeSchema, Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GalleonReplicaStatus {
     /// Where in its life the replica is.
@@ -75,6 +75,7 @@ pub struct GalleonReplicaStatus {
     pub observed_size_bytes: Option<i64>,
     /// What a person should know. A failed replica says here what was found and what to do.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }
 

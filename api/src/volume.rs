@@ -197,6 +197,7 @@ pub struct GalleonVolumeStatus {
     pub device: Option<Device>,
     /// What a person should know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }
 
