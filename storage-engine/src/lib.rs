@@ -14,6 +14,9 @@
 pub mod buffer;
 pub mod io;
 pub mod request;
+pub mod store;
+pub mod types;
+pub mod volume;
 
 use io::{IoId, IoResult, Output};
 use request::{Request, RequestId};

@@ -17,6 +17,8 @@ pub enum Request {
     Flush,
     /// Let `len` bytes at `offset` read as zeros from now on and give their space back (discard, write-zeroes).
     Zero { offset: u64, len: u64, fua: bool },
+    /// Make the volume `len` bytes large, durably. It never shrinks; new blocks read as zeros.
+    Grow { len: u64 },
 }
 
 /// A run of bytes in the answer to a read.

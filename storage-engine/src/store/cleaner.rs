@@ -1,0 +1,386 @@
+//! Cleaning: what is still needed of a segment that is mostly dead moves elsewhere, and the next checkpoint frees it.
+//!
+//! A moved block keeps its bytes, version and check. A page of the map does not move: it is marked, and the next
+//! checkpoint writes it anew. The cleaner and a checkpoint never run at the same time, so a block that was found to be
+//! needed can only have been overwritten in the memtable meanwhile, where the newer version wins.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use super::map::Found;
+use super::page::{Entry, Page, PageKind, PageName};
+use super::read::Waiter;
+use super::record::{Body, HEADER_BYTES, Header, MOVED_MAX, MovedBlock, record_bytes};
+use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Used, blocks_per_segment};
+use super::superblock::StreamPosition;
+use super::{Purpose, Store};
+use crate::buffer::{Buf, BufMut};
+use crate::io::{FileId, Io, IoFailure, SegmentId};
+use crate::types::{BLOCK_BYTES, Epoch, Lba, Location, Seq, Version};
+
+/// Candidates looked at in one turn.
+const CANDIDATES_PER_TURN: usize = 256;
+/// Segments cleaned before a checkpoint is asked for, when nobody waits for space.
+const SEGMENTS_PER_CHECKPOINT: usize = 8;
+
+/// The cleaner of a store.
+#[derive(Debug, Default)]
+pub struct Cleaner {
+    stream: Option<StreamPosition>,
+    dirty: BTreeSet<SegmentId>,
+    touched: BTreeSet<(Lba, u8)>,
+    work: Option<Work>,
+    cleaned: usize,
+    /// Cleaned, waiting for the checkpoint that frees them.
+    skip: BTreeSet<SegmentId>,
+    /// Cleaned, and still needed after the checkpoint: something in them is damaged.
+    stuck: BTreeSet<SegmentId>,
+}
+
+#[derive(Debug)]
+struct Work {
+    victim: SegmentId,
+    kind: SegmentKind,
+    /// Next byte to read.
+    at: u64,
+    candidates: VecDeque<Candidate>,
+    batch: Vec<(MovedBlock, Buf)>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Reading,
+    Sifting,
+    WaitingForPage,
+    WaitingForSegment,
+    Writing,
+}
+
+#[derive(Debug)]
+enum Candidate {
+    Block(MovedBlock, Location, Buf),
+    Page(PageName, Location),
+}
+
+impl Cleaner {
+    pub fn new(stream: Option<StreamPosition>) -> Cleaner {
+        Cleaner { stream, ..Cleaner::default() }
+    }
+
+    pub fn is_busy(&self) -> bool {
+        self.work.is_some()
+    }
+
+    pub fn take_touched(&mut self) -> BTreeSet<(Lba, u8)> {
+        std::mem::take(&mut self.touched)
+    }
+
+    pub fn stream(&self) -> (Option<StreamPosition>, BTreeSet<SegmentId>) {
+        (self.stream, self.dirty.clone())
+    }
+
+    /// A checkpoint that synced these segments is committed; `used` tells which segments it left in use.
+    pub fn committed(&mut self, synced: &BTreeSet<SegmentId>, used: impl Fn(SegmentId) -> bool) {
+        self.dirty.retain(|segment| !synced.contains(segment));
+        let cleaned = std::mem::take(&mut self.skip);
+        self.stuck.retain(|segment| used(*segment));
+        self.stuck.extend(cleaned.into_iter().filter(|segment| used(*segment)));
+        self.cleaned = 0;
+    }
+}
+
+impl Store {
+    /// True if cleaning or a checkpoint can be expected to give space back.
+    pub(super) fn reclaimable(&mut self) -> bool {
+        if self.frozen.is_none() && !self.active.is_empty() {
+            self.checkpoint_wanted = true;
+            return true;
+        }
+        self.job.is_some() || self.cleaner.is_busy() || (self.frozen.is_none() && self.victim(10).is_some())
+    }
+
+    /// True while the log holds so much more than the volume that guest writes should wait for the cleaner.
+    pub(super) fn over_limit(&mut self) -> bool {
+        let slack = (self.reserve_target() + 12) as u64 * self.superblock.geometry.segment_bytes;
+        self.allocated_bytes() > self.size_blocks() * BLOCK_BYTES / 4 * 5 + slack && self.reclaimable()
+    }
+
+    fn allocated_bytes(&self) -> u64 {
+        self.segments.file_count() as u64 * self.superblock.geometry.segment_bytes
+    }
+
+    /// Takes the cleaner a step further; starts on a segment if space is worth winning.
+    pub(super) fn run_cleaner(&mut self) {
+        if self.job.is_some() || self.frozen.is_some() || self.closing && self.cleaner.work.is_none() {
+            return;
+        }
+        if self.cleaner.work.is_none() {
+            self.start_cleaning();
+            return;
+        }
+        let work = self.cleaner.work.as_mut().expect("it is there");
+        if matches!(work.state, State::WaitingForPage | State::WaitingForSegment) {
+            work.state = State::Sifting;
+        }
+        if work.state == State::Sifting {
+            self.sift();
+        }
+    }
+
+    fn start_cleaning(&mut self) {
+        let slack = (self.reserve_target() + 4) as u64 * self.superblock.geometry.segment_bytes;
+        let large = self.allocated_bytes() > self.size_blocks() * BLOCK_BYTES / 8 * 9 + slack;
+        let urgent = self.segments.exhausted || large;
+        // Half dead is the normal bar; when space is short, a tenth is enough.
+        let Some(victim) = self.victim(if urgent { 10 } else { 50 }) else {
+            if self.cleaner.cleaned > 0 {
+                self.cleaner.cleaned = 0;
+                self.checkpoint_wanted = true;
+                self.background_due = true;
+            }
+            return;
+        };
+        if self.cleaner.cleaned >= if urgent { 1 } else { SEGMENTS_PER_CHECKPOINT } {
+            self.cleaner.cleaned = 0;
+            self.checkpoint_wanted = true;
+            self.background_due = true;
+            return;
+        }
+        let kind = self.segments.get(victim).expect("a victim is used").kind;
+        self.segments.pin(victim);
+        let (candidates, batch) = (VecDeque::new(), Vec::new());
+        let work = Work { victim, kind, at: SEGMENT_HEADER_BYTES, candidates, batch, state: State::Reading };
+        self.cleaner.work = Some(work);
+        self.read_victim();
+    }
+
+    /// The segment with the least needed blocks, if cleaning is worth it: at least `dead_percent` of all closed
+    /// segments of its kind, and two segments' worth, are dead.
+    fn victim(&self, dead_percent: u64) -> Option<SegmentId> {
+        let capacity = blocks_per_segment(self.superblock.geometry.segment_bytes);
+        let replay = self.superblock.checkpoint.replay.log_index;
+        let closed = |used: &Used| match used.kind {
+            SegmentKind::Data => !used.open && used.log_index < replay,
+            SegmentKind::Moved | SegmentKind::Meta => !used.open,
+        };
+        [false, true]
+            .into_iter()
+            .filter_map(|meta| {
+                let candidates = || {
+                    let of_kind = move |used: &Used| (used.kind == SegmentKind::Meta) == meta;
+                    self.segments.used().iter().filter(move |(_, used)| of_kind(used) && closed(used))
+                };
+                let (total, dead) = candidates().fold((0, 0), |(total, dead), (_, used)| {
+                    (total + capacity, dead + capacity - u64::from(used.live).min(capacity))
+                });
+                if dead * 100 < total * dead_percent || dead < 2 * capacity {
+                    return None;
+                }
+                candidates()
+                    .filter(|(id, _)| !self.cleaner.skip.contains(id) && !self.cleaner.stuck.contains(id))
+                    .filter(|(_, used)| u64::from(used.live) * 100 <= capacity * (100 - dead_percent.min(10)))
+                    .min_by_key(|(_, used)| used.live)
+                    .map(|(id, used)| (used.live, *id))
+            })
+            .min()
+            .map(|(_, id)| id)
+    }
+
+    fn read_victim(&mut self) {
+        let work = self.cleaner.work.as_mut().expect("there is a victim");
+        let left = self.superblock.geometry.segment_bytes - work.at;
+        // The longest record fits, so every read makes progress.
+        let len = left.min(record_bytes(super::BLOCKS_MAX));
+        work.state = State::Reading;
+        let (file, offset) = (FileId::Segment(work.victim), work.at);
+        self.issue(Io::Read { file, offset, buf: BufMut::zeroed(len as usize) }, Purpose::CleanerRead);
+    }
+
+    pub(super) fn cleaner_read(&mut self, result: Result<Buf, IoFailure>) {
+        let seals = self.seals;
+        let segment_bytes = self.superblock.geometry.segment_bytes;
+        let work = self.cleaner.work.as_mut().expect("a read belongs to a victim");
+        work.state = State::Sifting;
+        let Ok(buf) = result else {
+            // Reads of its blocks will say so, too. Leave it alone.
+            work.at = segment_bytes;
+            return;
+        };
+        let mut at = 0;
+        let total = buf.len();
+        while at + HEADER_BYTES <= total {
+            let place = work.at + at as u64;
+            if work.kind == SegmentKind::Meta {
+                let found = Page::decode_unreferenced(buf.slice(at..at + BLOCK_BYTES as usize));
+                if let Some((_, PageKind::Map, name)) = found {
+                    work.candidates.push_back(Candidate::Page(name, Location::block(work.victim, place)));
+                }
+                at += BLOCK_BYTES as usize;
+                continue;
+            }
+            let Some((header, _)) = seals.decode(&buf.as_ref()[at..at + HEADER_BYTES]) else {
+                at = (segment_bytes - work.at) as usize; // the end of what was written
+                break;
+            };
+            let end = at + record_bytes(header.body.payload_blocks()) as usize;
+            if end > total && work.at + end as u64 <= segment_bytes {
+                break; // the next read brings it whole
+            }
+            if end > total || matches!(header.body, Body::Next { .. }) {
+                at = (segment_bytes - work.at) as usize;
+                break;
+            }
+            let mut block_at = at + HEADER_BYTES;
+            for block in blocks_of(&header) {
+                let bytes = buf.slice(block_at..block_at + BLOCK_BYTES as usize);
+                let location = Location::block(work.victim, work.at + block_at as u64);
+                work.candidates.push_back(Candidate::Block(block, location, bytes));
+                block_at += BLOCK_BYTES as usize;
+            }
+            at = end;
+        }
+        work.at += at as u64;
+    }
+
+    fn sift(&mut self) {
+        let mut work = self.cleaner.work.take().expect("there is a victim");
+        for _ in 0..CANDIDATES_PER_TURN {
+            if work.batch.len() == MOVED_MAX {
+                break;
+            }
+            let Some(candidate) = work.candidates.pop_front() else { break };
+            let (found, location) = match &candidate {
+                Candidate::Block(block, location, _) => {
+                    let found = match self.lookup_memory(block.lba) {
+                        Some(entry) => Found::Entry(entry),
+                        None => self.map.find(block.lba),
+                    };
+                    (found, *location)
+                }
+                Candidate::Page(name, _) if name.level >= self.map.height => continue,
+                Candidate::Page(name, location) => (self.map.find_page(*name), *location),
+            };
+            let entry = match found {
+                Found::Entry(entry) => entry,
+                Found::NeedPage(name, pointer) => {
+                    work.candidates.push_front(candidate);
+                    work.state = State::WaitingForPage;
+                    if !self.is_fetching(pointer) {
+                        self.fetch(name, pointer, Waiter::Background);
+                    }
+                    break;
+                }
+            };
+            if entry.location != location {
+                continue;
+            }
+            match candidate {
+                Candidate::Page(name, _) => {
+                    self.cleaner.touched.insert((name.first(), name.level));
+                }
+                Candidate::Block(block, _, bytes) => {
+                    if self.seals.block(block.lba, block.version, bytes.as_ref()) == block.check {
+                        work.batch.push((block, bytes));
+                    } else {
+                        // Damaged: it stays where it is, for another copy to heal.
+                        self.stats.damaged_blocks += 1;
+                    }
+                }
+            }
+        }
+        let sifted = work.candidates.is_empty();
+        let flush = work.batch.len() == MOVED_MAX || sifted && !work.batch.is_empty();
+        let read_all = work.at >= self.superblock.geometry.segment_bytes;
+        self.cleaner.work = Some(work);
+        if flush {
+            self.write_moved();
+        } else if sifted && !read_all {
+            self.read_victim();
+        } else if !sifted {
+            self.background_due |= self.cleaner.work.as_ref().is_some_and(|work| work.state == State::Sifting);
+        } else {
+            self.background_due = true;
+            let work = self.cleaner.work.take().expect("it was just put there");
+            self.segments.unpin(work.victim);
+            self.cleaner.skip.insert(work.victim);
+            self.cleaner.cleaned += 1;
+        }
+    }
+
+    fn write_moved(&mut self) {
+        let work = self.cleaner.work.as_mut().expect("there is a batch");
+        let len = record_bytes(work.batch.len());
+        let segment_bytes = self.superblock.geometry.segment_bytes;
+        if self.cleaner.stream.is_none_or(|at| at.offset + len > segment_bytes) {
+            let Some(segment) = self.segments.take(SegmentKind::Moved, 0) else {
+                work.state = State::WaitingForSegment;
+                return;
+            };
+            if let Some(full) = self.cleaner.stream.take() {
+                self.segments.close(full.segment);
+            }
+            self.cleaner.stream = Some(StreamPosition { segment, offset: 0 });
+        }
+        let work = self.cleaner.work.as_mut().expect("there is a batch");
+        let at = self.cleaner.stream.as_mut().expect("it was just made");
+        let blocks = work.batch.iter().map(|(block, _)| *block).collect();
+        let header = Header { epoch: self.superblock.epoch, flushed: Seq(0), chain: 0, body: Body::Moved { blocks } };
+        let mut parts = Vec::with_capacity(work.batch.len() + 2);
+        let offset = at.offset;
+        if offset == 0 {
+            let (segment, epoch) = (at.segment, self.superblock.epoch);
+            let header = SegmentHeader { kind: SegmentKind::Moved, segment, log_index: 0, epoch };
+            parts.push(header.encode(&self.superblock.geometry.identity));
+            at.offset = SEGMENT_HEADER_BYTES;
+        }
+        parts.push(self.seals.encode(&header).0);
+        parts.extend(work.batch.iter().map(|(_, bytes)| bytes.clone()));
+        at.offset += len;
+        work.state = State::Writing;
+        self.stats.moved_bytes += work.batch.len() as u64 * BLOCK_BYTES;
+        let file = FileId::Segment(at.segment);
+        self.issue(Io::Write { file, offset, parts }, Purpose::CleanerWrite);
+    }
+
+    pub(super) fn cleaner_written(&mut self) {
+        let work = self.cleaner.work.as_mut().expect("a write belongs to a victim");
+        let end = self.cleaner.stream.expect("it was written to");
+        self.cleaner.dirty.insert(end.segment);
+        let batch = std::mem::take(&mut work.batch);
+        let mut at = end.offset - batch.len() as u64 * BLOCK_BYTES;
+        work.state = State::Sifting;
+        for (block, _) in batch {
+            let location = Location::block(end.segment, at);
+            at += BLOCK_BYTES;
+            let newer = self.frozen.as_ref().and_then(|frozen| frozen.table.get(block.lba));
+            if newer.is_none_or(|entry| entry.version <= block.version) {
+                self.active.insert(block.lba, Entry { location, version: block.version, check: block.check });
+            }
+        }
+    }
+}
+
+/// The payload blocks of a record, in order.
+fn blocks_of(header: &Header) -> Vec<MovedBlock> {
+    match &header.body {
+        Body::Moved { blocks } => blocks.clone(),
+        Body::Data { first_seq, writes, checks } => {
+            let mut checks = checks.iter();
+            let mut blocks = Vec::with_capacity(checks.len());
+            for (n, write) in writes.iter().enumerate().filter(|(_, write)| !write.zero) {
+                let version = version_of(header.epoch, *first_seq, n);
+                for block in 0..u64::from(write.blocks) {
+                    let check = *checks.next().expect("a header has a check for each block");
+                    blocks.push(MovedBlock { lba: Lba(write.lba.0 + block), version, check });
+                }
+            }
+            blocks
+        }
+        Body::Next { .. } | Body::FlushMark => Vec::new(),
+    }
+}
+
+/// The version of the write in place `n` of a record.
+pub fn version_of(epoch: Epoch, first_seq: Seq, n: usize) -> Version {
+    Version { epoch, seq: Seq(first_seq.0 + n as u64) }
+}

@@ -1,0 +1,393 @@
+//! The store of one replica: a log that is the storage.
+//!
+//! ```text
+//! append ─► log (segments) ─► memtable ──checkpoint──► map pages (segments) ─► superblock
+//!                 │                                          ▲
+//!                 └── sync: group commit                     └── cleaner moves what is still needed
+//! ```
+//!
+//! What always holds:
+//! - A record is reported as appended only after it and all records before it are in the kernel's hands, so the death
+//!   of this process loses nothing that was reported.
+//! - A segment is used again only after a checkpoint that does not need it stands in both superblocks.
+//! - Bytes leave the store only after they passed the check that is bound to their address and version.
+//! - After a failed write or sync the store stops writing: nobody knows what is on the disk.
+//!
+//! The store knows nothing of guests and flush requests; `volume` does.
+
+pub mod check;
+mod checkpoint;
+mod cleaner;
+mod format;
+mod log;
+mod map;
+mod memtable;
+mod page;
+mod read;
+mod record;
+mod recovery;
+mod segment;
+mod superblock;
+
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
+
+pub use record::{BLOCKS_MAX, Body, Header, Seals, WRITES_MAX, WriteEntry};
+pub use recovery::{FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, inspect, open_replica};
+pub use superblock::Superblock;
+
+use crate::buffer::Buf;
+use crate::io::{Disk, FileId, Io, IoDone, IoFailure, IoId, IoResult, SegmentId, perform};
+use crate::request::{Piece, RequestError};
+use crate::types::{Epoch, Lba, Location, Seq, Version};
+use checkpoint::{Frozen, Job};
+use cleaner::Cleaner;
+use log::Log;
+use map::Map;
+use memtable::Memtable;
+use read::{ReadKey, Reads};
+use segment::{Segments, blocks_per_segment};
+
+/// A record ready to be appended. The coordinator of the volume makes it; every replica appends the same bytes.
+#[derive(Debug)]
+pub struct Record {
+    /// What the header says.
+    pub header: Header,
+    /// The encoded header.
+    pub header_bytes: Buf,
+    /// Its check.
+    pub check: u32,
+    /// The payload, in the order of the header's checks.
+    pub payload: Vec<Buf>,
+}
+
+/// Whether the next record has a place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Append it now.
+    Ready,
+    /// A segment is on its way; ask again after the next completion.
+    Wait,
+    /// The pool is full and nothing that could be given back is in sight.
+    NoSpace,
+}
+
+/// What the store reports.
+#[derive(Debug)]
+pub enum Event {
+    /// Every record up to this write is in the log.
+    Appended(Seq),
+    /// Every write up to this one is on stable storage.
+    Durable(Version),
+    /// A read that was asked for with this token.
+    Read(u64, Result<Vec<Piece>, RequestError>),
+    /// The volume has this many blocks now, also after a power cut.
+    Grown(u64),
+    /// The store writes no more; why.
+    Stopped(String),
+}
+
+/// What became of the space.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StoreStats {
+    /// Bytes of all segment files.
+    pub allocated_bytes: u64,
+    /// Bytes of blocks that the last checkpoint needs.
+    pub live_bytes: u64,
+    /// Bytes of guest data written.
+    pub written_bytes: u64,
+    /// Bytes that the cleaner moved.
+    pub moved_bytes: u64,
+    /// Bytes of map pages written.
+    pub map_bytes: u64,
+    /// Checkpoints committed since the start.
+    pub checkpoints: u64,
+    /// Map pages in memory.
+    pub cached_pages: u64,
+    /// Blocks that failed their check since the start.
+    pub damaged_blocks: u64,
+}
+
+/// What an operation that is out was for.
+#[derive(Debug)]
+enum Purpose {
+    LogWrite { number: u64, segment: SegmentId },
+    LogSync,
+    CreateSegment(SegmentId),
+    RemoveSegment(SegmentId),
+    PageRead { key: page::PageName, pointer: page::Entry },
+    BlockRead(ReadKey),
+    MetaWrite,
+    CheckpointSync,
+    Superblock { slot: u8, synced: bool },
+    CleanerRead,
+    CleanerWrite,
+}
+
+/// See the module.
+pub struct Store {
+    superblock: Superblock,
+    superblock_table_pages: Vec<Location>,
+    seals: Seals,
+    options: OpenOptions,
+    segments: Segments,
+    map: Map,
+    active: Memtable,
+    frozen: Option<Frozen>,
+    log: Log,
+    reads: Reads,
+    job: Option<Box<Job>>,
+    cleaner: Cleaner,
+    /// Asked for by growth, by the cleaner, or by closing.
+    checkpoint_wanted: bool,
+    grow_to: Option<u64>,
+    closing: bool,
+    /// The pool had no room for the last checkpoint: the log keeps what it would have held.
+    close_unclean: bool,
+    /// Why the store writes no more.
+    stopped: Option<String>,
+    now_ms: u64,
+    last_write_ms: u64,
+    /// Background work may take another step before the next poll is empty.
+    background_due: bool,
+    retry_create_ms: Option<u64>,
+    next_io: u64,
+    pending: FxHashMap<IoId, Purpose>,
+    out: VecDeque<(IoId, Io)>,
+    events: VecDeque<Event>,
+    stats: StoreStats,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store").field("checkpoint", &self.superblock.checkpoint.number).finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// The epoch that this store was opened for.
+    pub fn epoch(&self) -> Epoch {
+        self.superblock.epoch
+    }
+
+    /// Makes and verifies checks of this replica.
+    pub fn seals(&self) -> Seals {
+        self.seals
+    }
+
+    /// Blocks of the volume.
+    pub fn size_blocks(&self) -> u64 {
+        self.superblock.checkpoint.size_blocks
+    }
+
+    /// The check of the last data record: what the next one names as its chain.
+    pub fn chain(&self) -> u32 {
+        self.log.position.chain
+    }
+
+    /// Why the store writes no more, if so.
+    pub fn stopped(&self) -> Option<&str> {
+        self.stopped.as_deref()
+    }
+
+    /// The next disk operation.
+    pub fn poll_io(&mut self) -> Option<(IoId, Io)> {
+        if self.out.is_empty() {
+            self.upkeep();
+        }
+        self.out.pop_front()
+    }
+
+    /// The next event.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Tells the time in milliseconds.
+    pub fn tick(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
+        self.background_due = true;
+        if self.retry_create_ms.is_some_and(|at| at <= now_ms) {
+            self.retry_create_ms = None;
+            self.segments.exhausted = false;
+        }
+    }
+
+    /// When the next tick is due.
+    pub fn next_tick_ms(&self) -> Option<u64> {
+        if self.stopped.is_some() {
+            return None;
+        }
+        let background = self.background_due.then_some(self.now_ms);
+        let mark = self.log.unmarked().then_some(self.last_write_ms + self.options.mark_after_ms);
+        let idle = (!self.active.is_empty() && self.job.is_none()).then_some(self.last_write_ms + self.options.idle_checkpoint_ms);
+        [background, mark, idle, self.retry_create_ms].into_iter().flatten().min()
+    }
+
+    /// Makes the volume larger; reported by [`Event::Grown`].
+    pub fn grow(&mut self, size_blocks: u64) {
+        self.grow_to = Some(size_blocks.max(self.size_blocks()).max(self.grow_to.unwrap_or(0)));
+        self.checkpoint_wanted = true;
+    }
+
+    /// Starts an orderly end. No more appends may come.
+    pub fn close(&mut self) {
+        self.closing = true;
+        self.checkpoint_wanted = true;
+    }
+
+    /// True once an orderly end was started.
+    pub fn is_closing(&self) -> bool {
+        self.closing
+    }
+
+    /// True if [`Store::poll_event`] has something.
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// True when an orderly end is complete, or nothing more can be done.
+    pub fn is_closed(&self) -> bool {
+        self.closing && self.pending.is_empty() && (self.superblock.clean || self.close_unclean || self.stopped.is_some())
+    }
+
+    /// Space and work figures.
+    pub fn stats(&self) -> StoreStats {
+        let segment = self.superblock.geometry.segment_bytes;
+        StoreStats {
+            allocated_bytes: self.segments.file_count() as u64 * segment,
+            live_bytes: self.segments.live_blocks() * crate::types::BLOCK_BYTES,
+            cached_pages: self.map.cached_pages() as u64,
+            ..self.stats
+        }
+    }
+
+    /// Performs everything that is due on a blocking disk, until nothing is left to do: recovery, tests, the checker.
+    pub fn drive(&mut self, disk: &mut dyn Disk) {
+        loop {
+            match self.poll_io() {
+                Some((id, io)) => {
+                    let result = perform(disk, io);
+                    self.completed(id, result);
+                }
+                None if self.background_due && self.stopped.is_none() => {}
+                None => return,
+            }
+        }
+    }
+
+    fn issue(&mut self, io: Io, purpose: Purpose) {
+        let id = IoId(self.next_io);
+        self.next_io += 1;
+        self.pending.insert(id, purpose);
+        self.out.push_back((id, io));
+    }
+
+    /// Reports how a disk operation ended.
+    pub fn completed(&mut self, id: IoId, result: IoResult) {
+        let purpose = self.pending.remove(&id).expect("an operation is completed once");
+        self.background_due = true;
+        match (purpose, result) {
+            (Purpose::LogWrite { number, segment }, Ok(_)) => self.log_written(number, segment),
+            (Purpose::LogSync, Ok(_)) => self.log_synced(),
+            (Purpose::CreateSegment(segment), Ok(_)) => self.segments.created(segment),
+            (Purpose::CreateSegment(segment), Err(IoFailure::NoSpace)) => {
+                self.segments.create_failed(segment);
+                self.retry_create_ms = Some(self.now_ms + self.options.retry_create_ms);
+            }
+            (Purpose::RemoveSegment(segment), Ok(_)) => self.segments.removed(segment),
+            (Purpose::PageRead { key, pointer }, Ok(IoDone::Read(buf))) => self.page_read(key, pointer, Ok(buf.freeze())),
+            (Purpose::PageRead { key, pointer }, Err(error)) => self.page_read(key, pointer, Err(error)),
+            (Purpose::BlockRead(key), Ok(IoDone::Read(buf))) => self.block_read(key, Ok(buf.freeze())),
+            (Purpose::BlockRead(key), Err(error)) => self.block_read(key, Err(error)),
+            (Purpose::MetaWrite, Ok(_)) => self.meta_written(),
+            (Purpose::CheckpointSync, Ok(_)) => self.checkpoint_synced(),
+            (Purpose::Superblock { slot, synced }, Ok(_)) => self.superblock_done(slot, synced),
+            (Purpose::CleanerRead, Ok(IoDone::Read(buf))) => self.cleaner_read(Ok(buf.freeze())),
+            (Purpose::CleanerRead, Err(error)) => self.cleaner_read(Err(error)),
+            (Purpose::CleanerWrite, Ok(_)) => self.cleaner_written(),
+            (purpose, Err(error)) => self.stop(format!("{}: {error}", purpose.doing())),
+            (purpose, Ok(IoDone::Done)) => unreachable!("a read gives bytes back ({purpose:?})"),
+        }
+    }
+
+    /// After a failed write or sync nobody knows what is on the disk: write no more, say why.
+    fn stop(&mut self, why: String) {
+        if self.stopped.is_none() {
+            self.events.push_back(Event::Stopped(why.clone()));
+            self.stopped = Some(why);
+        }
+    }
+
+    /// Keeps the house in order after every event: cheap when there is nothing to do.
+    fn upkeep(&mut self) {
+        if self.stopped.is_some() {
+            return;
+        }
+        self.start_sync();
+        self.keep_segments();
+        if std::mem::take(&mut self.background_due) {
+            self.mark_flush();
+            self.run_cleaner();
+            self.run_checkpoint();
+            self.keep_segments();
+        }
+    }
+
+    /// Segments that guest writes leave alone: for the pages of the next checkpoint, for the cleaner, and one for
+    /// zeroes, so that trimming works on a full disk.
+    fn reserve_target(&self) -> usize {
+        let rows = self.active.len() + self.frozen.as_ref().map_or(0, |frozen| frozen.table.len());
+        let leaves = self.size_blocks().div_ceil(page::FANOUT as u64);
+        let pages = (rows as u64).min(leaves) + 16;
+        let pages = pages + pages / 20;
+        RESERVE_SEGMENTS + pages.div_ceil(blocks_per_segment(self.superblock.geometry.segment_bytes)) as usize
+    }
+
+    /// Makes segments ahead of need, and gives surplus ones back to the pool.
+    fn keep_segments(&mut self) {
+        let target = self.reserve_target() + 1;
+        while self.segments.free_count() + self.segments.creating_count() < target
+            && !self.segments.exhausted
+            && self.segments.creating_count() < 2
+            && (!self.closing || self.job.is_some())
+        {
+            let id = self.segments.begin_create();
+            let len = self.superblock.geometry.segment_bytes;
+            self.issue(Io::Create { file: FileId::Segment(id), len }, Purpose::CreateSegment(id));
+        }
+        while self.segments.free_count() > target + SURPLUS_SEGMENTS {
+            let id = self.segments.begin_remove().expect("there are free ones");
+            self.issue(Io::Remove { file: FileId::Segment(id) }, Purpose::RemoveSegment(id));
+        }
+    }
+
+    fn lookup_memory(&self, lba: Lba) -> Option<page::Entry> {
+        self.active.get(lba).or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.table.get(lba)))
+    }
+}
+
+impl Purpose {
+    fn doing(&self) -> &'static str {
+        match self {
+            Purpose::LogWrite { .. } => "writing the log",
+            Purpose::LogSync => "syncing the log",
+            Purpose::CreateSegment(_) => "making a segment",
+            Purpose::RemoveSegment(_) => "removing a segment",
+            Purpose::PageRead { .. } => "reading the map",
+            Purpose::BlockRead(_) => "reading a block",
+            Purpose::MetaWrite => "writing the map",
+            Purpose::CheckpointSync => "syncing the map",
+            Purpose::Superblock { .. } => "writing a superblock",
+            Purpose::CleanerRead => "reading a segment to clean",
+            Purpose::CleanerWrite => "moving blocks",
+        }
+    }
+}
+
+/// Segments kept beside those for the next checkpoint's pages: one for moved blocks, one for zeroes on a full disk,
+/// one for the table of segments.
+const RESERVE_SEGMENTS: usize = 3;
+/// Free segments kept beyond the target, so that steady overwriting does not make and remove files all the time.
+const SURPLUS_SEGMENTS: usize = 2;

@@ -1,0 +1,253 @@
+//! A page of the map: 168 entries under a header, 4 KiB.
+//!
+//! The map is a tree of fixed shape. A leaf (level 0) with index `i` holds the blocks `i*168 .. (i+1)*168`; a page of
+//! level `n` points to 168 pages of level `n-1`. Leaves and inner pages have the same entries: where the block (or
+//! the page below) lies, the highest version in it, and its check. An entry that points nowhere but has a version is
+//! a tombstone: everything below it was zeroed at that version. Pages are never changed in place: a checkpoint writes
+//! new ones up to a new root.
+
+use super::format::{FORMAT_VERSION, Get, Put, check_around};
+use crate::buffer::{Buf, BufMut};
+use crate::types::{Epoch, Lba, Location, Seq, Version};
+
+/// Bytes in a page.
+pub const PAGE_BYTES: usize = 4096;
+const HEADER_BYTES: usize = 64;
+const ENTRY_BYTES: usize = 24;
+const CHECK_AT: usize = 60;
+const MAGIC: u32 = u32::from_le_bytes(*b"GFSP");
+
+/// Entries in a page.
+pub const FANOUT: usize = (PAGE_BYTES - HEADER_BYTES) / ENTRY_BYTES;
+const _: () = assert!(FANOUT == 168);
+
+/// Where something lies, when it was written, and how to tell that it is what was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Entry {
+    /// The block or page; nowhere for zeros.
+    pub location: Location,
+    /// When it was written; for a page, the highest version below it.
+    pub version: Version,
+    /// CRC-32C of a block with its address, or the check of a page.
+    pub check: u32,
+}
+
+impl Entry {
+    /// True if nothing was ever written here.
+    pub fn is_vacant(self) -> bool {
+        self == Entry::default()
+    }
+
+    pub(super) fn put(self, put: &mut Put<'_>) {
+        put.u64(self.location.bits()).u32(self.version.epoch.0).u64(self.version.seq.0).u32(self.check);
+    }
+
+    pub(super) fn get(get: &mut Get<'_>) -> Entry {
+        Entry {
+            location: Location::from_bits(get.u64()),
+            version: Version { epoch: Epoch(get.u32()), seq: Seq(get.u64()) },
+            check: get.u32(),
+        }
+    }
+}
+
+/// What a page is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageKind {
+    /// A page of the map.
+    Map,
+    /// Rows of the segment table.
+    Table,
+    /// Pointers to table pages.
+    TableIndex,
+}
+
+impl PageKind {
+    fn code(self) -> u8 {
+        match self {
+            PageKind::Map => 1,
+            PageKind::Table => 2,
+            PageKind::TableIndex => 3,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<PageKind> {
+        [PageKind::Map, PageKind::Table, PageKind::TableIndex].into_iter().find(|kind| kind.code() == code)
+    }
+}
+
+/// Which page this is; the same place in the tree has the same name in every checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PageName {
+    /// 0 for a leaf.
+    pub level: u8,
+    /// Counted from 0 within the level.
+    pub index: u64,
+}
+
+/// Blocks below one page of `level`; saturates at `u64::MAX`.
+pub fn span(level: u8) -> u64 {
+    (FANOUT as u64).saturating_pow(u32::from(level) + 1)
+}
+
+/// Levels of a map over `blocks` blocks, at least 1.
+pub fn height_for(blocks: u64) -> u8 {
+    (1..).find(|height| span(height - 1) >= blocks).expect("spans saturate")
+}
+
+impl PageName {
+    /// The page of `level` that `lba` belongs to.
+    pub fn of(level: u8, lba: Lba) -> PageName {
+        PageName { level, index: lba.0 / span(level) }
+    }
+
+    /// First block below this page.
+    pub fn first(self) -> Lba {
+        Lba(self.index.saturating_mul(span(self.level)))
+    }
+
+    /// Which entry of this page `lba` belongs to.
+    pub fn slot(self, lba: Lba) -> usize {
+        let below = if self.level == 0 { 1 } else { span(self.level - 1) };
+        ((lba.0 - self.first().0) / below) as usize
+    }
+}
+
+/// A page as it is on the disk, checked once when it was taken in.
+#[derive(Clone, Debug)]
+pub struct Page {
+    bytes: Buf,
+}
+
+/// Why bytes are not the page that was expected.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PageError {
+    #[error("check is {found:08x}, expected {expected:08x}")]
+    Check { found: u32, expected: u32 },
+    #[error("it is another page: {0}")]
+    Other(String),
+}
+
+impl Page {
+    /// Makes a page out of `entries` (at most [`FANOUT`]).
+    pub fn encode(kind: PageKind, name: PageName, replica: [u8; 16], checkpoint: u64, entries: &[Entry]) -> Page {
+        let mut buf = BufMut::zeroed(PAGE_BYTES);
+        let bytes = buf.as_mut();
+        let mut put = Put::new(bytes);
+        put.u32(MAGIC).u16(FORMAT_VERSION).u8(kind.code()).u8(name.level).u64(name.index);
+        put.bytes(&replica).u64(checkpoint).u32(entries.len() as u32).seek(HEADER_BYTES);
+        for entry in entries {
+            entry.put(&mut put);
+        }
+        let check = check_around(0, bytes, CHECK_AT);
+        bytes[CHECK_AT..CHECK_AT + 4].copy_from_slice(&check.to_le_bytes());
+        Page { bytes: buf.freeze() }
+    }
+
+    /// Takes bytes read from the disk; `check` is what the entry that led here says.
+    pub fn decode(bytes: Buf, kind: PageKind, name: PageName, replica: [u8; 16], check: u32) -> Result<Page, PageError> {
+        let page = Page { bytes };
+        let found = check_around(0, page.bytes.as_ref(), CHECK_AT);
+        if found != check || page.check() != check {
+            return Err(PageError::Check { found, expected: check });
+        }
+        match page.identity() {
+            Some((k, n, r)) if k == kind && n == name && r == replica => Ok(page),
+            other => Err(PageError::Other(format!("expected {kind:?} {name:?}, found {other:?}"))),
+        }
+    }
+
+    /// Takes bytes that no entry led to: the page's own check must hold.
+    pub fn decode_unreferenced(bytes: Buf) -> Option<(Page, PageKind, PageName)> {
+        let page = Page { bytes };
+        let (kind, name, _) = page.identity()?;
+        (check_around(0, page.bytes.as_ref(), CHECK_AT) == page.check()).then_some((page, kind, name))
+    }
+
+    fn identity(&self) -> Option<(PageKind, PageName, [u8; 16])> {
+        let mut get = Get::new(self.bytes.as_ref());
+        if get.u32() != MAGIC || get.u16() != FORMAT_VERSION {
+            return None;
+        }
+        let kind = PageKind::from_code(get.u8())?;
+        let name = PageName { level: get.u8(), index: get.u64() };
+        Some((kind, name, get.array()))
+    }
+
+    /// The check that an entry pointing here holds.
+    pub fn check(&self) -> u32 {
+        Get::new(self.bytes.as_ref()).seek(CHECK_AT).u32()
+    }
+
+    /// The entry in `slot`.
+    pub fn entry(&self, slot: usize) -> Entry {
+        debug_assert!(slot < FANOUT);
+        Entry::get(Get::new(self.bytes.as_ref()).seek(HEADER_BYTES + slot * ENTRY_BYTES))
+    }
+
+    /// All entries.
+    pub fn entries(&self) -> Vec<Entry> {
+        (0..FANOUT).map(|slot| self.entry(slot)).collect()
+    }
+
+    /// The bytes to write.
+    pub fn bytes(&self) -> &Buf {
+        &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::SegmentId;
+
+    fn sample() -> (Page, PageName) {
+        let name = PageName { level: 2, index: 77 };
+        let entries: Vec<Entry> = (0..FANOUT as u64)
+            .map(|i| Entry {
+                location: Location::block(SegmentId(i as u32), i * 4096),
+                version: Version { epoch: Epoch(i as u32), seq: Seq(i * 3) },
+                check: i as u32 * 7,
+            })
+            .collect();
+        (Page::encode(PageKind::Map, name, [9; 16], 5, &entries), name)
+    }
+
+    #[test]
+    fn a_page_gives_back_its_entries() {
+        let (page, name) = sample();
+        let again = Page::decode(page.bytes().clone(), PageKind::Map, name, [9; 16], page.check()).unwrap();
+        assert_eq!(again.entries(), page.entries());
+        assert_eq!(again.entry(167).version.seq, Seq(501));
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_page_is_noticed() {
+        let (page, name) = sample();
+        for bit in 0..PAGE_BYTES * 8 {
+            let mut bytes = BufMut::copy_of(page.bytes().as_ref());
+            bytes.as_mut()[bit / 8] ^= 1 << (bit % 8);
+            assert!(Page::decode(bytes.freeze(), PageKind::Map, name, [9; 16], page.check()).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_page_of_another_place_or_replica_is_refused() {
+        let (page, name) = sample();
+        let other = PageName { index: 78, ..name };
+        assert!(Page::decode(page.bytes().clone(), PageKind::Map, other, [9; 16], page.check()).is_err());
+        assert!(Page::decode(page.bytes().clone(), PageKind::Map, name, [8; 16], page.check()).is_err());
+        assert!(Page::decode(page.bytes().clone(), PageKind::Table, name, [9; 16], page.check()).is_err());
+    }
+
+    #[test]
+    fn the_tree_grows_with_the_volume() {
+        assert_eq!(height_for(1), 1);
+        assert_eq!(height_for(168), 1);
+        assert_eq!(height_for(169), 2);
+        assert_eq!(height_for(1 << 28), 4, "1 TiB");
+        assert_eq!(height_for(1 << 32), 5, "16 TiB");
+        let name = PageName::of(1, Lba(168 * 168 + 5));
+        assert_eq!((name.index, name.first(), name.slot(Lba(168 * 168 + 169))), (1, Lba(168 * 168), 1));
+    }
+}

@@ -1,0 +1,233 @@
+//! Reads: find every block, read what lies together in one go, let nothing out that does not pass its check.
+
+use std::collections::BTreeMap;
+
+use super::map::Found;
+use super::page::{Entry, Page, PageKind, PageName};
+use super::{Event, Purpose, Store};
+use crate::buffer::{Buf, BufMut};
+use crate::io::{FileId, Io, IoFailure};
+use crate::request::{Piece, RequestError};
+use crate::types::{BLOCK_BYTES, Lba, Location};
+
+/// Names a part of a read.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadKey {
+    read: u64,
+    piece: usize,
+}
+
+/// Reads under way, and pages being fetched for anybody.
+#[derive(Debug, Default)]
+pub struct Reads {
+    next: u64,
+    under_way: BTreeMap<u64, Read>,
+    fetching: BTreeMap<Location, Vec<Waiter>>,
+}
+
+#[derive(Debug)]
+struct Read {
+    token: u64,
+    lba: Lba,
+    blocks: u64,
+    pieces: Vec<Part>,
+    outstanding: usize,
+    failed: Option<RequestError>,
+}
+
+#[derive(Debug)]
+enum Part {
+    Zeros(u64),
+    Stored { lba: Lba, entries: Vec<Entry>, bytes: Option<Buf> },
+}
+
+/// Who wants a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Waiter {
+    Read(u64),
+    /// The checkpoint and the cleaner look again by themselves.
+    Background,
+}
+
+impl Store {
+    /// Reads `blocks` blocks from `lba`, both inside the volume; reported by `Event::Read` with `token`.
+    pub fn read(&mut self, token: u64, lba: Lba, blocks: u64) {
+        debug_assert!(lba.0 + blocks <= self.size_blocks());
+        let id = self.reads.next;
+        self.reads.next += 1;
+        let read = Read { token, lba, blocks, pieces: Vec::new(), outstanding: 0, failed: None };
+        self.reads.under_way.insert(id, read);
+        self.resolve(id);
+    }
+
+    fn resolve(&mut self, id: u64) {
+        let read = &self.reads.under_way[&id];
+        let (first, blocks) = (read.lba, read.blocks);
+        let mut parts: Vec<Part> = Vec::new();
+        let mut missing: Vec<(PageName, Entry)> = Vec::new();
+        for lba in (first.0..first.0 + blocks).map(Lba) {
+            let found = match self.lookup_memory(lba) {
+                Some(entry) => Found::Entry(entry),
+                None => self.map.find(lba),
+            };
+            match found {
+                Found::NeedPage(name, pointer) => {
+                    if missing.last() != Some(&(name, pointer)) {
+                        missing.push((name, pointer));
+                    }
+                }
+                Found::Entry(entry) if missing.is_empty() => add_block(&mut parts, lba, entry),
+                Found::Entry(_) => {}
+            }
+        }
+        if !missing.is_empty() {
+            // Looked up again from the start when the first of them comes: it may lead to further pages.
+            self.reads.under_way.get_mut(&id).expect("it is under way").outstanding = missing.len();
+            for (name, pointer) in missing {
+                self.fetch(name, pointer, Waiter::Read(id));
+            }
+            return;
+        }
+        let mut out = Vec::new();
+        for (piece, part) in parts.iter().enumerate() {
+            if let Part::Stored { entries, .. } = part {
+                out.push((piece, entries[0].location, entries.len()));
+            }
+        }
+        let read = self.reads.under_way.get_mut(&id).expect("it is under way");
+        read.outstanding = out.len();
+        read.pieces = parts;
+        let all_zeros = out.is_empty();
+        for (piece, location, count) in out {
+            self.segments.pin(location.segment());
+            let buf = BufMut::zeroed(count * BLOCK_BYTES as usize);
+            let io = Io::Read { file: FileId::Segment(location.segment()), offset: location.offset(), buf };
+            self.issue(io, Purpose::BlockRead(ReadKey { read: id, piece }));
+        }
+        if all_zeros {
+            self.finish_read(id);
+        }
+    }
+
+    /// Reads a page of the map for somebody; one operation serves all who wait for it.
+    pub(super) fn fetch(&mut self, name: PageName, pointer: Entry, waiter: Waiter) {
+        let waiters = self.reads.fetching.entry(pointer.location).or_default();
+        let first = waiters.is_empty();
+        waiters.push(waiter);
+        if first {
+            let segment = pointer.location.segment();
+            self.segments.pin(segment);
+            let buf = BufMut::zeroed(BLOCK_BYTES as usize);
+            let io = Io::Read { file: FileId::Segment(segment), offset: pointer.location.offset(), buf };
+            self.issue(io, Purpose::PageRead { key: name, pointer });
+        }
+    }
+
+    /// True while a page is on its way.
+    pub(super) fn is_fetching(&self, pointer: Entry) -> bool {
+        self.reads.fetching.contains_key(&pointer.location)
+    }
+
+    pub(super) fn page_read(&mut self, name: PageName, pointer: Entry, result: Result<Buf, IoFailure>) {
+        self.segments.unpin(pointer.location.segment());
+        let waiters = self.reads.fetching.remove(&pointer.location).expect("somebody waits for each page");
+        let replica = self.superblock.geometry.identity.replica;
+        let page = match result {
+            Ok(bytes) => Page::decode(bytes, PageKind::Map, name, replica, pointer.check).map_err(|error| {
+                self.stats.damaged_blocks += 1;
+                let text = format!("map page {} of level {} at {:?}: {error}", name.index, name.level, pointer.location);
+                RequestError::Corrupt(text)
+            }),
+            Err(error) => Err(RequestError::Failed(format!("reading the map at {:?}: {error}", pointer.location))),
+        };
+        let failed = match page {
+            Ok(page) => {
+                // A checkpoint may have let go of the segment meanwhile; its places will hold something else.
+                if self.segments.get(pointer.location.segment()).is_some() {
+                    self.map.add(pointer.location, page);
+                }
+                None
+            }
+            Err(error) => Some(error),
+        };
+        for waiter in waiters {
+            match (waiter, &failed) {
+                (Waiter::Read(id), failed) => {
+                    let read = self.reads.under_way.get_mut(&id).expect("a read waits for its pages");
+                    read.outstanding -= 1;
+                    read.failed = read.failed.take().or_else(|| failed.clone());
+                    if read.outstanding == 0 {
+                        if read.failed.is_some() { self.finish_read(id) } else { self.resolve(id) }
+                    }
+                }
+                (Waiter::Background, Some(error)) => self.stop(format!("the map cannot be kept: {error}")),
+                (Waiter::Background, None) => {}
+            }
+        }
+    }
+
+    pub(super) fn block_read(&mut self, key: ReadKey, result: Result<Buf, IoFailure>) {
+        let read = self.reads.under_way.get_mut(&key.read).expect("a read waits for its blocks");
+        read.outstanding -= 1;
+        let Part::Stored { lba, entries, bytes } = &mut read.pieces[key.piece] else {
+            unreachable!("only stored blocks are read")
+        };
+        let segment = entries[0].location.segment();
+        match result {
+            Ok(buf) => {
+                for (n, (entry, block)) in entries.iter().zip(buf.as_ref().chunks(BLOCK_BYTES as usize)).enumerate() {
+                    let at = Lba(lba.0 + n as u64);
+                    if self.seals.block(at, entry.version, block) != entry.check {
+                        self.stats.damaged_blocks += 1;
+                        let text = format!("block {} version {} at {:?}", at.0, entry.version, entry.location);
+                        read.failed.get_or_insert(RequestError::Corrupt(text));
+                    }
+                }
+                *bytes = Some(buf);
+            }
+            Err(error) => {
+                let text = format!("reading block {} at {:?}: {error}", lba.0, entries[0].location);
+                read.failed.get_or_insert(RequestError::Failed(text));
+            }
+        }
+        let done = read.outstanding == 0;
+        self.segments.unpin(segment);
+        if done {
+            self.finish_read(key.read);
+        }
+    }
+
+    fn finish_read(&mut self, id: u64) {
+        let read = self.reads.under_way.remove(&id).expect("it is under way");
+        let answer = match read.failed {
+            Some(error) => Err(error),
+            None => Ok(read
+                .pieces
+                .into_iter()
+                .map(|part| match part {
+                    Part::Zeros(blocks) => Piece::Zeros((blocks * BLOCK_BYTES) as usize),
+                    Part::Stored { bytes, .. } => Piece::Bytes(bytes.expect("every part was read")),
+                })
+                .collect()),
+        };
+        self.events.push_back(Event::Read(read.token, answer));
+    }
+}
+
+fn add_block(parts: &mut Vec<Part>, lba: Lba, entry: Entry) {
+    if entry.location.is_none() {
+        match parts.last_mut() {
+            Some(Part::Zeros(blocks)) => *blocks += 1,
+            _ => parts.push(Part::Zeros(1)),
+        }
+        return;
+    }
+    if let Some(Part::Stored { entries, .. }) = parts.last_mut() {
+        let last = entries.last().expect("a part has a block").location;
+        if last.segment() == entry.location.segment() && last.offset() + BLOCK_BYTES == entry.location.offset() {
+            entries.push(entry);
+            return;
+        }
+    }
+    parts.push(Part::Stored { lba, entries: vec![entry], bytes: None });
+}

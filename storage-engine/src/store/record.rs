@@ -1,0 +1,293 @@
+//! Records of the log: one or more writes under one header, each block with its own check.
+//!
+//! A record is a header of whole 4 KiB blocks followed by the written blocks. Records of an epoch form a chain: each
+//! names the check of the one before it, and their sequence numbers have no gap, so a stale record left over in a
+//! recycled segment is never taken for a new one. Three smaller kinds live between them: the end of a segment with
+//! the name of the next, the mark of a completed flush, and blocks that the cleaner moved.
+
+use super::format::{FORMAT_VERSION, Get, Put, check_around, seed};
+use crate::buffer::{Buf, BufMut};
+use crate::types::{BLOCK_BYTES, Epoch, Identity, Lba, Seq, Version};
+
+/// Bytes of the header of every record this version writes.
+pub const HEADER_BYTES: usize = 4096;
+const FIXED_BYTES: usize = 96;
+const WRITE_BYTES: usize = 16;
+const CHECK_BYTES: usize = 4;
+const MOVED_BYTES: usize = 24;
+const CHECK_AT: usize = 8;
+const MAGIC: u32 = u32::from_le_bytes(*b"GFSR");
+/// A flush mark stands twice in its block, so that one damaged sector does not lose it.
+const MARK_BYTES: usize = 512;
+
+/// Most blocks in a record: 1 MiB of payload.
+pub const BLOCKS_MAX: usize = 256;
+/// Most writes in a record.
+pub const WRITES_MAX: usize = 128;
+/// Most blocks in a record of moved blocks.
+pub const MOVED_MAX: usize = 128;
+const _: () = assert!(FIXED_BYTES + WRITES_MAX * WRITE_BYTES + BLOCKS_MAX * CHECK_BYTES <= HEADER_BYTES);
+const _: () = assert!(FIXED_BYTES + MOVED_MAX * MOVED_BYTES <= HEADER_BYTES);
+
+/// One guest write in a record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WriteEntry {
+    /// First block.
+    pub lba: Lba,
+    /// Number of blocks.
+    pub blocks: u32,
+    /// True for zeroes: there is no payload, the blocks read as zeros from this version on.
+    pub zero: bool,
+}
+
+/// A block that the cleaner moved, with the version and check it always had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MovedBlock {
+    pub lba: Lba,
+    pub version: Version,
+    pub check: u32,
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Guest writes, numbered from `first_seq`; `checks` has one check for each payload block, in order.
+    Data { first_seq: Seq, writes: Vec<WriteEntry>, checks: Vec<u32> },
+    /// The log goes on in segment `next`.
+    Next { next: u32 },
+    /// Nothing but the header's `flushed`.
+    FlushMark,
+    /// Blocks moved by the cleaner. Not part of the chain.
+    Moved { blocks: Vec<MovedBlock> },
+}
+
+/// The header of a record.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Header {
+    /// The engine start that wrote it.
+    pub epoch: Epoch,
+    /// Every write of this epoch up to this one was on stable storage when the record was made.
+    pub flushed: Seq,
+    /// The check of the data record before this one.
+    pub chain: u32,
+    /// The rest.
+    pub body: Body,
+}
+
+impl Body {
+    fn code(&self) -> u8 {
+        match self {
+            Body::Data { .. } => 1,
+            Body::Next { .. } => 2,
+            Body::FlushMark => 3,
+            Body::Moved { .. } => 4,
+        }
+    }
+
+    /// Number of payload blocks that follow the header.
+    pub fn payload_blocks(&self) -> usize {
+        match self {
+            Body::Data { checks, .. } => checks.len(),
+            Body::Moved { blocks } => blocks.len(),
+            Body::Next { .. } | Body::FlushMark => 0,
+        }
+    }
+}
+
+/// Bytes in the log of a record with so many payload blocks.
+pub fn record_bytes(payload_blocks: usize) -> u64 {
+    HEADER_BYTES as u64 + payload_blocks as u64 * BLOCK_BYTES
+}
+
+/// What ties checks to one volume (and, for headers, to a number the guest cannot know: a guest that writes bytes
+/// looking like a header does not fool the recovery).
+#[derive(Clone, Copy, Debug)]
+pub struct Seals {
+    header: u32,
+    block: u32,
+    volume: [u8; 16],
+}
+
+impl Seals {
+    /// `salt` is drawn once when the replica is made.
+    pub fn new(identity: &Identity, salt: u64) -> Seals {
+        Seals {
+            header: seed(&[&identity.volume, &salt.to_le_bytes()]),
+            block: seed(&[&identity.volume]),
+            volume: identity.volume,
+        }
+    }
+
+    /// The check of a block: over its bytes, its address and its version, so that a block in the wrong place or of
+    /// another time is noticed.
+    pub fn block(&self, lba: Lba, version: Version, bytes: &[u8]) -> u32 {
+        let mut address = [0; 20];
+        Put::new(&mut address).u64(lba.0).u32(version.epoch.0).u64(version.seq.0);
+        crc32c::crc32c_append(crc32c::crc32c_append(self.block, &address), bytes)
+    }
+
+    /// Encodes a header; returns the block to write and its check, the next record's `chain`.
+    pub fn encode(&self, header: &Header) -> (Buf, u32) {
+        let mut buf = BufMut::zeroed(HEADER_BYTES);
+        let bytes = buf.as_mut();
+        let (first_seq, writes, next) = match &header.body {
+            Body::Data { first_seq, writes, .. } => (*first_seq, writes.len(), 0),
+            Body::Next { next } => (Seq(0), 0, *next),
+            Body::FlushMark => (Seq(0), 0, 0),
+            Body::Moved { .. } => (Seq(0), 0, 0),
+        };
+        let payload = header.body.payload_blocks();
+        let mut put = Put::new(bytes);
+        put.u32(MAGIC).u16(FORMAT_VERSION).u8(header.body.code()).u8(0).u32(0);
+        put.u32(HEADER_BYTES as u32).u32(payload as u32).u32(writes as u32);
+        put.bytes(&self.volume).u32(header.epoch.0).u64(first_seq.0).u64(header.flushed.0);
+        put.u32(header.chain).u32(next).seek(FIXED_BYTES);
+        match &header.body {
+            Body::Data { writes, checks, .. } => {
+                assert!(writes.len() <= WRITES_MAX && checks.len() <= BLOCKS_MAX);
+                for write in writes {
+                    put.u64(write.lba.0).u32(write.blocks).u32(u32::from(write.zero));
+                }
+                checks.iter().for_each(|check| {
+                    put.u32(*check);
+                });
+            }
+            Body::Moved { blocks } => {
+                assert!(blocks.len() <= MOVED_MAX);
+                for block in blocks {
+                    put.u64(block.lba.0).u32(block.version.epoch.0).u64(block.version.seq.0).u32(block.check);
+                }
+            }
+            Body::Next { .. } | Body::FlushMark => {}
+        }
+        let covered = if header.body == Body::FlushMark { MARK_BYTES } else { HEADER_BYTES };
+        let check = check_around(self.header, &bytes[..covered], CHECK_AT);
+        bytes[CHECK_AT..CHECK_AT + 4].copy_from_slice(&check.to_le_bytes());
+        if header.body == Body::FlushMark {
+            let (mark, rest) = bytes.split_at_mut(MARK_BYTES);
+            rest[..MARK_BYTES].copy_from_slice(mark);
+        }
+        (buf.freeze(), check)
+    }
+
+    /// Decodes the block at the start of a record; `None` if it is no valid header of this replica.
+    /// Also gives the header's check.
+    pub fn decode(&self, block: &[u8]) -> Option<(Header, u32)> {
+        debug_assert_eq!(block.len(), HEADER_BYTES);
+        self.decode_one(block).or_else(|| {
+            // The second copy counts only for a flush mark, the one kind that has it.
+            let mut copy = vec![0; HEADER_BYTES];
+            copy[..MARK_BYTES].copy_from_slice(&block[MARK_BYTES..2 * MARK_BYTES]);
+            self.decode_one(&copy).filter(|(header, _)| header.body == Body::FlushMark)
+        })
+    }
+
+    fn decode_one(&self, block: &[u8]) -> Option<(Header, u32)> {
+        let mut get = Get::new(block);
+        if get.u32() != MAGIC || get.u16() != FORMAT_VERSION {
+            return None;
+        }
+        let (code, _, check) = (get.u8(), get.u8(), get.u32());
+        let (header_bytes, payload, writes) = (get.u32() as usize, get.u32() as usize, get.u32() as usize);
+        let volume: [u8; 16] = get.array();
+        let epoch = Epoch(get.u32());
+        let (first_seq, flushed) = (Seq(get.u64()), Seq(get.u64()));
+        let (chain, next) = (get.u32(), get.u32());
+        let covered = if code == 3 { MARK_BYTES } else { HEADER_BYTES };
+        if volume != self.volume || header_bytes != HEADER_BYTES || check_around(self.header, &block[..covered], CHECK_AT) != check {
+            return None;
+        }
+        get.seek(FIXED_BYTES);
+        let body = match code {
+            1 if writes <= WRITES_MAX && payload <= BLOCKS_MAX => {
+                let writes: Vec<WriteEntry> = (0..writes)
+                    .map(|_| WriteEntry { lba: Lba(get.u64()), blocks: get.u32(), zero: get.u32() == 1 })
+                    .collect();
+                let blocks: u64 = writes.iter().filter(|w| !w.zero).map(|w| u64::from(w.blocks)).sum();
+                if blocks != payload as u64 {
+                    return None;
+                }
+                Body::Data { first_seq, writes, checks: (0..payload).map(|_| get.u32()).collect() }
+            }
+            2 => Body::Next { next },
+            3 => Body::FlushMark,
+            4 if payload <= MOVED_MAX => Body::Moved {
+                blocks: (0..payload)
+                    .map(|_| MovedBlock {
+                        lba: Lba(get.u64()),
+                        version: Version { epoch: Epoch(get.u32()), seq: Seq(get.u64()) },
+                        check: get.u32(),
+                    })
+                    .collect(),
+            },
+            _ => return None,
+        };
+        Some((Header { epoch, flushed, chain, body }, check))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seals() -> Seals {
+        Seals::new(&Identity { cluster: [1; 16], volume: [2; 16], replica: [3; 16] }, 99)
+    }
+
+    fn sample(body: Body) -> Header {
+        Header { epoch: Epoch(7), flushed: Seq(40), chain: 0xdead_beef, body }
+    }
+
+    fn bodies() -> [Body; 4] {
+        let write = |lba, blocks, zero| WriteEntry { lba: Lba(lba), blocks, zero };
+        let moved = MovedBlock { lba: Lba(4), version: Version { epoch: Epoch(2), seq: Seq(9) }, check: 77 };
+        [
+            Body::Data { first_seq: Seq(41), writes: vec![write(5, 2, false), write(9, 900, true)], checks: vec![1, 2] },
+            Body::Next { next: 12 },
+            Body::FlushMark,
+            Body::Moved { blocks: vec![moved; 3] },
+        ]
+    }
+
+    #[test]
+    fn a_header_gives_back_what_it_was_made_of() {
+        for body in bodies() {
+            let header = sample(body);
+            let (block, check) = seals().encode(&header);
+            assert_eq!(seals().decode(block.as_ref()), Some((header, check)));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_header_is_noticed() {
+        for body in bodies() {
+            let header = sample(body);
+            let (block, check) = seals().encode(&header);
+            for bit in 0..HEADER_BYTES * 8 {
+                let mut bytes = block.as_ref().to_vec();
+                bytes[bit / 8] ^= 1 << (bit % 8);
+                match seals().decode(&bytes) {
+                    None => {}
+                    // A flush mark is whole as long as one of its copies is.
+                    Some(found) => assert_eq!(found, (sample(Body::FlushMark), check), "bit {bit}"),
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_header_made_without_the_salt_is_no_header() {
+        let (block, _) = seals().encode(&sample(Body::FlushMark));
+        let other = Seals::new(&Identity { cluster: [1; 16], volume: [2; 16], replica: [3; 16] }, 98);
+        assert_eq!(other.decode(block.as_ref()), None);
+    }
+
+    #[test]
+    fn the_check_of_a_block_depends_on_its_address_and_version() {
+        let version = Version { epoch: Epoch(1), seq: Seq(1) };
+        let bytes = [5; 4096];
+        let check = seals().block(Lba(1), version, &bytes);
+        assert_ne!(check, seals().block(Lba(2), version, &bytes));
+        assert_ne!(check, seals().block(Lba(1), Version { seq: Seq(2), ..version }, &bytes));
+    }
+}

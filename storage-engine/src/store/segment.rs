@@ -1,0 +1,308 @@
+//! Segments: which there are, what they hold, how much of it is still needed, and which may be used again.
+//!
+//! A segment is free, or it is used by one of three streams: guest writes (the log proper), blocks that the cleaner
+//! moved, and pages of the map. `live` counts the blocks in it that the map of the last committed checkpoint points
+//! to; a closed segment without any is freed by the checkpoint that finds it so, after both superblocks hold it.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use super::format::{FORMAT_VERSION, Get, Put, check_around};
+use super::page::Entry;
+use crate::buffer::{Buf, BufMut};
+use crate::io::SegmentId;
+use crate::types::{BLOCK_BYTES, Epoch, Identity, Location, Seq, Version};
+
+/// Bytes of the header at the start of each used segment; the first record or page follows it.
+pub const SEGMENT_HEADER_BYTES: u64 = 4096;
+const MAGIC: u32 = u32::from_le_bytes(*b"GFSS");
+const CHECK_AT: usize = 8;
+
+/// Which stream uses a segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SegmentKind {
+    /// Guest writes, in order.
+    Data,
+    /// Blocks moved by the cleaner.
+    Moved,
+    /// Pages of the map and of the segment table.
+    Meta,
+}
+
+impl SegmentKind {
+    fn code(self) -> u8 {
+        match self {
+            SegmentKind::Data => 1,
+            SegmentKind::Moved => 2,
+            SegmentKind::Meta => 3,
+        }
+    }
+
+    fn from_code(code: u8) -> Option<SegmentKind> {
+        [SegmentKind::Data, SegmentKind::Moved, SegmentKind::Meta].into_iter().find(|kind| kind.code() == code)
+    }
+}
+
+/// The header of a used segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SegmentHeader {
+    pub kind: SegmentKind,
+    pub segment: SegmentId,
+    /// Number in the order in which the log used its segments; 0 for the other streams.
+    pub log_index: u64,
+    pub epoch: Epoch,
+}
+
+impl SegmentHeader {
+    pub fn encode(&self, identity: &Identity) -> Buf {
+        let mut buf = BufMut::zeroed(SEGMENT_HEADER_BYTES as usize);
+        let bytes = buf.as_mut();
+        let mut put = Put::new(bytes);
+        put.u32(MAGIC).u16(FORMAT_VERSION).u8(self.kind.code()).u8(0).u32(0);
+        put.u32(self.segment.0).u64(self.log_index).u32(self.epoch.0);
+        put.bytes(&identity.volume).bytes(&identity.replica);
+        let check = check_around(0, bytes, CHECK_AT);
+        bytes[CHECK_AT..CHECK_AT + 4].copy_from_slice(&check.to_le_bytes());
+        buf.freeze()
+    }
+
+    /// `None` if the bytes are no valid header of a segment of this replica.
+    pub fn decode(bytes: &[u8], identity: &Identity) -> Option<SegmentHeader> {
+        let mut get = Get::new(bytes);
+        if get.u32() != MAGIC || get.u16() != FORMAT_VERSION {
+            return None;
+        }
+        let kind = SegmentKind::from_code(get.u8())?;
+        get.u8();
+        let check = get.u32();
+        let header = SegmentHeader { kind, segment: SegmentId(get.u32()), log_index: get.u64(), epoch: Epoch(get.u32()) };
+        let owner: ([u8; 16], [u8; 16]) = (get.array(), get.array());
+        let ours = owner == (identity.volume, identity.replica);
+        (ours && check_around(0, bytes, CHECK_AT) == check).then_some(header)
+    }
+}
+
+/// A used segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Used {
+    pub kind: SegmentKind,
+    /// Blocks that the committed map points to.
+    pub live: u32,
+    /// For [`SegmentKind::Data`].
+    pub log_index: u64,
+    /// True while its stream still appends to it.
+    pub open: bool,
+}
+
+/// A row of the segment table, in the shape of a page entry.
+pub fn row(id: SegmentId, used: &Used) -> Entry {
+    Entry {
+        location: Location::from_bits(u64::from(id.0) << 32 | u64::from(used.kind.code())),
+        version: Version { epoch: Epoch(used.live), seq: Seq(used.log_index) },
+        check: 1,
+    }
+}
+
+/// The opposite of [`row`]; `None` for an empty row.
+pub fn from_row(entry: Entry) -> Option<(SegmentId, Used)> {
+    let kind = SegmentKind::from_code(entry.location.bits() as u8)?;
+    let (live, log_index) = (entry.version.epoch.0, entry.version.seq.0);
+    (entry.check == 1).then_some((entry.location.segment(), Used { kind, live, log_index, open: false }))
+}
+
+/// Every segment of a replica. Invariant: a segment is in exactly one of used, free, creating, leaving.
+#[derive(Debug, Default)]
+pub struct Segments {
+    used: BTreeMap<SegmentId, Used>,
+    free: VecDeque<SegmentId>,
+    creating: BTreeSet<SegmentId>,
+    /// Freed, but still being read; and those whose file is being removed.
+    leaving: BTreeSet<SegmentId>,
+    removing: BTreeSet<SegmentId>,
+    pins: BTreeMap<SegmentId, u32>,
+    /// The last attempt to make a segment found the pool full.
+    pub exhausted: bool,
+}
+
+impl Segments {
+    /// Takes what recovery found.
+    pub fn load(&mut self, id: SegmentId, used: Used) {
+        self.used.insert(id, used);
+    }
+
+    /// Adds a segment file that nothing uses.
+    pub fn load_free(&mut self, id: SegmentId) {
+        self.free.push_back(id);
+    }
+
+    pub fn used(&self) -> &BTreeMap<SegmentId, Used> {
+        &self.used
+    }
+
+    pub fn get(&self, id: SegmentId) -> Option<&Used> {
+        self.used.get(&id)
+    }
+
+    pub fn free_count(&self) -> usize {
+        self.free.len()
+    }
+
+    pub fn creating_count(&self) -> usize {
+        self.creating.len()
+    }
+
+    /// Files in the directory, whatever their state.
+    pub fn file_count(&self) -> usize {
+        self.used.len() + self.free.len() + self.leaving.len() + self.removing.len()
+    }
+
+    /// Gives a free segment to a stream.
+    pub fn take(&mut self, kind: SegmentKind, log_index: u64) -> Option<SegmentId> {
+        let id = self.free.pop_front()?;
+        let before = self.used.insert(id, Used { kind, live: 0, log_index, open: true });
+        assert!(before.is_none(), "segment {} was free and used", id.0);
+        Some(id)
+    }
+
+    /// Its stream appends no more.
+    pub fn close(&mut self, id: SegmentId) {
+        self.used.get_mut(&id).expect("only a used segment is closed").open = false;
+    }
+
+    /// Opens again a segment that its stream goes on with after a restart.
+    pub fn reopen(&mut self, id: SegmentId) {
+        self.used.get_mut(&id).expect("only a used segment is opened again").open = true;
+    }
+
+    /// A number for a new segment; it counts as being created until [`Segments::created`].
+    pub fn begin_create(&mut self) -> SegmentId {
+        let taken = |id: &SegmentId| {
+            self.used.contains_key(id)
+                || self.free.contains(id)
+                || self.creating.contains(id)
+                || self.leaving.contains(id)
+                || self.removing.contains(id)
+        };
+        let highest = [self.used.keys().next_back(), self.creating.last(), self.leaving.last(), self.removing.last()]
+            .into_iter()
+            .flatten()
+            .chain(self.free.iter())
+            .max()
+            .map_or(0, |id| id.0 + 1);
+        // A low number that was given back is used first, so that numbers stay small.
+        let low = (0..highest).take(64).map(SegmentId).find(|id| !taken(id));
+        let id = low.unwrap_or(SegmentId(highest));
+        self.creating.insert(id);
+        id
+    }
+
+    pub fn created(&mut self, id: SegmentId) {
+        assert!(self.creating.remove(&id));
+        self.exhausted = false;
+        self.free.push_back(id);
+    }
+
+    pub fn create_failed(&mut self, id: SegmentId) {
+        assert!(self.creating.remove(&id));
+        self.exhausted = true;
+    }
+
+    /// Changes the count of needed blocks of a segment.
+    pub fn add_live(&mut self, id: SegmentId, delta: i64) {
+        let used = self.used.get_mut(&id).expect("the map points only into used segments");
+        used.live = u32::try_from(i64::from(used.live) + delta).expect("a segment's live count stays in range");
+    }
+
+    /// Nothing needs what is in it any more.
+    pub fn release(&mut self, id: SegmentId) {
+        self.used.remove(&id).expect("only a used segment is released");
+        if self.pins.contains_key(&id) {
+            self.leaving.insert(id);
+        } else {
+            self.free.push_back(id);
+            self.exhausted = false;
+        }
+    }
+
+    /// Takes a free segment out, to remove its file.
+    pub fn begin_remove(&mut self) -> Option<SegmentId> {
+        let id = self.free.pop_back()?;
+        self.removing.insert(id);
+        Some(id)
+    }
+
+    pub fn removed(&mut self, id: SegmentId) {
+        assert!(self.removing.remove(&id));
+        self.exhausted = false;
+    }
+
+    /// A read of this segment is out: it must not be written anew.
+    pub fn pin(&mut self, id: SegmentId) {
+        *self.pins.entry(id).or_default() += 1;
+    }
+
+    pub fn unpin(&mut self, id: SegmentId) {
+        let pins = self.pins.get_mut(&id).expect("an unpin follows a pin");
+        *pins -= 1;
+        if *pins == 0 {
+            self.pins.remove(&id);
+            if self.leaving.remove(&id) {
+                self.free.push_back(id);
+                self.exhausted = false;
+            }
+        }
+    }
+
+    /// Blocks that the committed map needs, in data and moved segments.
+    pub fn live_blocks(&self) -> u64 {
+        self.used.values().filter(|used| used.kind != SegmentKind::Meta).map(|used| u64::from(used.live)).sum()
+    }
+}
+
+/// Blocks that fit into a segment behind its header.
+pub fn blocks_per_segment(segment_bytes: u64) -> u64 {
+    (segment_bytes - SEGMENT_HEADER_BYTES) / BLOCK_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_segment_header_gives_back_what_it_was_made_of_and_knows_its_owner() {
+        let identity = Identity { cluster: [1; 16], volume: [2; 16], replica: [3; 16] };
+        let header = SegmentHeader { kind: SegmentKind::Moved, segment: SegmentId(9), log_index: 4, epoch: Epoch(2) };
+        let bytes = header.encode(&identity);
+        assert_eq!(SegmentHeader::decode(bytes.as_ref(), &identity), Some(header));
+        let other = Identity { replica: [4; 16], ..identity };
+        assert_eq!(SegmentHeader::decode(bytes.as_ref(), &other), None);
+    }
+
+    #[test]
+    fn a_row_gives_back_the_segment() {
+        let used = Used { kind: SegmentKind::Data, live: 1023, log_index: 1 << 40, open: false };
+        assert_eq!(from_row(row(SegmentId(77), &used)), Some((SegmentId(77), used)));
+        assert_eq!(from_row(Entry::default()), None);
+    }
+
+    #[test]
+    fn a_released_segment_is_not_free_while_it_is_being_read() {
+        let mut segments = Segments::default();
+        segments.load_free(SegmentId(0));
+        let id = segments.take(SegmentKind::Data, 1).unwrap();
+        segments.pin(id);
+        segments.release(id);
+        assert_eq!(segments.free_count(), 0);
+        segments.unpin(id);
+        assert_eq!(segments.free_count(), 1);
+    }
+
+    #[test]
+    fn a_number_is_given_again_only_after_its_file_is_gone() {
+        let mut segments = Segments::default();
+        segments.load_free(SegmentId(0));
+        let removing = segments.begin_remove().unwrap();
+        assert_eq!(segments.begin_create(), SegmentId(1));
+        segments.removed(removing);
+        assert_eq!(segments.begin_create(), SegmentId(0));
+    }
+}

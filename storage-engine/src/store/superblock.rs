@@ -1,0 +1,276 @@
+//! The superblock: who the replica is, and where its last checkpoint lies.
+//!
+//! It stands twice, in two files of one 4 KiB block. A checkpoint writes and syncs the first, then the second, and
+//! only then are the segments that the checkpoint freed used again. So a torn one leaves the other valid, and one
+//! damaged later has a twin.
+
+use super::format::{FORMAT_VERSION, Get, Put, check_around};
+use super::page::Entry;
+use crate::buffer::{Buf, BufMut};
+use crate::io::SegmentId;
+use crate::types::{Epoch, Identity, Seq, Version};
+
+/// Bytes of a superblock file.
+pub const SUPERBLOCK_BYTES: usize = 4096;
+const MAGIC: u64 = u64::from_le_bytes(*b"GALLEON\x01");
+const CHECK_AT: usize = 12;
+const INDEX_MAX: usize = 64;
+/// Most rows in the history of epochs; opening makes a checkpoint, which empties it, before it is full.
+pub const ENDS_MAX: usize = 100;
+
+/// What never changes in the life of a replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Geometry {
+    /// Whose it is.
+    pub identity: Identity,
+    /// Bytes in a segment.
+    pub segment_bytes: u64,
+    /// Drawn when the replica was made; seeds the checks of headers.
+    pub salt: u64,
+}
+
+/// Where the log goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogPosition {
+    /// The segment.
+    pub segment: SegmentId,
+    /// Bytes from its start.
+    pub offset: u64,
+    /// Number of this segment in the order in which the log used them.
+    pub log_index: u64,
+    /// The last write before this place.
+    pub last: Version,
+    /// The check of the data record before this place.
+    pub chain: u32,
+}
+
+/// Where a stream other than the log goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StreamPosition {
+    pub segment: SegmentId,
+    /// Bytes from its start.
+    pub offset: u64,
+}
+
+/// A committed checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Counts checkpoints.
+    pub number: u64,
+    /// Blocks of the volume.
+    pub size_blocks: u64,
+    /// Levels of the map.
+    pub height: u8,
+    /// Points to the root page.
+    pub root: Entry,
+    /// Replay starts here.
+    pub replay: LogPosition,
+    /// Pointers to the pages that index the segment table.
+    pub table: Vec<Entry>,
+    /// The next page of the map goes here.
+    pub meta: Option<StreamPosition>,
+    /// The next moved block goes here.
+    pub moved: Option<StreamPosition>,
+}
+
+/// The last write of each epoch in `first..=last` that the log kept; later writes of these epochs are stale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EpochEnd {
+    pub first: Epoch,
+    pub last: Epoch,
+    pub end: Seq,
+}
+
+/// All a superblock says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Superblock {
+    /// Counts writes of the superblock; the higher of two valid ones is the newer.
+    pub generation: u64,
+    pub geometry: Geometry,
+    /// The highest epoch this replica ever promised: lower ones are refused.
+    pub epoch: Epoch,
+    /// True if the replica was closed in order: nothing lies behind the replay position.
+    pub clean: bool,
+    pub checkpoint: Checkpoint,
+    pub epoch_ends: Vec<EpochEnd>,
+}
+
+/// Why bytes are no usable superblock.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SuperblockError {
+    #[error("it does not begin like a superblock of GalleonFS")]
+    Magic,
+    #[error("it has format version {0}; this version reads up to {FORMAT_VERSION}")]
+    Newer(u16),
+    #[error("its check does not fit its bytes")]
+    Check,
+    #[error("it holds impossible values ({0})")]
+    Nonsense(&'static str),
+}
+
+impl Superblock {
+    pub fn encode(&self) -> Buf {
+        let mut buf = BufMut::zeroed(SUPERBLOCK_BYTES);
+        let bytes = buf.as_mut();
+        let mut put = Put::new(bytes);
+        let (geometry, checkpoint) = (&self.geometry, &self.checkpoint);
+        put.u64(MAGIC).u16(FORMAT_VERSION).u16(0).u32(0).u64(self.generation);
+        put.bytes(&geometry.identity.cluster).bytes(&geometry.identity.volume).bytes(&geometry.identity.replica);
+        put.u64(geometry.segment_bytes).u64(geometry.salt);
+        put.u32(self.epoch.0).u8(u8::from(self.clean)).u8(checkpoint.height).u16(0);
+        put.u64(checkpoint.number).u64(checkpoint.size_blocks);
+        checkpoint.root.put(&mut put);
+        let replay = &checkpoint.replay;
+        put.u32(replay.segment.0).u32(replay.chain).u64(replay.offset).u64(replay.log_index);
+        put.u32(replay.last.epoch.0).u64(replay.last.seq.0);
+        put_stream(&mut put, checkpoint.meta);
+        put_stream(&mut put, checkpoint.moved);
+        put.u16(checkpoint.table.len() as u16).u16(self.epoch_ends.len() as u16);
+        assert!(checkpoint.table.len() <= INDEX_MAX && self.epoch_ends.len() <= ENDS_MAX);
+        checkpoint.table.iter().for_each(|entry| entry.put(&mut put));
+        for end in &self.epoch_ends {
+            put.u32(end.first.0).u32(end.last.0).u64(end.end.0);
+        }
+        let check = check_around(0, bytes, CHECK_AT);
+        bytes[CHECK_AT..CHECK_AT + 4].copy_from_slice(&check.to_le_bytes());
+        buf.freeze()
+    }
+
+    pub fn decode(bytes: &[u8]) -> Result<Superblock, SuperblockError> {
+        let mut get = Get::new(bytes);
+        if bytes.len() != SUPERBLOCK_BYTES || get.u64() != MAGIC {
+            return Err(SuperblockError::Magic);
+        }
+        // The version is read before the check: a newer format may check itself in another way.
+        let version = get.u16();
+        if version > FORMAT_VERSION {
+            return Err(SuperblockError::Newer(version));
+        }
+        let (_, check, generation) = (get.u16(), get.u32(), get.u64());
+        if check_around(0, bytes, CHECK_AT) != check {
+            return Err(SuperblockError::Check);
+        }
+        let identity = Identity { cluster: get.array(), volume: get.array(), replica: get.array() };
+        let geometry = Geometry { identity, segment_bytes: get.u64(), salt: get.u64() };
+        let (epoch, clean, height) = (Epoch(get.u32()), get.u8() == 1, get.u8());
+        get.u16();
+        let (number, size_blocks) = (get.u64(), get.u64());
+        let root = Entry::get(&mut get);
+        let (segment, chain) = (SegmentId(get.u32()), get.u32());
+        let (offset, log_index) = (get.u64(), get.u64());
+        let last = Version { epoch: Epoch(get.u32()), seq: Seq(get.u64()) };
+        let (meta, moved) = (get_stream(&mut get), get_stream(&mut get));
+        let (tables, ends) = (get.u16() as usize, get.u16() as usize);
+        if tables > INDEX_MAX || ends > ENDS_MAX || size_blocks == 0 || offset > geometry.segment_bytes {
+            return Err(SuperblockError::Nonsense("counts, size or position out of range"));
+        }
+        let table = (0..tables).map(|_| Entry::get(&mut get)).collect();
+        let epoch_ends = (0..ends)
+            .map(|_| EpochEnd { first: Epoch(get.u32()), last: Epoch(get.u32()), end: Seq(get.u64()) })
+            .collect();
+        let replay = LogPosition { segment, offset, log_index, last, chain };
+        let checkpoint = Checkpoint { number, size_blocks, height, root, replay, table, meta, moved };
+        Ok(Superblock { generation, geometry, epoch, clean, checkpoint, epoch_ends })
+    }
+
+    /// Where the log of `epoch` ends, if that is settled; writes behind it are stale.
+    pub fn end_of(&self, epoch: Epoch) -> Option<Seq> {
+        self.epoch_ends.iter().find(|end| (end.first..=end.last).contains(&epoch)).map(|end| end.end)
+    }
+
+    /// Settles that the log of every epoch in `first..=last` ends at `end`. Empty epochs in a row share one row.
+    pub fn settle(&mut self, first: Epoch, last: Epoch, end: Seq) {
+        match self.epoch_ends.last_mut() {
+            Some(row) if row.end == end && end == Seq(0) && row.last.0 + 1 == first.0 => row.last = last,
+            _ => self.epoch_ends.push(EpochEnd { first, last, end }),
+        }
+    }
+}
+
+/// An absent stream has a segment number that no segment has.
+fn put_stream(put: &mut Put<'_>, at: Option<StreamPosition>) {
+    put.u32(at.map_or(u32::MAX, |at| at.segment.0)).u64(at.map_or(0, |at| at.offset));
+}
+
+fn get_stream(get: &mut Get<'_>) -> Option<StreamPosition> {
+    let (segment, offset) = (get.u32(), get.u64());
+    (segment != u32::MAX).then_some(StreamPosition { segment: SegmentId(segment), offset })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Location;
+
+    fn sample() -> Superblock {
+        let entry = |n: u64| Entry {
+            location: Location::block(SegmentId(n as u32), 4096 * n),
+            version: Version { epoch: Epoch(1), seq: Seq(n) },
+            check: n as u32,
+        };
+        Superblock {
+            generation: 12,
+            geometry: Geometry {
+                identity: Identity { cluster: [1; 16], volume: [2; 16], replica: [3; 16] },
+                segment_bytes: 4 << 20,
+                salt: 5,
+            },
+            epoch: Epoch(9),
+            clean: true,
+            checkpoint: Checkpoint {
+                number: 4,
+                size_blocks: 1000,
+                height: 2,
+                root: entry(3),
+                replay: LogPosition {
+                    segment: SegmentId(8),
+                    offset: 8192,
+                    log_index: 77,
+                    last: Version { epoch: Epoch(8), seq: Seq(6) },
+                    chain: 1,
+                },
+                table: (0..INDEX_MAX as u64).map(entry).collect(),
+                meta: Some(StreamPosition { segment: SegmentId(4), offset: 4096 }),
+                moved: None,
+            },
+            epoch_ends: (0..ENDS_MAX as u32)
+                .map(|n| EpochEnd { first: Epoch(n), last: Epoch(n), end: Seq(u64::from(n)) })
+                .collect(),
+        }
+    }
+
+    #[test]
+    fn a_full_superblock_fits_and_gives_back_what_it_was_made_of() {
+        let superblock = sample();
+        assert_eq!(Superblock::decode(superblock.encode().as_ref()), Ok(superblock));
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_superblock_is_noticed() {
+        let bytes = sample().encode().as_ref().to_vec();
+        for bit in 0..SUPERBLOCK_BYTES * 8 {
+            let mut flipped = bytes.clone();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(Superblock::decode(&flipped).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn a_newer_format_is_named_before_its_check_is_looked_at() {
+        let mut bytes = sample().encode().as_ref().to_vec();
+        bytes[8] = 2;
+        assert_eq!(Superblock::decode(&bytes), Err(SuperblockError::Newer(2)));
+    }
+
+    #[test]
+    fn empty_epochs_in_a_row_share_one_row() {
+        let mut superblock = sample();
+        superblock.epoch_ends.clear();
+        superblock.settle(Epoch(1), Epoch(1), Seq(5));
+        superblock.settle(Epoch(2), Epoch(2), Seq(0));
+        superblock.settle(Epoch(3), Epoch(3), Seq(0));
+        assert_eq!(superblock.epoch_ends.len(), 2);
+        assert_eq!((superblock.end_of(Epoch(1)), superblock.end_of(Epoch(3))), (Some(Seq(5)), Some(Seq(0))));
+        assert_eq!(superblock.end_of(Epoch(4)), None);
+    }
+}

@@ -1,0 +1,153 @@
+//! The units of the engine: blocks, epochs, sequence numbers and places on the disk are different types.
+
+use std::fmt;
+
+use crate::io::SegmentId;
+
+/// Bytes in a block: the unit that is addressed, versioned and checked.
+pub const BLOCK_BYTES: u64 = 4096;
+
+/// Number of a block of the volume, counted from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Lba(pub u64);
+
+/// Number of an engine start: raised by compare-and-swap before the engine serves, never used twice. 0 is "before the first".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Epoch(pub u32);
+
+/// Number of a write within its epoch, counted from 1 without gaps. 0 is "before the first".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Seq(pub u64);
+
+impl Seq {
+    /// The number after this one.
+    pub fn next(self) -> Seq {
+        Seq(self.0 + 1)
+    }
+}
+
+/// When a block was written: versions order all writes of a volume. The default comes before every write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Version {
+    /// The engine start that made the write.
+    pub epoch: Epoch,
+    /// The write within it.
+    pub seq: Seq,
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.epoch.0, self.seq.0)
+    }
+}
+
+/// Whose bytes these are. Every file says so, and a file of another volume is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster: [u8; 16],
+    /// The volume: the uid of its object.
+    pub volume: [u8; 16],
+    /// The replica: the uid of its object.
+    pub replica: [u8; 16],
+}
+
+/// A place in the log: segment, first sector and number of sectors, packed into 64 bits.
+///
+/// Sectors are 512 bytes, so that stored blocks may one day be shorter than 4 KiB. A length of 0 is "nowhere": the
+/// block reads as zeros.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Location(u64);
+
+const SECTOR_BYTES: u64 = 512;
+const SECTOR_BITS: u32 = 24;
+const LENGTH_BITS: u32 = 8;
+
+/// The largest segment that a [`Location`] can point into, in bytes.
+pub const SEGMENT_BYTES_MAX: u64 = SECTOR_BYTES << SECTOR_BITS;
+
+impl Location {
+    /// No place: reads as zeros.
+    pub const NONE: Location = Location(0);
+
+    /// `len` bytes at `offset` of `segment`; both are multiples of 512, and `len` is at most 127.5 KiB.
+    pub fn new(segment: SegmentId, offset: u64, len: u64) -> Location {
+        debug_assert!(offset.is_multiple_of(SECTOR_BYTES) && len.is_multiple_of(SECTOR_BYTES));
+        let (sector, sectors) = (offset / SECTOR_BYTES, len / SECTOR_BYTES);
+        assert!(sector < 1 << SECTOR_BITS && sectors > 0 && sectors < 1 << LENGTH_BITS);
+        Location(u64::from(segment.0) << (SECTOR_BITS + LENGTH_BITS) | sector << LENGTH_BITS | sectors)
+    }
+
+    /// One whole block.
+    pub fn block(segment: SegmentId, offset: u64) -> Location {
+        Location::new(segment, offset, BLOCK_BYTES)
+    }
+
+    /// Takes a stored value as it is; [`Location::is_whole_block`] tells whether it makes sense.
+    pub fn from_bits(bits: u64) -> Location {
+        Location(bits)
+    }
+
+    /// The stored value.
+    pub fn bits(self) -> u64 {
+        self.0
+    }
+
+    /// True for [`Location::NONE`] and every other place without a length.
+    pub fn is_none(self) -> bool {
+        self.0 & ((1 << LENGTH_BITS) - 1) == 0
+    }
+
+    /// True when this is one 4 KiB block on a 4 KiB boundary, the only kind this version writes.
+    pub fn is_whole_block(self) -> bool {
+        self.len() == BLOCK_BYTES && self.offset().is_multiple_of(BLOCK_BYTES)
+    }
+
+    /// The segment.
+    pub fn segment(self) -> SegmentId {
+        SegmentId((self.0 >> (SECTOR_BITS + LENGTH_BITS)) as u32)
+    }
+
+    /// Bytes from the start of the segment.
+    pub fn offset(self) -> u64 {
+        (self.0 >> LENGTH_BITS & ((1 << SECTOR_BITS) - 1)) * SECTOR_BYTES
+    }
+
+    /// Length in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "`is_none` is its name here")]
+    pub fn len(self) -> u64 {
+        (self.0 & ((1 << LENGTH_BITS) - 1)) * SECTOR_BYTES
+    }
+}
+
+impl fmt::Debug for Location {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_none() {
+            return write!(f, "nowhere");
+        }
+        write!(f, "segment {} offset {}", self.segment().0, self.offset())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_location_gives_back_what_it_was_made_of() {
+        let location = Location::block(SegmentId(u32::MAX), SEGMENT_BYTES_MAX - BLOCK_BYTES);
+        assert_eq!(location.segment(), SegmentId(u32::MAX));
+        assert_eq!(location.offset(), SEGMENT_BYTES_MAX - BLOCK_BYTES);
+        assert_eq!(location.len(), BLOCK_BYTES);
+        assert!(location.is_whole_block() && !location.is_none());
+        assert!(Location::NONE.is_none() && !Location::NONE.is_whole_block());
+    }
+
+    #[test]
+    fn versions_order_by_epoch_before_sequence() {
+        let v = |epoch, seq| Version { epoch: Epoch(epoch), seq: Seq(seq) };
+        assert!(v(2, 1) > v(1, 900));
+        assert!(v(2, 2) > v(2, 1));
+        assert!(v(1, 1) > Version::default());
+    }
+}

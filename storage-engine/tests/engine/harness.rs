@@ -1,0 +1,219 @@
+//! A guest, an engine and a disk in one thread, with every choice drawn from a seed.
+
+use std::collections::BTreeMap;
+
+use galleonfs_storage_engine::BlockEngine;
+use galleonfs_storage_engine::buffer::BufMut;
+use galleonfs_storage_engine::io::{Disk, FileId, Io, IoId, Output, perform};
+use galleonfs_storage_engine::request::{Answer, Piece, Reply, Request, RequestError, RequestId};
+use galleonfs_storage_engine::store::{FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, open_replica};
+use galleonfs_storage_engine::types::{BLOCK_BYTES, Epoch, Identity};
+use galleonfs_storage_engine::volume::Volume;
+
+use crate::sim_disk::{Random, SimDisk};
+
+pub const IDENTITY: Identity = Identity { cluster: [1; 16], volume: [2; 16], replica: [3; 16] };
+/// Small segments, so that a short run fills several.
+pub const SEGMENT_BYTES: u64 = (1 << 20) + 64 * 1024;
+
+pub fn format(disk: &mut SimDisk, size_blocks: u64) {
+    let options = FormatOptions { identity: IDENTITY, size_blocks, segment_bytes: Some(SEGMENT_BYTES), salt: 0x5a17 };
+    format_replica(disk, &options).expect("an empty disk can be formatted");
+}
+
+/// Small limits, so that a short run makes checkpoints.
+pub fn options(epoch: u32) -> OpenOptions {
+    OpenOptions { memtable_rows_max: 60, tail_segments_max: 2, cache_pages_max: 64, ..OpenOptions::new(IDENTITY, Epoch(epoch)) }
+}
+
+pub fn open(disk: &mut SimDisk, epoch: u32) -> Result<(Volume, OpenReport), OpenError> {
+    open_replica(disk, options(epoch)).map(|(store, report)| (Volume::new(store), report))
+}
+
+/// What the guest wrote into a block: 0 for zeros, else a number that no other write used.
+pub type Stamp = u64;
+
+pub fn fill(stamp: Stamp, block: &mut [u8]) {
+    let mut random = Random(stamp);
+    for word in block.chunks_mut(8) {
+        word.copy_from_slice(&random.next().to_le_bytes());
+    }
+    block[..8].copy_from_slice(&stamp.to_le_bytes());
+}
+
+/// Reads the stamp back, and makes sure that the whole block is what was written with it.
+pub fn stamp_of(block: &[u8]) -> Result<Stamp, String> {
+    if block.iter().all(|byte| *byte == 0) {
+        return Ok(0);
+    }
+    let stamp = u64::from_le_bytes(block[..8].try_into().unwrap());
+    let mut expected = vec![0; block.len()];
+    fill(stamp, &mut expected);
+    if expected == block { Ok(stamp) } else { Err(format!("bytes that nobody wrote (stamp {stamp:x})")) }
+}
+
+/// One change that the guest made, in the order in which the engine numbered them.
+#[derive(Clone, Copy, Debug)]
+pub struct Change {
+    pub lba: u64,
+    pub blocks: u64,
+    /// Stamp of the first block, the next has one more; 0 for zeroes.
+    pub stamp: Stamp,
+}
+
+/// The state after the first `count` changes.
+pub fn state_after(changes: &[Change], count: usize, size_blocks: u64) -> Vec<Stamp> {
+    let mut state = vec![0; size_blocks as usize];
+    for change in &changes[..count] {
+        for n in 0..change.blocks {
+            state[(change.lba + n) as usize] = if change.stamp == 0 { 0 } else { change.stamp + n };
+        }
+    }
+    state
+}
+
+/// An engine with a guest in front and a disk behind it.
+pub struct Rig {
+    pub disk: SimDisk,
+    pub engine: Volume,
+    pub outstanding: Vec<(IoId, Io)>,
+    pub answers: BTreeMap<RequestId, Answer>,
+    pub now_ms: u64,
+    next_request: u64,
+}
+
+impl Rig {
+    pub fn new(disk: SimDisk, engine: Volume) -> Rig {
+        Rig { disk, engine, outstanding: Vec::new(), answers: BTreeMap::new(), now_ms: 0, next_request: 1 }
+    }
+
+    pub fn fresh(size_blocks: u64) -> Rig {
+        let mut disk = SimDisk::default();
+        format(&mut disk, size_blocks);
+        let (engine, _) = open(&mut disk, 1).unwrap();
+        Rig::new(disk, engine)
+    }
+
+    pub fn submit(&mut self, request: Request) -> RequestId {
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        self.engine.submit(id, request);
+        id
+    }
+
+    /// Takes everything the engine has to say.
+    pub fn poll(&mut self) {
+        while let Some(output) = self.engine.poll() {
+            match output {
+                Output::Io(id, io) => self.outstanding.push((id, io)),
+                Output::Answer(id, answer) => {
+                    assert!(self.answers.insert(id, answer).is_none(), "a request is answered once");
+                }
+            }
+        }
+    }
+
+    pub fn complete(&mut self, index: usize) {
+        let (id, io) = self.outstanding.swap_remove(index);
+        let result = perform(&mut self.disk, io);
+        self.engine.completed(id, result);
+    }
+
+    /// Runs until nothing is left to do without the clock.
+    pub fn settle(&mut self) {
+        loop {
+            self.poll();
+            if !self.outstanding.is_empty() {
+                self.complete(0);
+            } else if self.engine.next_tick_ms().is_some_and(|at| at <= self.now_ms) {
+                self.engine.tick(self.now_ms);
+            } else {
+                return;
+            }
+        }
+    }
+
+    pub fn pass_time(&mut self, ms: u64) {
+        self.now_ms += ms;
+        self.engine.tick(self.now_ms);
+        self.settle();
+    }
+
+    pub fn run(&mut self, request: Request) -> Answer {
+        let id = self.submit(request);
+        self.settle();
+        self.answers.remove(&id).expect("every request is answered")
+    }
+
+    pub fn write(&mut self, lba: u64, blocks: u64, stamp: Stamp) -> Answer {
+        self.run(write_request(lba, blocks, stamp, false))
+    }
+
+    pub fn flush(&mut self) -> Answer {
+        self.run(Request::Flush)
+    }
+
+    pub fn read(&mut self, lba: u64, blocks: u64) -> Result<Vec<Stamp>, RequestError> {
+        match self.run(Request::Read { offset: lba * BLOCK_BYTES, len: blocks * BLOCK_BYTES })? {
+            Reply::Data(pieces) => Ok(stamps(&pieces)),
+            Reply::Done => panic!("a read gives data"),
+        }
+    }
+
+    pub fn read_all(&mut self, size_blocks: u64) -> Vec<Stamp> {
+        let mut all = Vec::new();
+        for lba in (0..size_blocks).step_by(256) {
+            all.extend(self.read(lba, 256.min(size_blocks - lba)).unwrap());
+        }
+        all
+    }
+
+    pub fn close(&mut self) {
+        self.engine.close();
+        self.settle();
+        assert!(self.engine.is_closed(), "closing comes to an end");
+    }
+
+    /// The disk as it is with the operations that are out counted as on their way.
+    pub fn disk_in_flight(&self) -> SimDisk {
+        let mut disk = self.disk.clone();
+        for (_, io) in &self.outstanding {
+            if let Io::Write { file, offset, parts } = io {
+                disk.write_in_flight(*file, *offset, parts);
+            }
+        }
+        disk
+    }
+}
+
+pub fn stamps(pieces: &[Piece]) -> Vec<Stamp> {
+    let mut stamps = Vec::new();
+    for piece in pieces {
+        match piece {
+            Piece::Zeros(len) => stamps.extend(vec![0; len / BLOCK_BYTES as usize]),
+            Piece::Bytes(bytes) => {
+                let blocks = bytes.as_ref().chunks(BLOCK_BYTES as usize);
+                stamps.extend(blocks.map(|block| stamp_of(block).expect("a read returns only what was written")));
+            }
+        }
+    }
+    stamps
+}
+
+pub fn write_request(lba: u64, blocks: u64, stamp: Stamp, fua: bool) -> Request {
+    let mut data = BufMut::zeroed((blocks * BLOCK_BYTES) as usize);
+    for (n, block) in data.as_mut().chunks_mut(BLOCK_BYTES as usize).enumerate() {
+        fill(stamp + n as u64, block);
+    }
+    Request::Write { offset: lba * BLOCK_BYTES, data: data.freeze(), fua }
+}
+
+/// Verifies a disk with the offline checker.
+pub fn assert_check_passes(disk: &mut SimDisk) {
+    let report = galleonfs_storage_engine::store::check::check(disk as &mut dyn Disk).expect("the replica can be read");
+    assert_eq!(report.problems, Vec::<String>::new());
+}
+
+pub fn segment(n: u32) -> FileId {
+    FileId::Segment(galleonfs_storage_engine::io::SegmentId(n))
+}

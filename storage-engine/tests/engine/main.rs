@@ -1,0 +1,10 @@
+//! The engine against a disk that misbehaves on purpose.
+
+mod bits;
+mod crash;
+mod harness;
+mod model;
+mod purity;
+mod sim_disk;
+mod space;
+mod torn;
