@@ -38,7 +38,9 @@ pub enum Command {
 /// Does what the command line asks and says how the process should end.
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
-        Command::Crds { output: Some(directory) } => crds::write_files(&directory)?,
+        Command::Crds {
+            output: Some(directory),
+        } => crds::write_files(&directory)?,
         Command::Crds { output: None } => crds::print(&mut io::stdout().lock())?,
         Command::Version => println!("galleonfs {}", env!("CARGO_PKG_VERSION")),
     }
