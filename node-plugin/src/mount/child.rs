@@ -44,7 +44,10 @@ pub struct HungChildren(Arc<Mutex<HashMap<String, Vec<Hung>>>>);
 impl HungChildren {
     /// The tools with which to work on `volume`.
     pub fn tools(&self, volume: &str) -> Tools {
-        Tools { volume: volume.to_owned(), hung: self.clone() }
+        Tools {
+            volume: volume.to_owned(),
+            hung: self.clone(),
+        }
     }
 
     /// What still hangs on this volume, as a sentence; `None` when nothing does.
@@ -61,7 +64,12 @@ impl HungChildren {
 
     /// How many hang, over all volumes: a metric.
     pub fn count(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).values().map(Vec::len).sum()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .values()
+            .map(Vec::len)
+            .sum()
     }
 
     fn remember(&self, volume: &str, hung: Hung) {
@@ -106,17 +114,30 @@ impl Finished {
             .filter(|part| !part.is_empty())
             .collect::<Vec<_>>()
             .join("; ");
-        if text.is_empty() { format!("exit code {}", self.code) } else { text.replace('\n', "; ") }
+        if text.is_empty() {
+            format!("exit code {}", self.code)
+        } else {
+            text.replace('\n', "; ")
+        }
     }
 
     /// The output, or the refusal as an error.
     pub fn success(self) -> Result<Vec<u8>, MountError> {
-        if self.code == 0 { Ok(self.stdout) } else { Err(self.failure()) }
+        if self.code == 0 {
+            Ok(self.stdout)
+        } else {
+            Err(self.failure())
+        }
     }
 
     /// An error that tells which program failed and what it said.
     pub fn failure(&self) -> MountError {
-        MountError::Failed(format!("{} failed (exit code {}): {}", self.what, self.code, self.said()))
+        MountError::Failed(format!(
+            "{} failed (exit code {}): {}",
+            self.what,
+            self.code,
+            self.said()
+        ))
     }
 }
 
@@ -134,7 +155,9 @@ impl Tools {
         S: AsRef<OsStr>,
     {
         let args: Vec<OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
-        let what = args.iter().fold(program.to_owned(), |line, arg| line + " " + &arg.to_string_lossy());
+        let what = args
+            .iter()
+            .fold(program.to_owned(), |line, arg| line + " " + &arg.to_string_lossy());
         let mut child = Command::new(program)
             .args(&args)
             .env("LC_ALL", "C")
@@ -146,7 +169,10 @@ impl Tools {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|source| MountError::Io { doing: format!("starting {what}"), source })?;
+            .map_err(|source| MountError::Io {
+                doing: format!("starting {what}"),
+                source,
+            })?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let ended = tokio::time::timeout(deadline, async {
             let (status, stdout, stderr) = tokio::join!(child.wait(), drain(stdout), drain(stderr));
@@ -154,8 +180,16 @@ impl Tools {
         })
         .await;
         match ended {
-            Ok(Ok((status, stdout, stderr))) => Ok(Finished { what, code: exit_code(status), stdout, stderr }),
-            Ok(Err(source)) => Err(MountError::Io { doing: format!("waiting for {what}"), source }),
+            Ok(Ok((status, stdout, stderr))) => Ok(Finished {
+                what,
+                code: exit_code(status),
+                stdout,
+                stderr,
+            }),
+            Ok(Err(source)) => Err(MountError::Io {
+                doing: format!("waiting for {what}"),
+                source,
+            }),
             Err(_) => Err(self.stop(child, what, deadline).await),
         }
     }
@@ -171,7 +205,14 @@ impl Tools {
             return MountError::TimedOut { what, after };
         }
         tracing::error!(volume = %self.volume, pid, %what, "a program hangs in the kernel and cannot be killed");
-        self.hung.remember(&self.volume, Hung { what: what.clone(), pid, since: Instant::now() });
+        self.hung.remember(
+            &self.volume,
+            Hung {
+                what: what.clone(),
+                pid,
+                since: Instant::now(),
+            },
+        );
         let (hung, volume, name) = (self.hung.clone(), self.volume.clone(), what.clone());
         tokio::spawn(async move {
             let _ = child.wait().await;
@@ -209,7 +250,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_program_that_ends_gives_its_code_and_its_words() {
-        let done = tools().run("sh", ["-c", "echo out; echo err >&2; exit 3"], Duration::from_secs(10)).await.unwrap();
+        let done = tools()
+            .run("sh", ["-c", "echo out; echo err >&2; exit 3"], Duration::from_secs(10))
+            .await
+            .unwrap();
         assert_eq!(done.code, 3);
         assert_eq!(done.stdout, b"out\n");
         assert_eq!(done.said(), "err; out");
@@ -220,7 +264,10 @@ mod tests {
     async fn a_late_program_is_killed_with_its_helpers() {
         let tools = tools();
         let started = Instant::now();
-        let error = tools.run("sh", ["-c", "sleep 1000 & wait"], Duration::from_millis(50)).await.unwrap_err();
+        let error = tools
+            .run("sh", ["-c", "sleep 1000 & wait"], Duration::from_millis(50))
+            .await
+            .unwrap_err();
         assert!(matches!(error, MountError::TimedOut { .. }), "{error}");
         assert!(started.elapsed() < Duration::from_secs(10));
         assert_eq!(tools.hung.of("v"), None);
@@ -229,13 +276,19 @@ mod tests {
     #[tokio::test]
     async fn more_output_than_we_keep_does_not_stall_a_program() {
         let script = "head -c 1000000 /dev/zero";
-        let done = tools().run("sh", ["-c", script], Duration::from_secs(10)).await.unwrap();
+        let done = tools()
+            .run("sh", ["-c", script], Duration::from_secs(10))
+            .await
+            .unwrap();
         assert_eq!((done.code, done.stdout.len()), (0, OUTPUT_BYTES_MAX));
     }
 
     #[tokio::test]
     async fn a_program_that_is_not_there_is_named() {
-        let error = tools().run("no-such-program", ["x"], Duration::from_secs(1)).await.unwrap_err();
+        let error = tools()
+            .run("no-such-program", ["x"], Duration::from_secs(1))
+            .await
+            .unwrap_err();
         assert!(error.text().contains("starting no-such-program x"), "{}", error.text());
     }
 }

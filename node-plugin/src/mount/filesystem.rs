@@ -59,7 +59,9 @@ impl FromStr for FsType {
         match name {
             "" | "ext4" => Ok(FsType::Ext4),
             "xfs" => Ok(FsType::Xfs),
-            other => Err(MountError::Invalid(format!("file system {other:?} is not supported; these are: ext4, xfs"))),
+            other => Err(MountError::Invalid(format!(
+                "file system {other:?} is not supported; these are: ext4, xfs"
+            ))),
         }
     }
 }
@@ -125,7 +127,9 @@ pub async fn check(tools: &Tools, device: &Path, fs: FsType) -> Result<(), Mount
     if fs == FsType::Xfs {
         return Ok(());
     }
-    let checked = tools.run("e2fsck", ["-p".as_ref(), device.as_os_str()], FSCK_DEADLINE).await?;
+    let checked = tools
+        .run("e2fsck", ["-p".as_ref(), device.as_os_str()], FSCK_DEADLINE)
+        .await?;
     match fsck_verdict(checked.code) {
         FsckVerdict::Clean => Ok(()),
         FsckVerdict::Damaged => Err(MountError::Refused(format!(
@@ -162,9 +166,18 @@ mod tests {
     #[test]
     fn only_a_blank_device_is_formatted() {
         use FsType::{Ext4, Xfs};
-        assert_eq!(decide(&Content::Blank, Ext4, false, false).unwrap(), Preparation::Format);
-        assert_eq!(decide(&Content::Known(Ext4), Ext4, false, false).unwrap(), Preparation::Check);
-        assert_eq!(decide(&Content::Known(Xfs), Xfs, true, false).unwrap(), Preparation::Check);
+        assert_eq!(
+            decide(&Content::Blank, Ext4, false, false).unwrap(),
+            Preparation::Format
+        );
+        assert_eq!(
+            decide(&Content::Known(Ext4), Ext4, false, false).unwrap(),
+            Preparation::Check
+        );
+        assert_eq!(
+            decide(&Content::Known(Xfs), Xfs, true, false).unwrap(),
+            Preparation::Check
+        );
         for (content, wanted, read_only) in [
             (Content::Known(Xfs), Ext4, false),
             (Content::Known(Ext4), Xfs, false),
@@ -173,7 +186,10 @@ mod tests {
             (Content::Blank, Ext4, true),
         ] {
             let refused = decide(&content, wanted, read_only, false);
-            assert!(matches!(refused, Err(MountError::Refused(_))), "{content:?} {wanted} gave {refused:?}");
+            assert!(
+                matches!(refused, Err(MountError::Refused(_))),
+                "{content:?} {wanted} gave {refused:?}"
+            );
         }
     }
 
@@ -181,7 +197,10 @@ mod tests {
     fn our_own_unfinished_format_is_done_again() {
         let half = Content::Foreign("data that no known format explains".into());
         assert_eq!(decide(&half, FsType::Ext4, false, true).unwrap(), Preparation::Format);
-        assert_eq!(decide(&Content::Known(FsType::Ext4), FsType::Ext4, false, true).unwrap(), Preparation::Format);
+        assert_eq!(
+            decide(&Content::Known(FsType::Ext4), FsType::Ext4, false, true).unwrap(),
+            Preparation::Format
+        );
         assert!(decide(&half, FsType::Ext4, true, true).is_err());
     }
 
@@ -189,7 +208,10 @@ mod tests {
     fn exit_codes_of_e2fsck_are_told_apart() {
         assert_eq!([0, 1, 2, 3].map(fsck_verdict), [const { FsckVerdict::Clean }; 4]);
         assert_eq!([4, 5, 6].map(fsck_verdict), [const { FsckVerdict::Damaged }; 3]);
-        assert_eq!([8, 12, 16, 137].map(fsck_verdict), [const { FsckVerdict::NotChecked }; 4]);
+        assert_eq!(
+            [8, 12, 16, 137].map(fsck_verdict),
+            [const { FsckVerdict::NotChecked }; 4]
+        );
     }
 
     #[test]

@@ -7,10 +7,29 @@ use super::{FsType, MountError};
 
 /// Options of every file system.
 const COMMON: &[&str] = &[
-    "ro", "rw", "noatime", "relatime", "strictatime", "nodiratime", "lazytime", "nolazytime", "nosuid", "nodev", "noexec",
-    "sync", "dirsync", "discard", "nodiscard",
+    "ro",
+    "rw",
+    "noatime",
+    "relatime",
+    "strictatime",
+    "nodiratime",
+    "lazytime",
+    "nolazytime",
+    "nosuid",
+    "nodev",
+    "noexec",
+    "sync",
+    "dirsync",
+    "discard",
+    "nodiscard",
 ];
-const EXT4: &[&str] = &["data=ordered", "data=journal", "errors=remount-ro", "auto_da_alloc", "noauto_da_alloc"];
+const EXT4: &[&str] = &[
+    "data=ordered",
+    "data=journal",
+    "errors=remount-ro",
+    "auto_da_alloc",
+    "noauto_da_alloc",
+];
 const XFS: &[&str] = &["nouuid", "inode64", "largeio", "nolargeio", "swalloc", "wsync"];
 /// Options whose value is a plain number, with an optional k, m or g behind it.
 const EXT4_NUMBERS: &[&str] = &["commit", "stripe", "max_batch_time", "min_batch_time"];
@@ -45,14 +64,28 @@ impl MountFlags {
 
     /// True when the options ask for a read-only mount.
     pub fn read_only(&self) -> bool {
-        self.0.iter().rev().find(|flag| *flag == "ro" || *flag == "rw").is_some_and(|flag| flag == "ro")
+        self.0
+            .iter()
+            .rev()
+            .find(|flag| *flag == "ro" || *flag == "rw")
+            .is_some_and(|flag| flag == "ro")
     }
 
     /// The argument of `mount -o`: ours first, so that a stated wish comes later and wins; `read_only` last of all.
     pub fn to_option(&self, ours: &[&str], read_only: bool) -> String {
-        let wished = self.0.iter().map(String::as_str).filter(|flag| *flag != "ro" && *flag != "rw");
+        let wished = self
+            .0
+            .iter()
+            .map(String::as_str)
+            .filter(|flag| *flag != "ro" && *flag != "rw");
         let access = if read_only { "ro" } else { "rw" };
-        ours.iter().copied().filter(|flag| !self.0.iter().any(|own| own == flag)).chain(wished).chain([access]).collect::<Vec<_>>().join(",")
+        ours.iter()
+            .copied()
+            .filter(|flag| !self.0.iter().any(|own| own == flag))
+            .chain(wished)
+            .chain([access])
+            .collect::<Vec<_>>()
+            .join(",")
     }
 }
 
@@ -85,10 +118,18 @@ fn allowed(fs: FsType, flag: &str) -> bool {
     if COMMON.contains(&flag) || own.contains(&flag) {
         return true;
     }
-    let Some((name, value)) = flag.split_once('=') else { return false };
+    let Some((name, value)) = flag.split_once('=') else {
+        return false;
+    };
     if name == CONTEXT {
-        let inner = value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value);
-        return !inner.is_empty() && inner.bytes().all(|b| b.is_ascii_alphanumeric() || b"_:.,-".contains(&b));
+        let inner = value
+            .strip_prefix('"')
+            .and_then(|value| value.strip_suffix('"'))
+            .unwrap_or(value);
+        return !inner.is_empty()
+            && inner
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b"_:.,-".contains(&b));
     }
     let digits = value.strip_suffix(['k', 'm', 'g']).unwrap_or(value);
     numbers.contains(&name) && (1..=12).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit())
@@ -115,10 +156,22 @@ mod tests {
 
     #[test]
     fn options_that_could_reach_the_host_are_refused_by_name() {
-        for flag in ["loop", "offset=512", "journal_path=/etc/shadow", "logdev=/dev/sda", "usrquota", "commit=x", "bind", "uid=0", "barrier=0"] {
+        for flag in [
+            "loop",
+            "offset=512",
+            "journal_path=/etc/shadow",
+            "logdev=/dev/sda",
+            "usrquota",
+            "commit=x",
+            "bind",
+            "uid=0",
+            "barrier=0",
+        ] {
             for fs in [FsType::Ext4, FsType::Xfs] {
                 match MountFlags::parse(fs, &[flag]) {
-                    Err(MountError::Invalid(text)) => assert!(text.contains(flag) && text.contains("noatime"), "{text}"),
+                    Err(MountError::Invalid(text)) => {
+                        assert!(text.contains(flag) && text.contains("noatime"), "{text}")
+                    }
                     other => panic!("{flag} gave {other:?}"),
                 }
             }

@@ -4,6 +4,7 @@
 //! tool at every mount would cost a process and, for ext4, a lock on the file system.
 
 use std::path::Path;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use super::{FsType, MountError, Tools};
@@ -17,21 +18,72 @@ const READ_DEADLINE: Duration = Duration::from_secs(60);
 const SLACK_BYTES: u64 = 16 << 20;
 
 /// Grows the file system of `device`, mounted writable at `target`, to fill the device. True when something was done.
-pub async fn grow(
+pub async fn grow_mounted(
     tools: &Tools,
     device: &Path,
     device_bytes: u64,
     target: &Path,
     fs: FsType,
 ) -> Result<bool, MountError> {
-    if device_bytes.saturating_sub(size_bytes(tools, device, fs).await?) < SLACK_BYTES {
+    if !is_smaller(tools, device, device_bytes, fs).await? {
         return Ok(false);
+    }
+    if !can_grow_mounted(fs) {
+        return Err(MountError::Refused(format!(
+            "a mounted {fs} can only be grown by a process with CAP_SYS_RESOURCE, which this node plugin was not given. \
+             The device has its new size already; the file system follows when no pod uses the volume and the next one starts"
+        )));
     }
     let finished = match fs {
         FsType::Ext4 => tools.run("resize2fs", [device], GROW_DEADLINE).await?,
-        FsType::Xfs => tools.run("xfs_growfs", ["-d".as_ref(), target.as_os_str()], GROW_DEADLINE).await?,
+        FsType::Xfs => {
+            tools
+                .run("xfs_growfs", ["-d".as_ref(), target.as_os_str()], GROW_DEADLINE)
+                .await?
+        }
     };
     finished.success().map(|_| true)
+}
+
+/// Grows the file system of a device that is not mounted, where that is the only time at which we may.
+pub async fn grow_unmounted(tools: &Tools, device: &Path, device_bytes: u64, fs: FsType) -> Result<(), MountError> {
+    if can_grow_mounted(fs) || !is_smaller(tools, device, device_bytes, fs).await? {
+        return Ok(());
+    }
+    // resize2fs insists on a full check of a file system that it changes offline.
+    let checked = tools
+        .run(
+            "e2fsck",
+            ["-f".as_ref(), "-p".as_ref(), device.as_os_str()],
+            GROW_DEADLINE,
+        )
+        .await?;
+    if checked.code >= 4 {
+        return Err(checked.failure());
+    }
+    tools
+        .run("resize2fs", [device], GROW_DEADLINE)
+        .await?
+        .success()
+        .map(drop)
+}
+
+/// ext4 asks for CAP_SYS_RESOURCE (a privileged container has it, unless its node took it away); xfs is content with what
+/// a mount needs.
+fn can_grow_mounted(fs: FsType) -> bool {
+    const CAP_SYS_RESOURCE: u32 = 24;
+    static HELD: LazyLock<bool> = LazyLock::new(|| {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+        effective
+            .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+            .is_some_and(|set| set >> CAP_SYS_RESOURCE & 1 == 1)
+    });
+    fs == FsType::Xfs || *HELD
+}
+
+async fn is_smaller(tools: &Tools, device: &Path, device_bytes: u64, fs: FsType) -> Result<bool, MountError> {
+    Ok(device_bytes.saturating_sub(size_bytes(tools, device, fs).await?) >= SLACK_BYTES)
 }
 
 /// The size that the superblock on `device` states.
@@ -77,12 +129,18 @@ mod tests {
     async fn the_size_in_the_superblock_is_the_size_of_the_file_system() {
         let dir = crate::testing::temp_dir("grow");
         let tools = super::super::HungChildren::default().tools("v");
-        for (fs, program, size) in
-            [(FsType::Ext4, "mkfs.ext4", 32 << 20), (FsType::Ext4, "mkfs.ext4", 8 << 20), (FsType::Xfs, "mkfs.xfs", 320 << 20)]
-        {
+        for (fs, program, size) in [
+            (FsType::Ext4, "mkfs.ext4", 32 << 20),
+            (FsType::Ext4, "mkfs.ext4", 8 << 20),
+            (FsType::Xfs, "mkfs.xfs", 320 << 20),
+        ] {
             let path = dir.path().join(format!("{fs}-{size}"));
             std::fs::File::create(&path).unwrap().set_len(size).unwrap();
-            std::process::Command::new(program).arg("-q").arg(&path).output().unwrap();
+            std::process::Command::new(program)
+                .arg("-q")
+                .arg(&path)
+                .output()
+                .unwrap();
             assert_eq!(size_bytes(&tools, &path, fs).await.unwrap(), size, "{fs}");
         }
     }

@@ -21,4 +21,4 @@ pub mod table;
 pub use child::{HungChildren, Tools};
 pub use error::MountError;
 pub use filesystem::FsType;
-pub use paths::{KubeletPath, Kubelet};
+pub use paths::{Kubelet, KubeletPath};

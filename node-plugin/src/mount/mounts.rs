@@ -38,14 +38,20 @@ pub async fn mount_device(
 ) -> Result<(), MountError> {
     let option = flags.to_option(fs.default_options(device_read_only), read_only);
     let args = ["-n", "--no-canonicalize", "-t", fs.name(), "-o", &option].map(str::to_owned);
-    let args = args.iter().map(|arg| arg.as_ref()).chain([device.as_os_str(), target.as_os_str()]);
+    let args = args
+        .iter()
+        .map(|arg| arg.as_ref())
+        .chain([device.as_os_str(), target.as_os_str()]);
     tools.run("mount", args, MOUNT_DEADLINE).await?.success().map(drop)
 }
 
 /// Binds `source` (a directory or a device node) onto `target`.
 pub async fn bind(tools: &Tools, source: &Path, target: &Path, read_only: bool) -> Result<(), MountError> {
     let args = ["-n", "--no-canonicalize", "--bind"].map(str::to_owned);
-    let args = args.iter().map(|arg| arg.as_ref()).chain([source.as_os_str(), target.as_os_str()]);
+    let args = args
+        .iter()
+        .map(|arg| arg.as_ref())
+        .chain([source.as_os_str(), target.as_os_str()]);
     tools.run("mount", args, MOUNT_DEADLINE).await?.success()?;
     if read_only {
         let args = ["-n", "--no-canonicalize", "-o", "remount,bind,ro"].map(str::to_owned);
@@ -85,7 +91,10 @@ async fn unmount_with(tools: &Tools, target: &Path, args: &[&str], deadline: Dur
             return Err(finished.failure());
         }
     }
-    Err(MountError::Failed(format!("more than {STACK_MAX} mounts lie upon each other at {}", target.display())))
+    Err(MountError::Failed(format!(
+        "more than {STACK_MAX} mounts lie upon each other at {}",
+        target.display()
+    )))
 }
 
 /// The mount table, read off the threads that serve requests: a stuck unmount can hold a lock of the kernel's.
@@ -101,7 +110,10 @@ pub async fn blocking<T: Send + 'static>(
     match tokio::time::timeout(STAT_DEADLINE, tokio::task::spawn_blocking(look)).await {
         Ok(Ok(result)) => result,
         Ok(Err(join)) => Err(MountError::Failed(format!("{what} stopped: {join}"))),
-        Err(_) => Err(MountError::TimedOut { what: what.to_owned(), after: STAT_DEADLINE }),
+        Err(_) => Err(MountError::TimedOut {
+            what: what.to_owned(),
+            after: STAT_DEADLINE,
+        }),
     }
 }
 
@@ -127,9 +139,15 @@ pub async fn usage(tools: &Tools, path: &Path) -> Result<Usage, MountError> {
     let args = args.iter().map(|arg| arg.as_ref()).chain([path.as_os_str()]);
     let said = tools.run("stat", args, STAT_DEADLINE).await?.success()?;
     let said = String::from_utf8_lossy(&said);
-    let numbers: Vec<u64> = said.split_whitespace().filter_map(|number| number.parse().ok()).collect();
+    let numbers: Vec<u64> = said
+        .split_whitespace()
+        .filter_map(|number| number.parse().ok())
+        .collect();
     let [block, blocks, free, available, inodes, inodes_free] = numbers[..] else {
-        return Err(MountError::Failed(format!("stat -f said {said:?} about {}", path.display())));
+        return Err(MountError::Failed(format!(
+            "stat -f said {said:?} about {}",
+            path.display()
+        )));
     };
     Ok(Usage {
         total_bytes: blocks * block,
@@ -159,7 +177,11 @@ pub async fn make_file(path: &Path) -> Result<(), MountError> {
             std::fs::create_dir_all(parent).map_err(MountError::io(doing()))?;
         }
         let mut options = std::fs::OpenOptions::new();
-        options.write(true).create(true).mode(0o600).custom_flags(nix::libc::O_NOFOLLOW);
+        options
+            .write(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(nix::libc::O_NOFOLLOW);
         options.open(&path).map(drop).map_err(MountError::io(doing()))
     })
     .await
@@ -179,9 +201,10 @@ pub async fn remove_mount_point(path: &Path) -> Result<(), MountError> {
             Err(error) => Err(error),
         };
         match gone {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                Err(MountError::io(format!("removing the mount point {}", path.display()))(error))
-            }
+            Err(error) if error.kind() != ErrorKind::NotFound => Err(MountError::io(format!(
+                "removing the mount point {}",
+                path.display()
+            ))(error)),
             _ => Ok(()),
         }
     })

@@ -37,9 +37,11 @@ impl fmt::Display for KubeletPath {
     }
 }
 
-/// What stands at a target that nothing is mounted on.
+/// What stands at a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
+    /// Something is mounted there, and was not looked at.
+    Mounted,
     Nothing,
     Directory,
     File,
@@ -61,7 +63,9 @@ impl Kubelet {
             return refuse("contains a zero byte".into());
         }
         if path.len() > PATH_BYTES_MAX {
-            return Err(MountError::Invalid(format!("{field} is longer than {PATH_BYTES_MAX} bytes")));
+            return Err(MountError::Invalid(format!(
+                "{field} is longer than {PATH_BYTES_MAX} bytes"
+            )));
         }
         let path_buf = Path::new(path);
         if !path_buf.is_absolute() {
@@ -83,14 +87,19 @@ impl Kubelet {
     /// Looks at the path itself, component by component from the kubelet's directory down: none may be a symbolic
     /// link. Where something is mounted at the end, we do not look at it (it may be dead) and a mount point is no link.
     pub fn inspect(&self, path: &KubeletPath, table: &MountTable) -> Result<Standing, MountError> {
-        let below = path.0.strip_prefix(&self.root).expect("a KubeletPath is below the kubelet's directory");
+        let below = path
+            .0
+            .strip_prefix(&self.root)
+            .expect("a KubeletPath is below the kubelet's directory");
         let mut at = self.root.clone();
         let mut standing = Standing::Directory;
         for part in below.components() {
-            let Component::Normal(name) = part else { unreachable!("a KubeletPath has only normal components") };
+            let Component::Normal(name) = part else {
+                unreachable!("a KubeletPath has only normal components")
+            };
             at.push(name);
             if table.at(&at).is_some() {
-                standing = Standing::Directory;
+                standing = Standing::Mounted;
                 continue;
             }
             let meta = match std::fs::symlink_metadata(&at) {
@@ -120,7 +129,9 @@ pub fn check_id(field: &str, id: &str) -> Result<(), MountError> {
         return Err(MountError::Invalid(format!("{field} is missing")));
     }
     if id.len() > ID_BYTES_MAX {
-        return Err(MountError::Invalid(format!("{field} is longer than {ID_BYTES_MAX} bytes")));
+        return Err(MountError::Invalid(format!(
+            "{field} is longer than {ID_BYTES_MAX} bytes"
+        )));
     }
     let bad = |b: u8| b.is_ascii_control() || b == b'/';
     if Path::new(id).as_os_str().as_bytes().iter().copied().any(bad) || id == "." || id == ".." {
@@ -145,7 +156,10 @@ mod tests {
     use super::*;
 
     fn kubelet() -> Kubelet {
-        Kubelet::new("/var/lib/kubelet".into(), "/var/lib/kubelet/plugins/csi.galleonfs.io".into())
+        Kubelet::new(
+            "/var/lib/kubelet".into(),
+            "/var/lib/kubelet/plugins/csi.galleonfs.io".into(),
+        )
     }
 
     fn why(path: &str) -> String {
@@ -199,7 +213,10 @@ mod tests {
     #[test]
     fn identifiers_with_slashes_zeros_or_too_many_bytes_are_refused() {
         for id in ["", "a/b", "a\0b", "..", "a\nb", &"x".repeat(129)] {
-            assert!(matches!(check_id("volume_id", id), Err(MountError::Invalid(_))), "{id:?}");
+            assert!(
+                matches!(check_id("volume_id", id), Err(MountError::Invalid(_))),
+                "{id:?}"
+            );
         }
         check_id("volume_id", "pvc-1").unwrap();
         assert!(is_object_name("pvc-1") && !is_object_name("Pvc") && !is_object_name("-a") && !is_object_name("a.b"));

@@ -27,13 +27,17 @@ pub enum Content {
 
 /// Looks at the device. Never writes.
 pub async fn probe(tools: &Tools, device: &Path, size_bytes: u64) -> Result<Content, MountError> {
-    let args = ["-p", "-o", "export", "-s", "TYPE", "-s", "PTTYPE", "-s", "USAGE", "-s", "VERSION"];
+    let args = [
+        "-p", "-o", "export", "-s", "TYPE", "-s", "PTTYPE", "-s", "USAGE", "-s", "VERSION",
+    ];
     let args = args.iter().map(|arg| arg.as_ref()).chain([device.as_os_str()]);
     let found = tools.run("blkid", args, PROBE_DEADLINE).await?;
     match found.code {
         0 => Ok(parse_export(&String::from_utf8_lossy(&found.stdout))),
         2 if is_zero(tools, device, size_bytes).await? => Ok(Content::Blank),
-        2 => Ok(Content::Foreign("data that no known format explains (its first or last MiB is not zero)".into())),
+        2 => Ok(Content::Foreign(
+            "data that no known format explains (its first or last MiB is not zero)".into(),
+        )),
         8 => Ok(Content::Foreign("signatures of several formats at once".into())),
         _ => Err(found.failure()),
     }
@@ -42,7 +46,10 @@ pub async fn probe(tools: &Tools, device: &Path, size_bytes: u64) -> Result<Cont
 /// `NAME=value` lines. A partition table beside a file system makes the whole thing foreign.
 fn parse_export(text: &str) -> Content {
     let value = |name: &str| {
-        text.lines().filter_map(|line| line.split_once('=')).find(|(key, _)| *key == name).map(|(_, value)| value)
+        text.lines()
+            .filter_map(|line| line.split_once('='))
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| value)
     };
     match (value("TYPE"), value("PTTYPE")) {
         (Some(name), None) => match name.parse() {
@@ -60,7 +67,10 @@ async fn is_zero(tools: &Tools, device: &Path, size_bytes: u64) -> Result<bool, 
         let (span, offset) = (span.to_string(), offset.to_string());
         // Only the device is skipped into; the zeros start at their beginning.
         let args = ["-s", "-n", &span, "-i", &format!("{offset}:0")].map(str::to_owned);
-        let args = args.into_iter().map(Into::into).chain([device.as_os_str().to_owned(), "/dev/zero".into()]);
+        let args = args
+            .into_iter()
+            .map(Into::into)
+            .chain([device.as_os_str().to_owned(), "/dev/zero".into()]);
         let compared = tools.run("cmp", args, PROBE_DEADLINE).await?;
         match compared.code {
             0 => {}
@@ -77,7 +87,10 @@ mod tests {
 
     #[test]
     fn only_a_lone_file_system_of_ours_is_known() {
-        assert_eq!(parse_export("DEVNAME=/dev/loop0\nTYPE=ext4\nUSAGE=filesystem\n"), Content::Known(FsType::Ext4));
+        assert_eq!(
+            parse_export("DEVNAME=/dev/loop0\nTYPE=ext4\nUSAGE=filesystem\n"),
+            Content::Known(FsType::Ext4)
+        );
         assert_eq!(parse_export("TYPE=xfs\n"), Content::Known(FsType::Xfs));
         assert!(matches!(parse_export("TYPE=ext3\n"), Content::Foreign(text) if text.contains("ext3")));
         assert!(matches!(parse_export("TYPE=ext4\nPTTYPE=dos\n"), Content::Foreign(text) if text.contains("dos")));
@@ -99,12 +112,16 @@ mod tests {
         for offset in [0, MIB - 1, size - MIB, size - 1] {
             file.write_all_at(&[1], offset).unwrap();
             let found = probe(&tools, &path, size).await.unwrap();
-            assert!(matches!(&found, Content::Foreign(text) if text.contains("no known format")), "{offset}: {found:?}");
+            assert!(
+                matches!(&found, Content::Foreign(text) if text.contains("no known format")),
+                "{offset}: {found:?}"
+            );
             file.write_all_at(&[0], offset).unwrap();
         }
         // A partition table, and a swap area: signatures that are no file systems.
         file.write_all_at(&[0x55, 0xaa], 510).unwrap();
-        file.write_all_at(&[0x80, 0, 2, 0, 0x83, 0, 9, 0, 8, 0, 0, 0, 8, 0, 0, 0], 446).unwrap();
+        file.write_all_at(&[0x80, 0, 2, 0, 0x83, 0, 9, 0, 8, 0, 0, 0, 8, 0, 0, 0], 446)
+            .unwrap();
         assert!(matches!(probe(&tools, &path, size).await.unwrap(), Content::Foreign(_)));
         file.write_all_at(&[0; 512], 0).unwrap();
         std::process::Command::new("mkswap").arg(&path).output().unwrap();

@@ -73,8 +73,17 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let options = String::from_utf8_lossy(fields.next()?).into_owned();
     fields.by_ref().find(|field| *field == b"-")?;
     let fs_type = String::from_utf8_lossy(fields.next()?).into_owned();
-    let source = unescape(fields.next().unwrap_or_default()).to_string_lossy().into_owned();
-    Some(Mount { device, root, target, options, fs_type, source })
+    let source = unescape(fields.next().unwrap_or_default())
+        .to_string_lossy()
+        .into_owned();
+    Some(Mount {
+        device,
+        root,
+        target,
+        options,
+        fs_type,
+        source,
+    })
 }
 
 /// The kernel writes space, tab, newline and backslash as `\ooo`.
@@ -82,10 +91,16 @@ fn unescape(field: &[u8]) -> OsString {
     let mut out = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((&first, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|digits| first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
+        let octal = tail
+            .get(..3)
+            .filter(|digits| first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
         match octal {
             Some(digits) => {
-                out.push(digits.iter().fold(0u8, |value, digit| value.wrapping_mul(8).wrapping_add(digit - b'0')));
+                out.push(
+                    digits
+                        .iter()
+                        .fold(0u8, |value, digit| value.wrapping_mul(8).wrapping_add(digit - b'0')),
+                );
                 rest = &tail[3..];
             }
             None => {
@@ -105,7 +120,10 @@ pub fn device_number(path: &Path) -> Result<(u32, u32), MountError> {
     if !meta.file_type().is_block_device() {
         return Err(MountError::Refused(format!("{} is not a block device", path.display())));
     }
-    Ok((nix::sys::stat::major(meta.rdev()) as u32, nix::sys::stat::minor(meta.rdev()) as u32))
+    Ok((
+        nix::sys::stat::major(meta.rdev()) as u32,
+        nix::sys::stat::minor(meta.rdev()) as u32,
+    ))
 }
 
 /// True when `mount` is the device node `device` bound onto a file, as a raw block volume is published.
@@ -130,7 +148,10 @@ nonsense\n\
     fn escaped_paths_and_optional_fields_are_understood() {
         let table = MountTable::parse(TABLE);
         let mount = table.at(Path::new("/var/lib/kubelet/a b")).unwrap();
-        assert_eq!((mount.device, mount.fs_type.as_str(), mount.read_only()), ((7, 3), "ext4", false));
+        assert_eq!(
+            (mount.device, mount.fs_type.as_str(), mount.read_only()),
+            ((7, 3), "ext4", false)
+        );
     }
 
     #[test]
@@ -157,6 +178,9 @@ nonsense\n\
 
     #[test]
     fn a_file_is_not_a_device() {
-        assert!(matches!(device_number(Path::new("/proc/self/status")), Err(MountError::Refused(_))));
+        assert!(matches!(
+            device_number(Path::new("/proc/self/status")),
+            Err(MountError::Refused(_))
+        ));
     }
 }

@@ -41,7 +41,7 @@ pub struct VolumeMetrics {
 }
 
 /// Brings volumes up and down. Each verb may be repeated; calls for one volume never overlap.
-pub trait VolumeEngine: Send + Sync + 'static {
+pub trait NodeEngine: Send + Sync + 'static {
     /// Removes what a predecessor that died left behind. Called once, before the first attach.
     fn remove_stale(&self) -> BoxFuture<'_, Result<(), EngineError>>;
     /// Opens the replica and makes its device.

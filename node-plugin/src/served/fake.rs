@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use super::{AttachSpec, Device, FormatSpec, ReplicaDisks, VolumeEngine, VolumeMetrics};
+use super::{AttachSpec, Device, FormatSpec, NodeEngine, ReplicaDisks, VolumeMetrics};
 use crate::engine::{EngineError, ErrorKind};
 
 /// One sparse file per volume, in its replica directory, behind a loop device of the kernel's.
@@ -36,8 +36,16 @@ impl FakeEngine {
     }
 
     fn attach_now(&self, spec: AttachSpec) -> Result<Device, EngineError> {
-        self.attached.lock().unwrap_or_else(PoisonError::into_inner).push(spec.clone());
-        if let Some(why) = self.failures.lock().unwrap_or_else(PoisonError::into_inner).get(&spec.volume) {
+        self.attached
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(spec.clone());
+        if let Some(why) = self
+            .failures
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&spec.volume)
+        {
             return Err(EngineError::new(ErrorKind::Failed, why));
         }
         if let Some(device) = self.device(&spec.volume) {
@@ -56,13 +64,24 @@ impl FakeEngine {
             args.push("-r");
         }
         let path = losetup(&args, &[file])?;
-        let device = Device { path: PathBuf::from(path.trim()), size_bytes: spec.size_bytes };
-        self.devices.lock().unwrap_or_else(PoisonError::into_inner).insert(spec.volume, device.clone());
+        let device = Device {
+            path: PathBuf::from(path.trim()),
+            size_bytes: spec.size_bytes,
+        };
+        self.devices
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(spec.volume, device.clone());
         Ok(device)
     }
 
     fn detach_now(&self, volume: &str) -> Result<(), EngineError> {
-        match self.devices.lock().unwrap_or_else(PoisonError::into_inner).remove(volume) {
+        match self
+            .devices
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(volume)
+        {
             Some(device) => losetup(&["-d"], &[device.path]).map(drop),
             None => Ok(()),
         }
@@ -73,7 +92,10 @@ impl FakeEngine {
         let missing = || EngineError::new(ErrorKind::NotFound, format!("volume {volume} is not attached"));
         let device = devices.get_mut(volume).ok_or_else(missing)?;
         let file = losetup(&["-n", "-O", "BACK-FILE"], std::slice::from_ref(&device.path))?;
-        let grown = std::fs::OpenOptions::new().write(true).open(file.trim()).and_then(|f| f.set_len(size_bytes));
+        let grown = std::fs::OpenOptions::new()
+            .write(true)
+            .open(file.trim())
+            .and_then(|f| f.set_len(size_bytes));
         grown.map_err(|error| EngineError::os(format!("grow {}", file.trim()), error))?;
         losetup(&["-c"], std::slice::from_ref(&device.path))?;
         device.size_bytes = size_bytes;
@@ -102,7 +124,7 @@ fn losetup(args: &[&str], paths: &[PathBuf]) -> Result<String, EngineError> {
     }
 }
 
-impl VolumeEngine for FakeEngine {
+impl NodeEngine for FakeEngine {
     fn remove_stale(&self) -> BoxFuture<'_, Result<(), EngineError>> {
         async { Ok(()) }.boxed()
     }
@@ -120,12 +142,19 @@ impl VolumeEngine for FakeEngine {
     }
 
     fn device(&self, volume: &str) -> Option<Device> {
-        self.devices.lock().unwrap_or_else(PoisonError::into_inner).get(volume).cloned()
+        self.devices
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(volume)
+            .cloned()
     }
 
     fn metrics(&self) -> Vec<(String, VolumeMetrics)> {
         let devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        devices.keys().map(|volume| (volume.clone(), VolumeMetrics::default())).collect()
+        devices
+            .keys()
+            .map(|volume| (volume.clone(), VolumeMetrics::default()))
+            .collect()
     }
 
     fn alive(&self) -> Result<(), String> {

@@ -2,12 +2,14 @@
 //!
 //! The registry room brings volumes up and down by its objects; the CSI room waits for a device and says what it has
 //! mounted. They meet in [`Served`], a table with one row per volume, and nowhere else. The engine behind it is reached
-//! through the small trait [`VolumeEngine`], so that everything above it runs in tests without the real one.
+//! through the small trait [`NodeEngine`], so that everything above it runs in tests without the real one.
 
 mod engine;
 mod fake;
+mod guard;
 mod table;
 
-pub use engine::{AttachSpec, Device, FormatSpec, ReplicaDisks, VolumeEngine, VolumeMetrics};
+pub use engine::{AttachSpec, Device, FormatSpec, NodeEngine, ReplicaDisks, VolumeMetrics};
 pub use fake::{FakeDisks, FakeEngine};
+pub use guard::{Guard, Guards, Unguarded};
 pub use table::{Presence, Served, Waited};

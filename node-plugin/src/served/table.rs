@@ -48,7 +48,10 @@ pub struct Served {
 
 impl Default for Served {
     fn default() -> Served {
-        Served { rows: Arc::default(), bell: Arc::new(watch::Sender::new(0)) }
+        Served {
+            rows: Arc::default(),
+            bell: Arc::new(watch::Sender::new(0)),
+        }
     }
 }
 
@@ -57,7 +60,9 @@ impl Served {
     pub fn set(&self, volume: &str, presence: Option<Presence>) {
         let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
         let before = match presence {
-            Some(presence) => rows.insert(volume.to_owned(), presence.clone()).filter(|old| *old == presence),
+            Some(presence) => rows
+                .insert(volume.to_owned(), presence.clone())
+                .filter(|old| *old == presence),
             None => {
                 rows.remove(volume);
                 None
@@ -70,7 +75,11 @@ impl Served {
     }
 
     pub fn get(&self, volume: &str) -> Option<Presence> {
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner).get(volume).cloned()
+        self.rows
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(volume)
+            .cloned()
     }
 
     /// The device, if the volume is here.
@@ -105,7 +114,11 @@ impl Served {
             }
             // The sender lives as long as this table, so the only way to end is a change or the deadline.
             if tokio::time::timeout_at(deadline, bell.changed()).await.is_err() {
-                return if row.is_some() { Waited::StillComing } else { Waited::Absent };
+                return if row.is_some() {
+                    Waited::StillComing
+                } else {
+                    Waited::Absent
+                };
             }
         }
     }
@@ -118,7 +131,10 @@ mod tests {
     use super::*;
 
     fn device(size_bytes: u64) -> Device {
-        Device { path: "/dev/loop0".into(), size_bytes }
+        Device {
+            path: "/dev/loop0".into(),
+            size_bytes,
+        }
     }
 
     #[tokio::test]
@@ -146,7 +162,10 @@ mod tests {
         assert_eq!(served.wait("v", now, |_| true).await, Waited::StillComing);
         served.set("v", Some(Presence::Failed("no disk".into())));
         let later = now + Duration::from_secs(60);
-        assert_eq!(served.wait("v", later, |_| true).await, Waited::Failed("no disk".into()));
+        assert_eq!(
+            served.wait("v", later, |_| true).await,
+            Waited::Failed("no disk".into())
+        );
         served.set("v", None);
         assert_eq!(served.get("v"), None);
     }

@@ -37,7 +37,11 @@ impl Records {
         let mut rows = HashMap::new();
         for entry in std::fs::read_dir(&dir).map_err(doing())? {
             let path = entry.map_err(doing())?.path();
-            let Some(volume) = path.file_name().and_then(|name| name.to_str()).and_then(|n| n.strip_suffix(".json")) else {
+            let Some(volume) = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .and_then(|n| n.strip_suffix(".json"))
+            else {
                 continue;
             };
             match read(&path, volume) {
@@ -49,11 +53,18 @@ impl Records {
                 }
             }
         }
-        Ok(Records { dir: Arc::new(dir), rows: Arc::new(Mutex::new(rows)) })
+        Ok(Records {
+            dir: Arc::new(dir),
+            rows: Arc::new(Mutex::new(rows)),
+        })
     }
 
     pub fn get(&self, volume: &str) -> Option<Record> {
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner).get(volume).cloned()
+        self.rows
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(volume)
+            .cloned()
     }
 
     /// How the volume is staged, if it is.
@@ -63,12 +74,20 @@ impl Records {
 
     /// The names of all volumes with a record.
     pub fn volumes(&self) -> Vec<String> {
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect()
+        self.rows
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .keys()
+            .cloned()
+            .collect()
     }
 
     /// Changes a record, on disk first. A record with nothing left in it is removed.
     pub async fn change(&self, volume: &str, change: impl FnOnce(&mut Record)) -> Result<(), MountError> {
-        assert!(is_object_name(volume), "a volume without an object's name is never recorded");
+        assert!(
+            is_object_name(volume),
+            "a volume without an object's name is never recorded"
+        );
         let before = self.get(volume);
         let mut record = before.clone().unwrap_or_default();
         change(&mut record);
@@ -77,7 +96,9 @@ impl Records {
         }
         let (dir, path) = (self.dir.clone(), self.dir.join(format!("{volume}.json")));
         let kept = (!record.is_empty()).then(|| record.clone());
-        let text = kept.as_ref().map(|record| serde_json::to_vec_pretty(record).expect("a record is plain data"));
+        let text = kept
+            .as_ref()
+            .map(|record| serde_json::to_vec_pretty(record).expect("a record is plain data"));
         blocking("recording a volume's mounts", move || {
             let stored = match &text {
                 Some(text) => replace(&dir, &path, text),
@@ -129,7 +150,10 @@ mod tests {
     fn staged() -> Staged {
         Staged {
             path: "/var/lib/kubelet/staging".into(),
-            kind: Kind::Filesystem { fs: FsType::Ext4, flags: Default::default() },
+            kind: Kind::Filesystem {
+                fs: FsType::Ext4,
+                flags: Default::default(),
+            },
             access: Access::SingleWriter,
             read_only: false,
             targets: [("/var/lib/kubelet/pods/a".into(), Target { read_only: true })].into(),
@@ -140,8 +164,14 @@ mod tests {
     async fn a_record_survives_a_restart_and_goes_when_it_is_empty() {
         let dir = crate::testing::temp_dir("state");
         let records = Records::open(dir.path().join("state")).unwrap();
-        records.change("pvc-1", |record| record.staged = Some(staged())).await.unwrap();
-        records.change("pvc-2", |record| record.formatting = Some(FsType::Xfs)).await.unwrap();
+        records
+            .change("pvc-1", |record| record.staged = Some(staged()))
+            .await
+            .unwrap();
+        records
+            .change("pvc-2", |record| record.formatting = Some(FsType::Xfs))
+            .await
+            .unwrap();
 
         let again = Records::open(dir.path().join("state")).unwrap();
         assert_eq!(again.staged("pvc-1"), Some(staged()));
@@ -155,7 +185,10 @@ mod tests {
     async fn an_unreadable_record_is_kept_aside_and_costs_no_other_volume() {
         let dir = crate::testing::temp_dir("state");
         let records = Records::open(dir.path().into()).unwrap();
-        records.change("good", |record| record.staged = Some(staged())).await.unwrap();
+        records
+            .change("good", |record| record.staged = Some(staged()))
+            .await
+            .unwrap();
         std::fs::write(dir.path().join("bad.json"), b"{ torn").unwrap();
         std::fs::write(dir.path().join("newer.json"), br#"{"version":2}"#).unwrap();
         std::fs::write(dir.path().join("left.new"), b"{").unwrap();
@@ -172,9 +205,15 @@ mod tests {
         let records = Records::open(dir.path().into()).unwrap();
         records.change("v", |_| {}).await.unwrap();
         assert!(!dir.path().join("v.json").exists());
-        records.change("v", |record| record.staged = Some(staged())).await.unwrap();
+        records
+            .change("v", |record| record.staged = Some(staged()))
+            .await
+            .unwrap();
         std::fs::remove_file(dir.path().join("v.json")).unwrap();
-        records.change("v", |record| record.staged = Some(staged())).await.unwrap();
+        records
+            .change("v", |record| record.staged = Some(staged()))
+            .await
+            .unwrap();
         assert!(!dir.path().join("v.json").exists());
     }
 }

@@ -41,7 +41,13 @@ pub struct Staged {
 impl Staged {
     /// True when both were asked for in the same way; targets do not matter.
     pub fn same_request(&self, other: &Staged) -> bool {
-        let Staged { path, kind, access, read_only, targets: _ } = self;
+        let Staged {
+            path,
+            kind,
+            access,
+            read_only,
+            targets: _,
+        } = self;
         (path, kind, access, read_only) == (&other.path, &other.kind, &other.access, &other.read_only)
     }
 }
@@ -74,7 +80,12 @@ pub struct Target {
 
 impl Default for Record {
     fn default() -> Record {
-        Record { version: VERSION, volume_uid: None, formatting: None, staged: None }
+        Record {
+            version: VERSION,
+            volume_uid: None,
+            formatting: None,
+            staged: None,
+        }
     }
 }
 
@@ -87,7 +98,9 @@ impl Record {
     pub(super) fn check_version(&self) -> Result<(), String> {
         match self.version {
             VERSION => Ok(()),
-            other => Err(format!("it is of version {other}, and this release reads version {VERSION}")),
+            other => Err(format!(
+                "it is of version {other}, and this release reads version {VERSION}"
+            )),
         }
     }
 }
