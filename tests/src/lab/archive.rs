@@ -28,6 +28,8 @@ pub struct Layer {
 pub struct Start {
     pub entrypoint: Vec<String>,
     pub command: Vec<String>,
+    /// `uid:gid`; empty for root.
+    pub user: String,
 }
 
 /// Gives the layer that is cached as `key`, or has `fill` write it.
@@ -163,6 +165,7 @@ pub fn write_image(path: &Path, names: &[String], layers: &[Layer], start: &Star
             "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"],
             "Entrypoint": start.entrypoint,
             "Cmd": start.command,
+            "User": start.user,
             "WorkingDir": "/",
         },
         "rootfs": {

@@ -109,6 +109,11 @@ impl Binaries {
 
 /// Builds what is not in the cache yet.
 pub fn ensure(layout: &Layout) -> Result<Binaries> {
+    ensure_some(layout, &PROGRAMS.iter().map(|program| program.name).collect::<Vec<_>>())
+}
+
+/// As [`ensure`], for a few of the programs: a cluster of somebody else's needs only its clients.
+pub fn ensure_some(layout: &Layout, names: &[&str]) -> Result<Binaries> {
     let modules = layout.checkout().join("tests/lab/go");
     let kubernetes =
         fs::read_to_string(modules.join("kubernetes/go.mod")).context("could not read the lab's go.mod")?;
@@ -132,13 +137,13 @@ pub fn ensure(layout: &Layout) -> Result<Binaries> {
         resizer_tag: required_version(&kubernetes, "github.com/kubernetes-csi/external-resizer/v2")?.to_string(),
     };
     fs::create_dir_all(binaries.dir()).with_context(|| format!("could not create {}", binaries.dir().display()))?;
-    if missing(&binaries).is_empty() {
+    if missing(&binaries, names).is_empty() {
         return Ok(binaries);
     }
 
     let lock = File::create(root.join("lock"))?;
     let _lock = Flock::lock(lock, FlockArg::LockExclusive).map_err(|(_, error)| error)?;
-    let missing = missing(&binaries);
+    let missing = missing(&binaries, names);
     let go = if missing.is_empty() {
         PathBuf::new()
     } else {
@@ -156,9 +161,9 @@ pub fn ensure(layout: &Layout) -> Result<Binaries> {
     Ok(binaries)
 }
 
-fn missing(binaries: &Binaries) -> Vec<&'static Program> {
-    PROGRAMS
-        .iter()
+fn missing(binaries: &Binaries, names: &[&str]) -> Vec<&'static Program> {
+    let wanted = PROGRAMS.iter().filter(|program| names.contains(&program.name));
+    wanted
         .filter(|program| !binaries.path(program.name).is_file())
         .collect()
 }

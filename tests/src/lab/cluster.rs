@@ -1,7 +1,7 @@
 //! A whole cluster: started, found again, stopped.
 
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::thread;
 use std::time::Duration;
 
@@ -19,7 +19,8 @@ use super::network::Network;
 use super::node::Node;
 use super::prerequisites;
 use super::processes::Processes;
-use super::run::{self, say, step, wait_for};
+use super::run::{say, step, wait_for};
+use super::seed::Seed;
 use super::sweep::sweep;
 
 /// Node addresses and pod ranges have room for these, and no machine for more.
@@ -68,8 +69,10 @@ impl Lab {
                 layout.name()
             ));
         }
+        sweep(&layout)?;
+        let seed = Seed::ensure(&layout, &binaries, &images)?;
         step(&format!("Starting Kubernetes with {} nodes", options.nodes), || {
-            Self::start(&layout, &binaries, options.nodes, &images)
+            Self::start(&layout, &binaries, options.nodes, &seed)
         })
     }
 
@@ -92,8 +95,7 @@ impl Lab {
         })
     }
 
-    fn start(layout: &Layout, binaries: &Binaries, nodes: usize, images: &[Image]) -> Result<Self> {
-        sweep(layout)?;
+    fn start(layout: &Layout, binaries: &Binaries, nodes: usize, seed: &Seed) -> Result<Self> {
         let _ = fs::remove_dir_all(layout.logs());
         fs::create_dir_all(layout.logs())?;
         let network = Network::choose(&layout.prefix())?;
@@ -121,10 +123,9 @@ impl Lab {
                 .nodes()
                 .into_iter()
                 .map(|node| {
-                    scope.spawn(move || {
-                        node.configure(authority)?;
-                        node.start_runtime()?;
-                        node.import(images)
+                    scope.spawn(move || -> Result<()> {
+                        node.configure(authority, seed)?;
+                        node.start_runtime()
                     })
                 })
                 .collect();
@@ -236,21 +237,6 @@ impl Lab {
     pub fn audit_log(&self) -> PathBuf {
         control_plane::audit_log(&self.layout)
     }
-
-    /// Helm against this cluster.
-    pub fn helm(&self, arguments: &[&str]) -> Result<String> {
-        helm(&self.binaries, &self.kubeconfig(), arguments)
-    }
-}
-
-/// Helm keeps caches in the user's home; the lab's own must not depend on what is there.
-pub fn helm(binaries: &Binaries, kubeconfig: &Path, arguments: &[&str]) -> Result<String> {
-    let mut command = run::command(binaries.path("helm"), arguments);
-    let home = binaries.dir().with_file_name("helm");
-    for variable in ["HELM_CACHE_HOME", "HELM_CONFIG_HOME", "HELM_DATA_HOME"] {
-        command.env(variable, &home);
-    }
-    run::output(command.env("KUBECONFIG", kubeconfig))
 }
 
 /// Only one process at a time starts or stops a lab.

@@ -15,8 +15,12 @@ use super::run::{self, step};
 /// What holds a pod's namespaces. The name is what this containerd and Kubernetes' own test suite ask for.
 pub const PAUSE: &str = "registry.k8s.io/pause:3.10.2";
 pub const BUSYBOX: &str = "galleonfs.io/lab/busybox:dev";
+/// The name that `deploy/examples` use: what they show must also run outside the lab.
+const BUSYBOX_OF_EXAMPLES: &str = "docker.io/library/busybox:1.37";
 /// fio beside busybox, for pods that verify what they wrote.
 pub const FIO: &str = "galleonfs.io/lab/fio:dev";
+/// What the image under test stands on. Nodes that have it import a new build of ours quickly.
+pub const DEBIAN: &str = "galleonfs.io/lab/debian:dev";
 /// The image under test, as the chart names it.
 pub const GALLEONFS: &str = "galleonfs.io/galleonfs:dev";
 
@@ -38,6 +42,7 @@ pub struct Image {
 pub fn ensure_base(layout: &Layout, binaries: &Binaries) -> Result<Vec<Image>> {
     let store = Store::open(layout)?;
     let mut images = vec![store.pause()?, store.busybox()?, store.fio()?];
+    images.push(store.image("debian", &[DEBIAN.into()], &[store.debian()?], &Start::default())?);
     for (name, tag) in binaries.sidecars() {
         images.push(store.sidecar(name, tag, &binaries.path(name))?);
     }
@@ -53,9 +58,11 @@ pub fn ensure_galleonfs(layout: &Layout, binary: &Path) -> Result<Image> {
         layer.directory("usr/local/bin", 0o755)?;
         layer.file("usr/local/bin/galleonfs", binary, 0o755)
     })?;
+    // As in deploy/Dockerfile: only the node plugin runs as root, and the chart says so.
     let start = Start {
         entrypoint: vec!["/usr/local/bin/galleonfs".into()],
-        command: vec![],
+        user: "65532:65532".into(),
+        ..Start::default()
     };
     let image = store.image("galleonfs", &[GALLEONFS.into()], &[base, own], &start)?;
     // Each build of ours leaves a layer: only the newest is of use, and it is in the archive.
@@ -92,17 +99,22 @@ impl Store {
         })?;
         let start = Start {
             entrypoint: vec!["/pause".into()],
-            command: vec![],
+            ..Start::default()
         };
         self.image("pause", &[PAUSE.into()], &[layer], &start)
     }
 
     fn busybox(&self) -> Result<Image> {
         let start = Start {
-            entrypoint: vec![],
             command: vec!["sh".into()],
+            ..Start::default()
         };
-        self.image("busybox", &[BUSYBOX.into()], &[self.busybox_layer()?], &start)
+        self.image(
+            "busybox",
+            &[BUSYBOX.into(), BUSYBOX_OF_EXAMPLES.into()],
+            &[self.busybox_layer()?],
+            &start,
+        )
     }
 
     fn busybox_layer(&self) -> Result<Layer> {
@@ -154,8 +166,8 @@ impl Store {
             layer.text("usr/bin/fio", &start, 0o755)
         })?;
         let start = Start {
-            entrypoint: vec![],
             command: vec!["fio".into(), "--version".into()],
+            ..Start::default()
         };
         self.image("fio", &[FIO.into()], &[self.busybox_layer()?, own], &start)
     }
@@ -169,7 +181,7 @@ impl Store {
         })?;
         let start = Start {
             entrypoint: vec![format!("/{name}")],
-            command: vec![],
+            ..Start::default()
         };
         self.image(
             name,

@@ -32,6 +32,10 @@ impl Kubectl {
         }
     }
 
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     pub fn kubeconfig(&self) -> &Path {
         &self.kubeconfig
     }

@@ -87,6 +87,11 @@ impl Layout {
         self.checkout.join("target/lab").join(format!("{}.lock", self.name))
     }
 
+    /// Unpacked images, see [`super::seed`]. Below the checkout, because nodes link to them; shared by all its labs.
+    pub fn seeds(&self) -> PathBuf {
+        self.checkout.join("target/lab/.seed")
+    }
+
     pub fn node(&self, node: &str) -> PathBuf {
         self.dir().join("nodes").join(node)
     }

@@ -5,7 +5,7 @@
 //! namespaces. Nothing is fetched while a cluster starts, and nothing is left when it ends.
 //!
 //! [`Lab`] is the door. `layout` says where things are, `binaries` and `images` make what a cluster is made from,
-//! `network`, `control_plane` and `node` run it, `sweep` removes it.
+//! `network`, `control_plane` and `node` run it, `install` puts GalleonFS into it, `sweep` removes it.
 
 pub mod archive;
 pub mod binaries;
@@ -13,7 +13,9 @@ pub mod certificates;
 pub mod cgroups;
 pub mod cluster;
 pub mod control_plane;
+pub mod demo;
 pub mod images;
+pub mod install;
 pub mod kubectl;
 pub mod layout;
 pub mod network;
@@ -21,6 +23,7 @@ pub mod node;
 pub mod prerequisites;
 pub mod processes;
 pub mod run;
+pub mod seed;
 pub mod sweep;
 
 pub use cluster::{Lab, Options};

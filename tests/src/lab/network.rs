@@ -23,6 +23,8 @@ use super::run;
 /// The first address of the service range always belongs to the API server.
 pub const SERVICE_RANGE: &str = "10.96.0.0/16";
 pub const API_SERVICE: &str = "10.96.0.1";
+/// Where pods look for names. Nobody answers: the lab has no cluster DNS, and nothing in it needs one.
+pub const DNS_SERVICE: &str = "10.96.0.10";
 const API_PORT: u16 = 6443;
 /// A subnet's number follows from the lab's name, within these.
 const SUBNETS: std::ops::Range<u8> = 100..250;
@@ -130,6 +132,10 @@ impl Network {
             inside(&format!(
                 "iptables -w -t nat -A {chain} -d {API_SERVICE}/32 -p tcp --dport 443 {to}"
             ))?;
+        }
+        // Every other service has no way to its pods here: say so at once, as kube-proxy does for one without pods.
+        for chain in ["FORWARD", "OUTPUT"] {
+            inside(&format!("iptables -w -A {chain} -d {SERVICE_RANGE} -j REJECT"))?;
         }
         // The API server calls pods' addresses, and so does a person with curl.
         run::words(&format!("ip route add {pods} via {address}"))?;

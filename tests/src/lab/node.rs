@@ -19,9 +19,10 @@ use super::certificates::{Authority, Subject};
 use super::cgroups;
 use super::images::{Image, PAUSE};
 use super::layout::{Layout, write_file};
-use super::network::Network;
+use super::network::{DNS_SERVICE, Network};
 use super::processes::{Process, Processes};
 use super::run::{self, wait_for};
+use super::seed::Seed;
 
 /// The directories of the machine that each node has for itself.
 const OWN_DIRECTORIES: [(&str, &str); 4] = [
@@ -87,12 +88,21 @@ impl Node {
     }
 
     /// Writes what the node's programs read.
-    pub fn configure(&self, authority: &Authority) -> Result<()> {
+    pub fn configure(&self, authority: &Authority, seed: &Seed) -> Result<()> {
         let directory = self.directory();
         for (own, _) in OWN_DIRECTORIES {
             fs::create_dir_all(directory.join(own))?;
         }
-        write_file(&directory.join("containerd.toml"), self.containerd_config()?)?;
+        let containerd = containerd_config(
+            Path::new("/var/lib/containerd"),
+            snapshotter(&directory)?,
+            &directory.join("cni"),
+        )?;
+        write_file(&directory.join("containerd.toml"), containerd)?;
+        seed.plant(&directory.join("containerd"))?;
+        for image in seed.images() {
+            write_file(&directory.join("images").join(&image.version), "")?;
+        }
         write_file(&directory.join("cni/10-lab.conflist"), self.cni_config())?;
         write_file(&directory.join("resolv.conf"), "")?;
 
@@ -134,6 +144,8 @@ impl Node {
             "cgroupRoot": format!("/{}", self.cgroup()),
             "failCgroupV1": false,
             "failSwapOn": false,
+            "clusterDNS": [DNS_SERVICE],
+            "clusterDomain": "cluster.local",
             "resolvConf": directory.join("resolv.conf"),
             // Not every machine lets root lower this.
             "oomScoreAdj": 0,
@@ -142,44 +154,6 @@ impl Node {
             "evictionHard": {"memory.available": "64Mi", "nodefs.available": "1%", "imagefs.available": "1%"},
         });
         write_file(&directory.join("kubelet.json"), format!("{config:#}\n"))
-    }
-
-    fn containerd_config(&self) -> Result<String> {
-        let runc = run::which("runc").context("runc is missing")?;
-        // overlayfs cannot stack on itself: in a checkout inside a container, copies have to do.
-        let on_overlay = statfs(&self.directory())?.filesystem_type() == OVERLAYFS_SUPER_MAGIC;
-        let snapshotter = if on_overlay { "native" } else { "overlayfs" };
-        Ok(format!(
-            r#"version = 3
-root = "/var/lib/containerd"
-state = "/run/containerd"
-disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp"]
-
-[grpc]
-  address = "/run/containerd/containerd.sock"
-
-[plugins.'io.containerd.cri.v1.images']
-  snapshotter = "{snapshotter}"
-  [plugins.'io.containerd.cri.v1.images'.pinned_images]
-    sandbox = "{PAUSE}"
-
-[plugins.'io.containerd.cri.v1.runtime']
-  # runc fails where it may not lower the score.
-  restrict_oom_score_adj = true
-  [plugins.'io.containerd.cri.v1.runtime'.containerd]
-    default_runtime_name = "runc"
-    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
-      runtime_type = "io.containerd.runc.v2"
-      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
-        BinaryName = "{runc}"
-        SystemdCgroup = false
-  [plugins.'io.containerd.cri.v1.runtime'.cni]
-    bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
-    conf_dir = "{cni}"
-"#,
-            runc = runc.display(),
-            cni = self.directory().join("cni").display(),
-        ))
     }
 
     fn cni_config(&self) -> String {
@@ -338,4 +312,46 @@ disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.traci
         }
         Ok(processes)
     }
+}
+
+/// overlayfs cannot stack on itself: in a checkout inside a container, copies have to do.
+pub fn snapshotter(directory: &Path) -> Result<&'static str> {
+    let on_overlay = statfs(directory)?.filesystem_type() == OVERLAYFS_SUPER_MAGIC;
+    Ok(if on_overlay { "native" } else { "overlayfs" })
+}
+
+pub fn containerd_config(root: &Path, snapshotter: &str, cni: &Path) -> Result<String> {
+    let runc = run::which("runc").context("runc is missing")?;
+    Ok(format!(
+        r#"version = 3
+root = "{root}"
+state = "/run/containerd"
+disabled_plugins = ["io.containerd.nri.v1.nri", "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp"]
+
+[grpc]
+  address = "/run/containerd/containerd.sock"
+
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = "{snapshotter}"
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = "{PAUSE}"
+
+[plugins.'io.containerd.cri.v1.runtime']
+  # runc fails where it may not lower the score.
+  restrict_oom_score_adj = true
+  [plugins.'io.containerd.cri.v1.runtime'.containerd]
+    default_runtime_name = "runc"
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+        BinaryName = "{runc}"
+        SystemdCgroup = false
+  [plugins.'io.containerd.cri.v1.runtime'.cni]
+    bin_dirs = ["/usr/lib/cni", "/opt/cni/bin"]
+    conf_dir = "{cni}"
+"#,
+        runc = runc.display(),
+        cni = cni.display(),
+        root = root.display(),
+    ))
 }

@@ -136,7 +136,7 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result
                 None => bail!(waited),
             };
         }
-        thread::sleep(Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(200));
     }
 }
 
