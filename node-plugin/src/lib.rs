@@ -1,1 +1,11 @@
-
+//! The node process of GalleonFS.
+pub mod csi;
+pub mod disk;
+pub mod engine;
+pub mod frontend;
+pub mod mount;
+pub mod served;
+pub mod staging;
+pub mod state;
+#[cfg(test)]
+mod testing;

@@ -1,0 +1,471 @@
+//! The engine driver: brings volumes up as block devices, and runs their engines on a few threads.
+//!
+//! ```text
+//! attach: lock the replica, open it ─► frontend.open ─► a shard serves it ─► frontend.connect ─► Device
+//! detach: frontend.disconnect ─► engine.close (checkpoint) ─► the shard lets go ─► frontend.close, unlock
+//! ```
+//!
+//! Each operation on a volume runs on a thread of its own from its first step to its last, also when whoever asked for
+//! it stops waiting: a device is never left half made because a deadline passed. One operation per volume at a time;
+//! another one is told to try again.
+
+mod error;
+mod files;
+mod helper;
+mod inbox;
+mod limits;
+mod open;
+mod reactor;
+mod ring;
+mod served;
+mod shard;
+mod stats;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+
+use galleonfs_storage_engine::BlockEngine;
+use uuid::Uuid;
+
+use crate::disk::FileDisk;
+use crate::frontend::{Export, Frontend, FuseLoop};
+use inbox::{Outbox, inbox};
+use open::MapBudget;
+use served::Closed;
+use shard::{Message, NewVolume};
+use stats::Counters;
+
+pub use crate::frontend::Device;
+pub use error::{EngineError, ErrorKind};
+pub(crate) use open::explain;
+pub use stats::{DiskPath, VolumeStats};
+
+/// How the node's engine is set up.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Threads that serve volumes; 0 for the default.
+    pub shards: usize,
+    /// Memory that the maps of all volumes together may occupy.
+    pub map_budget_bytes: usize,
+    /// FUSE mount points live below.
+    pub runtime_dir: PathBuf,
+}
+
+/// What to attach.
+#[derive(Clone, Debug)]
+pub struct AttachSpec {
+    /// Object name of the volume.
+    pub volume: String,
+    pub volume_uid: Uuid,
+    pub replica_uid: Uuid,
+    pub cluster_id: Uuid,
+    pub replica_dir: PathBuf,
+    /// The epoch that this node was made primary in.
+    pub epoch: u64,
+    pub size_bytes: u64,
+    pub read_only: bool,
+    /// Fresh and random for each start.
+    pub salt: u64,
+}
+
+/// What a shard serves: a volume's engine, and what its driver asks besides requests.
+pub trait VolumeEngine: BlockEngine + Send {
+    /// The size that also a power cut would leave.
+    fn size_bytes(&self) -> u64;
+
+    /// Why the engine has stopped itself, if it has.
+    fn stopped(&self) -> Option<String>;
+}
+
+/// Opens the engine of a replica; called on a thread that may block.
+pub type OpenEngine = dyn Fn(&AttachSpec, FileDisk) -> Result<Box<dyn VolumeEngine>, EngineError> + Send + Sync;
+
+/// The node's engine. Cheap to clone; the threads end with the last clone.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shards: Vec<Outbox<Message>>,
+    frontend: Arc<dyn Frontend>,
+    open: Box<OpenEngine>,
+    volumes: Mutex<HashMap<String, Slot>>,
+    next_key: AtomicU32,
+}
+
+/// What is known of a volume's name.
+#[derive(Default)]
+struct Slot {
+    /// An operation is under way.
+    busy: bool,
+    attached: Option<Attached>,
+}
+
+/// A volume that a shard serves.
+#[derive(Clone)]
+struct Attached {
+    key: u32,
+    shard: usize,
+    spec: AttachSpec,
+    export: Export,
+    counters: Arc<Counters>,
+    /// `None` once it was taken down, while the engine is still ending.
+    device: Option<Device>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine")
+            .field("shards", &self.inner.shards.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        for shard in &self.shards {
+            // One that is gone needs no telling.
+            let _ = shard.send(Message::Stop);
+        }
+    }
+}
+
+impl Engine {
+    /// Starts the shards, to serve replicas of the store.
+    pub fn start(config: EngineConfig) -> Result<Engine, EngineError> {
+        let budget = MapBudget::new(config.map_budget_bytes);
+        let open = move |spec: &AttachSpec, disk: FileDisk| open::open_volume(spec, disk, &budget);
+        Engine::start_with(&config, Box::new(open), None)
+    }
+
+    /// Starts the shards; `open` makes the engines. `path` chooses how disks are served; `None` takes the best there is.
+    pub fn start_with(
+        config: &EngineConfig,
+        open: Box<OpenEngine>,
+        path: Option<DiskPath>,
+    ) -> Result<Engine, EngineError> {
+        let count = match config.shards {
+            0 => std::thread::available_parallelism()
+                .map_or(1, usize::from)
+                .min(limits::SHARDS_DEFAULT_MAX),
+            count => count,
+        };
+        let mut shards = Vec::new();
+        for index in 0..count {
+            let (outbox, inbox) =
+                inbox().map_err(|error| EngineError::os(format!("make the inbox of shard {index}"), error))?;
+            let own = outbox.clone();
+            std::thread::Builder::new()
+                .name(format!("shard {index}"))
+                .spawn(move || {
+                    let _guard = AbortOnPanic;
+                    shard::run(inbox, own, path);
+                })
+                .map_err(|error| EngineError::os(format!("start shard {index}"), error))?;
+            shards.push(outbox);
+        }
+        let inner = Inner {
+            shards,
+            frontend: Arc::new(FuseLoop::new(&config.runtime_dir)),
+            open,
+            volumes: Mutex::default(),
+            next_key: AtomicU32::new(0),
+        };
+        Ok(Engine { inner: Arc::new(inner) })
+    }
+
+    /// Brings a volume up. Attaching what is attached already gives its device again.
+    pub async fn attach(&self, spec: AttachSpec) -> Result<Device, EngineError> {
+        let inner = self.inner.clone();
+        on_thread(format!("attach {}", spec.volume), move || inner.attach(spec)).await
+    }
+
+    /// Takes a volume down. Detaching what is not attached is fine.
+    pub async fn detach(&self, volume: &str) -> Result<(), EngineError> {
+        let (inner, volume) = (self.inner.clone(), volume.to_owned());
+        on_thread(format!("detach {volume}"), move || inner.detach(&volume)).await
+    }
+
+    /// Makes an attached volume and its device larger. The size is never reduced.
+    pub async fn grow(&self, volume: &str, size_bytes: u64) -> Result<Device, EngineError> {
+        let (inner, volume) = (self.inner.clone(), volume.to_owned());
+        on_thread(format!("grow {volume}"), move || inner.grow(&volume, size_bytes)).await
+    }
+
+    /// The device of an attached volume.
+    pub fn device(&self, volume: &str) -> Option<Device> {
+        self.inner.volumes().get(volume)?.attached.as_ref()?.device.clone()
+    }
+
+    /// The counters of every attached volume.
+    pub fn stats(&self) -> Vec<(String, VolumeStats)> {
+        let volumes = self.inner.volumes();
+        let attached = volumes
+            .iter()
+            .filter_map(|(name, slot)| Some((name, slot.attached.as_ref()?)));
+        attached
+            .map(|(name, attached)| (name.clone(), attached.counters.read()))
+            .collect()
+    }
+
+    /// Removes the mounts and devices that a dead predecessor left. To be called at start, before anything is attached;
+    /// a device that is still mounted goes when it is unmounted.
+    pub async fn remove_stale(runtime_dir: &Path) -> Result<(), EngineError> {
+        let frontend = FuseLoop::new(runtime_dir);
+        on_thread("remove stale devices".to_owned(), move || frontend.remove_stale()).await
+    }
+}
+
+impl Inner {
+    fn volumes(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
+        self.volumes.lock().expect("nobody panics while holding it")
+    }
+
+    /// Claims a volume's name for one operation.
+    fn reserve(&self, volume: &str) -> Result<Reservation<'_>, EngineError> {
+        let mut volumes = self.volumes();
+        let slot = volumes.entry(volume.to_owned()).or_default();
+        if std::mem::replace(&mut slot.busy, true) {
+            let text = format!("volume {volume} is being attached, detached or grown; try again");
+            return Err(EngineError::new(ErrorKind::Retry, text));
+        }
+        Ok(Reservation {
+            inner: self,
+            volume: volume.to_owned(),
+        })
+    }
+
+    fn attach(&self, spec: AttachSpec) -> Result<Device, EngineError> {
+        let reservation = self.reserve(&spec.volume)?;
+        if let Some(attached) = reservation.attached() {
+            let same = attached.spec.replica_uid == spec.replica_uid
+                && attached.spec.epoch == spec.epoch
+                && attached.spec.read_only == spec.read_only;
+            return match attached.device {
+                Some(device) if same => Ok(device),
+                _ => {
+                    let text = format!(
+                        "volume {} is attached in epoch {}; detach it before it is attached in epoch {}",
+                        spec.volume, attached.spec.epoch, spec.epoch
+                    );
+                    Err(EngineError::new(ErrorKind::Retry, text))
+                }
+            };
+        }
+        let disk = FileDisk::open(&spec.replica_dir)?;
+        let dir = disk.dir();
+        let engine = (self.open)(&spec, disk)?;
+        let export = Export {
+            volume: spec.volume.clone(),
+            size_bytes: engine.size_bytes(),
+            read_only: spec.read_only,
+        };
+        let session = self.frontend.open(&export)?;
+        let key = self.next_key.fetch_add(1, Ordering::Relaxed);
+        let shard = self.quietest_shard();
+        let new = NewVolume {
+            key,
+            name: spec.volume.clone(),
+            engine,
+            session,
+            dir,
+        };
+        let added = self
+            .ask(shard, |done| Message::Add(Box::new(new), done))
+            .and_then(|added| added);
+        let counters = added.inspect_err(|_| self.frontend.close(&export.volume))?;
+        let attached = Attached {
+            key,
+            shard,
+            spec,
+            export,
+            counters,
+            device: None,
+        };
+        reservation.set(Some(attached.clone()));
+        match self.frontend.connect(&attached.export) {
+            Ok(device) => {
+                reservation.set(Some(Attached {
+                    device: Some(device.clone()),
+                    ..attached
+                }));
+                Ok(device)
+            }
+            Err(error) => {
+                if let Err(cleanup) = self.take_down(&attached, &reservation) {
+                    tracing::warn!(volume = attached.spec.volume, error = ?cleanup, "clean up after a failed attach");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn detach(&self, volume: &str) -> Result<(), EngineError> {
+        let reservation = self.reserve(volume)?;
+        let Some(mut attached) = reservation.attached() else {
+            return Ok(());
+        };
+        if let Some(device) = &attached.device {
+            self.frontend.disconnect(&attached.export, device)?;
+            attached.device = None;
+            reservation.set(Some(attached.clone()));
+        }
+        self.take_down(&attached, &reservation)
+    }
+
+    /// Ends the engine of a volume without a device, and lets go of everything.
+    fn take_down(&self, attached: &Attached, reservation: &Reservation<'_>) -> Result<(), EngineError> {
+        let volume = &attached.spec.volume;
+        let (done, closed) = mpsc::channel();
+        self.tell(
+            attached.shard,
+            Message::Close {
+                volume: attached.key,
+                done,
+            },
+        )?;
+        match closed.recv_timeout(limits::CLOSE_WAIT_MAX) {
+            Ok(Closed::Clean) => {}
+            Ok(Closed::Stopped(why)) => {
+                tracing::warn!(
+                    volume,
+                    why,
+                    "the engine had stopped; its replica is recovered at the next attach"
+                );
+            }
+            Err(_) => {
+                let text = format!(
+                    "close volume {volume}: its disk has not answered for {} s; the replica in {} stays locked until it does",
+                    limits::CLOSE_WAIT_MAX.as_secs(),
+                    attached.spec.replica_dir.display()
+                );
+                return Err(EngineError::new(ErrorKind::Retry, text));
+            }
+        }
+        // The unmount first: it ends the connection, and with it the shard's watch.
+        self.frontend.close(volume);
+        self.ask(attached.shard, |done| Message::Remove {
+            volume: attached.key,
+            done,
+        })?;
+        reservation.set(None);
+        Ok(())
+    }
+
+    fn grow(&self, volume: &str, size_bytes: u64) -> Result<Device, EngineError> {
+        let reservation = self.reserve(volume)?;
+        let found = reservation
+            .attached()
+            .and_then(|attached| Some((attached.device.clone()?, attached)));
+        let Some((device, mut attached)) = found else {
+            let text = format!("grow volume {volume}: it is not attached here");
+            return Err(EngineError::new(ErrorKind::NotFound, text));
+        };
+        let message = |done| Message::Grow {
+            volume: attached.key,
+            size_bytes,
+            done,
+        };
+        let size_bytes = self.ask(attached.shard, message).and_then(|grown| grown)?;
+        attached.export.size_bytes = size_bytes;
+        let device = self.frontend.resize(&attached.export, &device)?;
+        attached.device = Some(device.clone());
+        reservation.set(Some(attached));
+        Ok(device)
+    }
+
+    fn quietest_shard(&self) -> usize {
+        let volumes = self.volumes();
+        let load = |shard: usize| {
+            volumes
+                .values()
+                .filter(|slot| slot.attached.as_ref().is_some_and(|found| found.shard == shard))
+                .count()
+        };
+        (0..self.shards.len())
+            .min_by_key(|&shard| load(shard))
+            .expect("there is at least one shard")
+    }
+
+    fn tell(&self, shard: usize, message: Message) -> Result<(), EngineError> {
+        self.shards[shard].send(message).map_err(|_| gone())
+    }
+
+    fn ask<T>(&self, shard: usize, message: impl FnOnce(mpsc::Sender<T>) -> Message) -> Result<T, EngineError> {
+        let (done, answer) = mpsc::channel();
+        self.tell(shard, message(done))?;
+        answer.recv().map_err(|_| gone())
+    }
+}
+
+fn gone() -> EngineError {
+    EngineError::new(ErrorKind::Retry, "the engine of this node is being stopped")
+}
+
+/// A volume's name, claimed for one operation; free again when this is dropped.
+struct Reservation<'a> {
+    inner: &'a Inner,
+    volume: String,
+}
+
+impl Reservation<'_> {
+    fn attached(&self) -> Option<Attached> {
+        self.inner
+            .volumes()
+            .get(&self.volume)
+            .and_then(|slot| slot.attached.clone())
+    }
+
+    fn set(&self, attached: Option<Attached>) {
+        if let Some(slot) = self.inner.volumes().get_mut(&self.volume) {
+            slot.attached = attached;
+        }
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        let mut volumes = self.inner.volumes();
+        if let Some(slot) = volumes.get_mut(&self.volume) {
+            slot.busy = false;
+            if slot.attached.is_none() {
+                volumes.remove(&self.volume);
+            }
+        }
+    }
+}
+
+/// A shard that panicked leaves volumes that nobody serves, which hangs every guest; a process that ends is restarted.
+struct AbortOnPanic;
+
+impl Drop for AbortOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Runs `work` on a thread of its own: it may block for as long as a disk or the kernel likes.
+async fn on_thread<T: Send + 'static>(
+    name: String,
+    work: impl FnOnce() -> Result<T, EngineError> + Send + 'static,
+) -> Result<T, EngineError> {
+    let (done, outcome) = tokio::sync::oneshot::channel();
+    let failed = |text: String| EngineError::new(ErrorKind::Failed, text);
+    std::thread::Builder::new()
+        .name(name.clone())
+        .spawn(move || {
+            // Nobody waits any more if this fails; the work is done all the same.
+            let _ = done.send(work());
+        })
+        .map_err(|error| failed(format!("{name}: start a thread")).because(error))?;
+    outcome
+        .await
+        .map_err(|_| failed(format!("{name}: the thread ended early")))?
+}

@@ -1,0 +1,186 @@
+//! Opens the engine of a replica: the store's recovery, and its share of the node's memory.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use galleonfs_storage_engine::BlockEngine;
+use galleonfs_storage_engine::buffer::PAGE_BYTES;
+use galleonfs_storage_engine::io::{IoFailure, IoId, IoResult, Output};
+use galleonfs_storage_engine::request::{Request, RequestId};
+use galleonfs_storage_engine::store::{OpenError, OpenOptions, open_replica};
+use galleonfs_storage_engine::types::{Epoch, Identity};
+use galleonfs_storage_engine::volume::Volume;
+
+use super::{AttachSpec, EngineError, ErrorKind, VolumeEngine};
+use crate::disk::FileDisk;
+
+/// Map memory of one volume at most: what the map of half a terabyte of busy data takes.
+const SHARE_BYTES_MAX: usize = 16 << 20;
+
+/// Map memory that every volume gets, whatever is left of the budget: less would make each request read the map from
+/// the disk.
+const SHARE_BYTES_MIN: usize = 512 << 10;
+
+/// The memory that the maps of all volumes together may occupy.
+///
+/// A volume takes a quarter of what is left when it is opened, so the first ones get much and the last ones still get
+/// something, and gives it back in the end.
+#[derive(Clone, Debug)]
+pub(super) struct MapBudget {
+    left_bytes: Arc<AtomicUsize>,
+}
+
+/// One volume's part of the budget; given back when dropped.
+#[derive(Debug)]
+struct Share {
+    budget: MapBudget,
+    bytes: usize,
+    /// What was really taken from the budget: less than `bytes` when it was used up.
+    taken_bytes: usize,
+}
+
+impl MapBudget {
+    pub fn new(bytes: usize) -> MapBudget {
+        MapBudget {
+            left_bytes: Arc::new(AtomicUsize::new(bytes)),
+        }
+    }
+
+    fn share(&self) -> Share {
+        let bytes_of = |left: usize| (left / 4).clamp(SHARE_BYTES_MIN, SHARE_BYTES_MAX);
+        let take = |left: usize| Some(left.saturating_sub(bytes_of(left)));
+        let left = match self.left_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
+            Ok(left) | Err(left) => left,
+        };
+        let bytes = bytes_of(left);
+        Share {
+            budget: self.clone(),
+            bytes,
+            taken_bytes: bytes.min(left),
+        }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.left_bytes.fetch_add(self.taken_bytes, Ordering::Relaxed);
+    }
+}
+
+/// A volume, and the memory it was promised.
+struct OpenVolume {
+    volume: Volume,
+    _share: Share,
+}
+
+/// Recovers the replica on `disk` and makes it serve in the epoch of `spec`.
+pub(super) fn open_volume(
+    spec: &AttachSpec,
+    mut disk: FileDisk,
+    budget: &MapBudget,
+) -> Result<Box<dyn VolumeEngine>, EngineError> {
+    let identity = Identity {
+        cluster: spec.cluster_id.into_bytes(),
+        volume: spec.volume_uid.into_bytes(),
+        replica: spec.replica_uid.into_bytes(),
+    };
+    let epoch = u32::try_from(spec.epoch).map_err(|_| {
+        let text = format!("open volume {}: epoch {} is out of range", spec.volume, spec.epoch);
+        EngineError::new(ErrorKind::Failed, text)
+    })?;
+    let share = budget.share();
+    let options = OpenOptions {
+        cache_pages_max: share.bytes / PAGE_BYTES,
+        ..OpenOptions::new(identity, Epoch(epoch))
+    };
+    let (store, report) =
+        open_replica(&mut disk, options).map_err(|error| explain("open", &spec.replica_dir, error))?;
+    tracing::info!(volume = spec.volume, epoch, ?report, "opened a replica");
+    if !report.damaged_blocks.is_empty() {
+        tracing::error!(
+            volume = spec.volume,
+            blocks = report.damaged_blocks.len(),
+            "flushed blocks are damaged; reading them fails"
+        );
+    }
+    Ok(Box::new(OpenVolume {
+        volume: Volume::new(store),
+        _share: share,
+    }))
+}
+
+/// Tells a store's refusal in terms of what to do next.
+pub(crate) fn explain(doing: &str, dir: &Path, error: OpenError) -> EngineError {
+    let kind = match &error {
+        OpenError::NotFormatted => ErrorKind::NotFound,
+        OpenError::NewerFormat(_) => ErrorKind::Unsupported,
+        OpenError::WrongIdentity { .. } => ErrorKind::WrongIdentity,
+        OpenError::Damaged(_) => ErrorKind::Corrupt,
+        // Somebody was made primary after us: what we were told is old, and the next look tells more.
+        OpenError::Fenced { .. } => ErrorKind::Retry,
+        OpenError::NoSpace => ErrorKind::NoSpace,
+        OpenError::Disk {
+            cause: IoFailure::NotFound,
+            ..
+        } => ErrorKind::NotFound,
+        OpenError::AlreadyFormatted | OpenError::Invalid(_) | OpenError::Disk { .. } => ErrorKind::Failed,
+    };
+    EngineError::new(kind, format!("{doing} the replica in {}", dir.display())).because(error)
+}
+
+impl BlockEngine for OpenVolume {
+    fn submit(&mut self, id: RequestId, request: Request) {
+        self.volume.submit(id, request);
+    }
+
+    fn completed(&mut self, id: IoId, result: IoResult) {
+        self.volume.completed(id, result);
+    }
+
+    fn tick(&mut self, now_ms: u64) {
+        self.volume.tick(now_ms);
+    }
+
+    fn next_tick_ms(&self) -> Option<u64> {
+        self.volume.next_tick_ms()
+    }
+
+    fn poll(&mut self) -> Option<Output> {
+        self.volume.poll()
+    }
+
+    fn close(&mut self) {
+        self.volume.close();
+    }
+
+    fn is_closed(&self) -> bool {
+        self.volume.is_closed()
+    }
+}
+
+impl VolumeEngine for OpenVolume {
+    fn size_bytes(&self) -> u64 {
+        self.volume.size_bytes()
+    }
+
+    fn stopped(&self) -> Option<String> {
+        self.volume.stopped().map(str::to_owned)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_volume_gets_some_of_the_budget_and_gives_it_back() {
+        let budget = MapBudget::new(32 << 20);
+        let shares: Vec<Share> = (0..100).map(|_| budget.share()).collect();
+        assert_eq!(shares[0].bytes, 8 << 20);
+        assert!(shares.iter().all(|share| share.bytes >= SHARE_BYTES_MIN));
+        assert_eq!(budget.left_bytes.load(Ordering::Relaxed), 0);
+        drop(shares);
+        assert_eq!(budget.left_bytes.load(Ordering::Relaxed), 32 << 20);
+    }
+}

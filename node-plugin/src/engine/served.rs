@@ -1,0 +1,424 @@
+//! A volume as its shard serves it: the engine between the session's requests and the disk's operations.
+//!
+//! ```text
+//! session ─receive─► engine ─poll─► Io ─► ring or helper ─completed─► engine ─poll─► Answer ─► session
+//! ```
+//!
+//! ```text
+//! Serving ── close ──► Closing ── the engine is closed ──► Closed ── remove ──► (dropped, once the kernel let go)
+//! ```
+
+use std::collections::{HashMap, VecDeque};
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use galleonfs_storage_engine::buffer::Buf;
+use galleonfs_storage_engine::io::{FileId, Io, IoDone, IoId, IoResult, Output};
+use galleonfs_storage_engine::request::{Answer, Piece, Reply, Request, RequestError, RequestId};
+use slab::Slab;
+
+use super::files::Files;
+use super::helper::{Helper, Job, Outcome};
+use super::limits::{DISK_OPS_PER_VOLUME_MAX, INFLIGHT_BYTES_PER_VOLUME_MAX, REQUESTS_PER_TURN_MAX};
+use super::reactor::{Reactor, Source};
+use super::ring::{DiskOp, Work};
+use super::stats::Counters;
+use super::{ErrorKind, VolumeEngine};
+use crate::engine::EngineError;
+use crate::frontend::{Buffers, Received, RequestKind, Session, Ticket};
+
+/// How far a volume's end has come.
+#[derive(Debug)]
+enum State {
+    Serving,
+    /// The engine is writing what is dirty; these want to know when it is done.
+    Closing(Vec<Sender<Closed>>),
+    Closed(Closed),
+}
+
+/// How an engine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Closed {
+    /// Everything is on stable storage.
+    Clean,
+    /// It had stopped itself before, for this reason; what was not flushed may be lost.
+    Stopped(String),
+}
+
+/// Who asked for what is with the engine.
+#[derive(Debug)]
+enum Asked {
+    /// The guest.
+    Guest(Ticket),
+    /// The node: to make the volume so large, and tell.
+    Growth {
+        size_bytes: u64,
+        done: Sender<Result<u64, EngineError>>,
+    },
+}
+
+pub(super) struct Served {
+    key: u32,
+    engine: Box<dyn VolumeEngine>,
+    session: Box<dyn Session>,
+    helper: Helper,
+    counters: Arc<Counters>,
+    /// Requests that are with the engine; the slot is the request's id.
+    asked: Slab<Asked>,
+    /// Payload and answer bytes of those requests.
+    inflight_bytes: u64,
+    files: Files,
+    /// Operations that wait for their file to be opened.
+    opening: HashMap<FileId, Vec<(IoId, Io)>>,
+    /// Operations that wait for others to end.
+    backlog: VecDeque<(IoId, Io)>,
+    /// Operations that the ring or the helper has.
+    out: usize,
+    /// The kernel watches the session's descriptor for us.
+    watched: bool,
+    /// The device is gone.
+    ended: bool,
+    state: State,
+    next_tick_ms: Option<u64>,
+    told_ms: u64,
+    /// In the shard's list of volumes that something happened to.
+    pub touched: bool,
+    /// Somebody waits for this volume to be let go.
+    pub leaving: Option<Sender<()>>,
+}
+
+impl std::fmt::Debug for Served {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Served")
+            .field("key", &self.key)
+            .field("state", &self.state)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Served {
+    pub fn new(
+        key: u32,
+        engine: Box<dyn VolumeEngine>,
+        session: Box<dyn Session>,
+        helper: Helper,
+        counters: Arc<Counters>,
+    ) -> Served {
+        Served {
+            key,
+            engine,
+            session,
+            helper,
+            counters,
+            asked: Slab::new(),
+            inflight_bytes: 0,
+            files: Files::default(),
+            opening: HashMap::new(),
+            backlog: VecDeque::new(),
+            out: 0,
+            watched: false,
+            ended: false,
+            state: State::Serving,
+            next_tick_ms: None,
+            told_ms: 0,
+            touched: false,
+            leaving: None,
+        }
+    }
+
+    /// When the engine wants to be told the time.
+    pub fn next_tick_ms(&self) -> Option<u64> {
+        self.next_tick_ms
+    }
+
+    /// Tells the engine the time, once per millisecond at most, unless it asked for this moment.
+    pub fn tick(&mut self, now_ms: u64) {
+        if now_ms != self.told_ms || self.next_tick_ms.is_some_and(|due| due <= now_ms) {
+            self.told_ms = now_ms;
+            self.engine.tick(now_ms);
+        }
+    }
+
+    /// The session's descriptor is readable: takes a turn's worth of requests.
+    pub fn take_requests(&mut self, buffers: &mut Buffers) {
+        self.watched = false;
+        for _ in 0..REQUESTS_PER_TURN_MAX {
+            if self.ended || self.is_full() {
+                return;
+            }
+            match self.session.receive(buffers) {
+                Received::Request(ticket, request) => {
+                    self.counters.started(ticket.kind, ticket.bytes);
+                    self.inflight_bytes += occupied_bytes(&ticket);
+                    let id = RequestId(self.asked.insert(Asked::Guest(ticket)) as u64);
+                    self.engine.submit(id, request);
+                }
+                Received::Served => {}
+                Received::Empty => return,
+                Received::Ended(why) => {
+                    self.ended = true;
+                    if matches!(self.state, State::Serving) {
+                        tracing::error!(why, "the device of a volume in use is gone");
+                        self.counters.tell(format!("the device is gone: {why}"));
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// A disk operation ended.
+    pub fn completed(&mut self, id: IoId, result: IoResult, parts: Vec<Buf>, buffers: &mut Buffers) {
+        self.out -= 1;
+        self.engine.completed(id, result);
+        // The engine has let go of its own references by now, if it ever does.
+        parts.into_iter().for_each(|part| buffers.give_back(part));
+    }
+
+    /// The helper has done something.
+    pub fn helped(&mut self, outcome: Outcome, reactor: &mut Reactor, buffers: &mut Buffers) {
+        match outcome {
+            Outcome::Ended(id, result, parts) => self.completed(id, result, parts, buffers),
+            Outcome::Created(id, file, Ok(handle)) => {
+                self.keep_open(file, handle);
+                self.completed(id, Ok(IoDone::Done), Vec::new(), buffers);
+            }
+            Outcome::Created(id, _, Err(error)) => self.completed(id, Err(error), Vec::new(), buffers),
+            Outcome::Opened(file, Ok(handle)) => {
+                self.keep_open(file, handle.clone());
+                for (id, io) in self.opening.remove(&file).unwrap_or_default() {
+                    self.begin_open(id, io, file, handle.clone(), reactor);
+                }
+            }
+            Outcome::Opened(file, Err(error)) => {
+                for (id, _) in self.opening.remove(&file).unwrap_or_default() {
+                    self.completed(id, Err(error.clone()), Vec::new(), buffers);
+                }
+            }
+        }
+    }
+
+    /// Lets the engine work until it has nothing more to say, and looks after what follows from that.
+    pub fn pump(&mut self, reactor: &mut Reactor, buffers: &mut Buffers) {
+        loop {
+            match self.engine.poll() {
+                Some(Output::Io(id, io)) => {
+                    if self.out < DISK_OPS_PER_VOLUME_MAX && self.backlog.is_empty() {
+                        self.begin(id, io, reactor);
+                    } else {
+                        self.backlog.push_back((id, io));
+                    }
+                }
+                Some(Output::Answer(id, answer)) => self.answer(id, answer, buffers),
+                None => break,
+            }
+        }
+        while self.out < DISK_OPS_PER_VOLUME_MAX
+            && let Some((id, io)) = self.backlog.pop_front()
+        {
+            self.begin(id, io, reactor);
+        }
+        self.next_tick_ms = self.engine.next_tick_ms();
+        self.settle_close();
+        if !self.watched && !self.ended && self.leaving.is_none() && !self.is_full() {
+            self.watched = true;
+            reactor.watch(Source::Volume(self.key), self.session.descriptor());
+        }
+    }
+
+    /// Starts an orderly end and tells `done` when it has come.
+    pub fn close(&mut self, now_ms: u64, done: Sender<Closed>) {
+        match &mut self.state {
+            State::Serving => {
+                self.session.refuse();
+                self.engine.close();
+                // Also within the same millisecond: the last checkpoint is background work, which a tick lets go on.
+                self.engine.tick(now_ms);
+                self.state = State::Closing(vec![done]);
+            }
+            State::Closing(waiting) => waiting.push(done),
+            // Whoever asked has given up if this fails.
+            State::Closed(how) => drop(done.send(how.clone())),
+        }
+    }
+
+    /// Makes the volume at least so large, and tells `done` its size when it has it.
+    pub fn grow(&mut self, size_bytes: u64, done: Sender<Result<u64, EngineError>>) {
+        let present_bytes = self.engine.size_bytes();
+        if size_bytes <= present_bytes {
+            // Whoever asked has given up if this fails.
+            let _ = done.send(Ok(present_bytes));
+            return;
+        }
+        let id = RequestId(self.asked.insert(Asked::Growth { size_bytes, done }) as u64);
+        self.engine.submit(id, Request::Grow { len: size_bytes });
+    }
+
+    /// Starts letting go of a volume that is closed.
+    pub fn leave(&mut self, done: Sender<()>, reactor: &mut Reactor) {
+        assert!(
+            matches!(self.state, State::Closed(_)),
+            "an engine is closed before its volume is removed"
+        );
+        self.leaving = Some(done);
+        if self.watched && reactor.unwatch(Source::Volume(self.key)) {
+            self.watched = false;
+        }
+    }
+
+    /// The kernel refers to nothing of this volume any more.
+    pub fn may_go(&self) -> bool {
+        self.leaving.is_some() && !self.watched && self.out == 0
+    }
+
+    /// A watch has ended, and nobody wants to read.
+    pub fn unwatched(&mut self) {
+        self.watched = false;
+    }
+
+    pub fn has_requests(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    fn is_full(&self) -> bool {
+        self.inflight_bytes >= INFLIGHT_BYTES_PER_VOLUME_MAX
+    }
+
+    fn answer(&mut self, id: RequestId, answer: Answer, buffers: &mut Buffers) {
+        let ticket = match self
+            .asked
+            .try_remove(id.0 as usize)
+            .expect("a request is answered once")
+        {
+            Asked::Guest(ticket) => ticket,
+            Asked::Growth { size_bytes, done } => {
+                let outcome = answer.map(|_| size_bytes).map_err(|error| {
+                    let kind = match error {
+                        RequestError::NoSpace => ErrorKind::NoSpace,
+                        RequestError::Corrupt(_) => ErrorKind::Corrupt,
+                        RequestError::Fenced => ErrorKind::Retry,
+                        RequestError::Invalid(_) | RequestError::Failed(_) => ErrorKind::Failed,
+                    };
+                    EngineError::new(kind, format!("grow the volume to {size_bytes} bytes")).because(error)
+                });
+                if outcome.is_ok() {
+                    self.session.resize(size_bytes);
+                }
+                // Whoever asked has given up if this fails.
+                let _ = done.send(outcome);
+                return;
+            }
+        };
+        self.inflight_bytes -= occupied_bytes(&ticket);
+        // Counted before the guest can know of it.
+        self.counters.ended();
+        if let Err(error) = &answer {
+            self.counters.failed();
+            match error {
+                RequestError::Corrupt(_) | RequestError::Failed(_) => self.counters.tell(error.to_string()),
+                RequestError::Invalid(_) | RequestError::NoSpace | RequestError::Fenced => {}
+            }
+        }
+        self.session.answer(ticket, &answer);
+        if ticket.handed_over {
+            buffers.answered();
+        }
+        if let Ok(Reply::Data(pieces)) = answer {
+            for piece in pieces {
+                if let Piece::Bytes(buf) = piece {
+                    buffers.give_back(buf);
+                }
+            }
+        }
+    }
+
+    /// Hands an operation on to where it is carried out.
+    fn begin(&mut self, id: IoId, io: Io, reactor: &mut Reactor) {
+        self.out += 1;
+        let file = match io {
+            Io::Create { file, len } => return self.helper.give(Job::Create { id, file, len }),
+            Io::Remove { file } => {
+                let open = self.files.remove(file);
+                return self.helper.give(Job::Remove { id, file, open });
+            }
+            Io::Read { file, .. } | Io::Write { file, .. } | Io::Sync { file } => file,
+        };
+        if let Some(waiting) = self.opening.get_mut(&file) {
+            waiting.push((id, io));
+        } else if let Some(handle) = self.files.get(file) {
+            self.begin_open(id, io, file, handle, reactor);
+        } else {
+            self.opening.insert(file, vec![(id, io)]);
+            self.helper.give(Job::Open(file));
+        }
+    }
+
+    fn begin_open(&mut self, id: IoId, io: Io, file: FileId, handle: Arc<File>, reactor: &mut Reactor) {
+        match reactor {
+            Reactor::Ring(ring) => {
+                let work = match io {
+                    Io::Read { offset, buf, .. } => Work::Read { offset, buf },
+                    Io::Write { offset, parts, .. } => Work::Write { offset, parts },
+                    Io::Sync { .. } => Work::Sync,
+                    Io::Create { .. } | Io::Remove { .. } => unreachable!("these do not wait for an open file"),
+                };
+                ring.start(DiskOp {
+                    volume: self.key,
+                    id,
+                    file,
+                    handle,
+                    work,
+                });
+            }
+            Reactor::Poll(_) => self.helper.give(match io {
+                Io::Read { offset, buf, .. } => Job::Read {
+                    id,
+                    file,
+                    handle,
+                    offset,
+                    buf,
+                },
+                Io::Write { offset, parts, .. } => Job::Write {
+                    id,
+                    file,
+                    handle,
+                    offset,
+                    parts,
+                },
+                Io::Sync { .. } => Job::Sync { id, file, handle },
+                Io::Create { .. } | Io::Remove { .. } => unreachable!("these do not wait for an open file"),
+            }),
+        }
+    }
+
+    fn keep_open(&mut self, file: FileId, handle: Arc<File>) {
+        if let Some(handle) = self.files.insert(file, handle) {
+            self.helper.give(Job::Close { handle });
+        }
+    }
+
+    fn settle_close(&mut self) {
+        let State::Closing(waiting) = &mut self.state else {
+            return;
+        };
+        let how = match self.engine.stopped() {
+            _ if self.engine.is_closed() => self.engine.stopped().map_or(Closed::Clean, Closed::Stopped),
+            // It writes no more, and nothing that it started is left to wait for.
+            Some(why) if self.out == 0 && self.backlog.is_empty() => Closed::Stopped(why),
+            _ => return,
+        };
+        for done in waiting.drain(..) {
+            let _ = done.send(how.clone());
+        }
+        self.state = State::Closed(how);
+    }
+}
+
+/// What a request occupies in memory while it is out: the payload of a write, the answer of a read.
+fn occupied_bytes(ticket: &Ticket) -> u64 {
+    match ticket.kind {
+        RequestKind::Read | RequestKind::Write => ticket.bytes,
+        RequestKind::Flush | RequestKind::Zero => 0,
+    }
+}

@@ -1,0 +1,253 @@
+//! A shard: one thread that serves some of the node's volumes, and waits for all of them in one place.
+//!
+//! A round goes: wait; take what happened (requests, ended operations, messages); tell the engines the time that they
+//! asked for; let the engines that something happened to work. Nothing in a round blocks, so a volume whose disk hangs
+//! just has nothing happen to it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+use super::helper::{Helper, Outcome};
+use super::inbox::{Inbox, Outbox};
+use super::limits::{DISK_THREADS_WITHOUT_RING, IDLE_BEFORE_TRIM_MS};
+use super::reactor::{Event, Reactor, Source};
+use super::served::{Closed, Served};
+use super::stats::{Counters, DiskPath};
+use super::{EngineError, ErrorKind, VolumeEngine};
+use crate::disk::ReplicaDir;
+use crate::frontend::{Buffers, Session};
+
+/// A volume for a shard.
+pub(super) struct NewVolume {
+    pub key: u32,
+    pub name: String,
+    pub engine: Box<dyn VolumeEngine>,
+    pub session: Box<dyn Session>,
+    pub dir: Arc<ReplicaDir>,
+}
+
+/// What other threads tell a shard.
+pub(super) enum Message {
+    Add(Box<NewVolume>, Sender<Result<Arc<Counters>, EngineError>>),
+    Helped {
+        volume: u32,
+        outcome: Outcome,
+    },
+    Grow {
+        volume: u32,
+        size_bytes: u64,
+        done: Sender<Result<u64, EngineError>>,
+    },
+    /// End the volume's engine in an orderly way.
+    Close {
+        volume: u32,
+        done: Sender<Closed>,
+    },
+    /// Let go of a closed volume.
+    Remove {
+        volume: u32,
+        done: Sender<()>,
+    },
+    /// End the thread, whatever it has.
+    Stop,
+}
+
+pub(super) struct Shard {
+    inbox: Inbox<Message>,
+    outbox: Outbox<Message>,
+    reactor: Reactor,
+    buffers: Buffers,
+    volumes: HashMap<u32, Served>,
+    /// Volumes that something happened to in this round.
+    touched: Vec<u32>,
+    started: Instant,
+    busy_ms: u64,
+    stopping: bool,
+}
+
+/// Runs a shard on the calling thread until it is told to stop.
+pub(super) fn run(inbox: Inbox<Message>, outbox: Outbox<Message>, path: Option<DiskPath>) {
+    let mut shard = Shard {
+        inbox,
+        outbox,
+        reactor: Reactor::new(path),
+        buffers: Buffers::default(),
+        volumes: HashMap::new(),
+        touched: Vec::new(),
+        started: Instant::now(),
+        busy_ms: 0,
+        stopping: false,
+    };
+    shard.reactor.watch(Source::Inbox, shard.inbox.descriptor());
+    let mut events = Vec::new();
+    while !shard.stopping {
+        shard.reactor.wait(shard.timeout(), &mut events);
+        shard.round(&mut events);
+    }
+}
+
+impl Shard {
+    fn round(&mut self, events: &mut Vec<Event>) {
+        let now_ms = self.now_ms();
+        if !events.is_empty() {
+            self.busy_ms = now_ms;
+        }
+        for event in events.drain(..) {
+            match event {
+                Event::Readable(Source::Inbox) => {
+                    self.inbox.woken();
+                    while let Some(message) = self.inbox.next() {
+                        self.message(message, now_ms);
+                    }
+                    self.reactor.watch(Source::Inbox, self.inbox.descriptor());
+                }
+                Event::Readable(Source::Volume(key)) => {
+                    let Some(volume) = self.volumes.get_mut(&key) else {
+                        continue;
+                    };
+                    if volume.leaving.is_some() {
+                        volume.unwatched();
+                    } else {
+                        volume.tick(now_ms);
+                        volume.take_requests(&mut self.buffers);
+                    }
+                    touch(&mut self.touched, key, volume);
+                }
+                Event::Disk {
+                    volume: key,
+                    id,
+                    result,
+                    parts,
+                } => {
+                    let volume = self
+                        .volumes
+                        .get_mut(&key)
+                        .expect("a volume stays until its operations have ended");
+                    volume.tick(now_ms);
+                    volume.completed(id, result, parts, &mut self.buffers);
+                    touch(&mut self.touched, key, volume);
+                }
+            }
+        }
+        for (key, volume) in &mut self.volumes {
+            if volume.next_tick_ms().is_some_and(|due| due <= now_ms) {
+                volume.tick(now_ms);
+                touch(&mut self.touched, *key, volume);
+            }
+        }
+        while let Some(key) = self.touched.pop() {
+            let Some(volume) = self.volumes.get_mut(&key) else {
+                continue;
+            };
+            volume.touched = false;
+            volume.pump(&mut self.reactor, &mut self.buffers);
+            if volume.may_go()
+                && let Some(volume) = self.volumes.remove(&key)
+            {
+                let done = volume.leaving.clone();
+                // Closes the connection and the files; the caller waits for that.
+                drop(volume);
+                done.map(|done| done.send(()));
+            }
+        }
+        if self.buffers.is_warm() && now_ms >= self.busy_ms + IDLE_BEFORE_TRIM_MS && !self.has_requests() {
+            self.buffers.trim();
+        }
+    }
+
+    fn message(&mut self, message: Message, now_ms: u64) {
+        let key = match message {
+            Message::Add(volume, done) => {
+                let key = volume.key;
+                let added = self.add(*volume);
+                // Whoever asked waits without a limit.
+                let _ = done.send(added);
+                key
+            }
+            Message::Helped { volume: key, outcome } => {
+                let volume = self
+                    .volumes
+                    .get_mut(&key)
+                    .expect("a volume stays until its operations have ended");
+                volume.tick(now_ms);
+                volume.helped(outcome, &mut self.reactor, &mut self.buffers);
+                key
+            }
+            Message::Grow {
+                volume: key,
+                size_bytes,
+                done,
+            } => {
+                if let Some(volume) = self.volumes.get_mut(&key) {
+                    volume.tick(now_ms);
+                    volume.grow(size_bytes, done);
+                }
+                key
+            }
+            Message::Close { volume: key, done } => {
+                if let Some(volume) = self.volumes.get_mut(&key) {
+                    volume.close(now_ms, done);
+                }
+                key
+            }
+            Message::Remove { volume: key, done } => {
+                if let Some(volume) = self.volumes.get_mut(&key) {
+                    volume.leave(done, &mut self.reactor);
+                }
+                key
+            }
+            Message::Stop => {
+                self.stopping = true;
+                return;
+            }
+        };
+        if let Some(volume) = self.volumes.get_mut(&key) {
+            touch(&mut self.touched, key, volume);
+        }
+    }
+
+    fn add(&mut self, new: NewVolume) -> Result<Arc<Counters>, EngineError> {
+        let threads = match self.reactor.path() {
+            DiskPath::Ring => 1,
+            DiskPath::Threads => DISK_THREADS_WITHOUT_RING,
+        };
+        let helper = Helper::start(new.key, &new.name, threads, new.dir, self.outbox.clone()).map_err(|error| {
+            EngineError::new(
+                ErrorKind::Retry,
+                format!("start the disk threads of volume {}", new.name),
+            )
+            .because(error)
+        })?;
+        let counters = Arc::new(Counters::new(self.reactor.path()));
+        let served = Served::new(new.key, new.engine, new.session, helper, counters.clone());
+        self.volumes.insert(new.key, served);
+        Ok(counters)
+    }
+
+    /// How long there is nothing to do unless something happens; `None` for ever.
+    fn timeout(&self) -> Option<Duration> {
+        let mut due = self.volumes.values().filter_map(Served::next_tick_ms).min();
+        if self.buffers.is_warm() && !self.has_requests() {
+            let trim = self.busy_ms + IDLE_BEFORE_TRIM_MS;
+            due = Some(due.map_or(trim, |due| due.min(trim)));
+        }
+        due.map(|due| Duration::from_millis(due).saturating_sub(self.started.elapsed()))
+    }
+
+    fn has_requests(&self) -> bool {
+        self.volumes.values().any(Served::has_requests)
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+}
+
+fn touch(touched: &mut Vec<u32>, key: u32, volume: &mut Served) {
+    if !volume.touched {
+        volume.touched = true;
+        touched.push(key);
+    }
+}

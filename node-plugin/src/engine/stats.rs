@@ -1,0 +1,124 @@
+//! What a volume counts. Its shard writes, anybody reads.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::frontend::RequestKind;
+
+/// How a volume's disk operations are carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskPath {
+    /// By io_uring.
+    Ring,
+    /// By threads, because this kernel or this sandbox forbids io_uring.
+    Threads,
+}
+
+/// A volume's counters since it was attached.
+#[derive(Clone, Debug)]
+pub struct VolumeStats {
+    pub reads: u64,
+    pub writes: u64,
+    pub flushes: u64,
+    /// Discards and write-zeroes.
+    pub zeroes: u64,
+    pub read_bytes: u64,
+    pub written_bytes: u64,
+    pub zeroed_bytes: u64,
+    /// Requests that were answered with an error.
+    pub errors: u64,
+    /// Requests that are with the engine.
+    pub inflight: u64,
+    pub path: DiskPath,
+    /// What the last failed request was told, if it tells of damage, of a failed disk or of an engine that stopped.
+    pub last_error: Option<String>,
+}
+
+#[derive(Debug)]
+pub(super) struct Counters {
+    path: DiskPath,
+    reads: AtomicU64,
+    writes: AtomicU64,
+    flushes: AtomicU64,
+    zeroes: AtomicU64,
+    read_bytes: AtomicU64,
+    written_bytes: AtomicU64,
+    zeroed_bytes: AtomicU64,
+    errors: AtomicU64,
+    inflight: AtomicU64,
+    last_error: Mutex<Option<String>>,
+}
+
+impl Counters {
+    pub fn new(path: DiskPath) -> Counters {
+        Counters {
+            path,
+            reads: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
+            flushes: AtomicU64::new(0),
+            zeroes: AtomicU64::new(0),
+            read_bytes: AtomicU64::new(0),
+            written_bytes: AtomicU64::new(0),
+            zeroed_bytes: AtomicU64::new(0),
+            errors: AtomicU64::new(0),
+            inflight: AtomicU64::new(0),
+            last_error: Mutex::new(None),
+        }
+    }
+
+    /// A request was handed to the engine.
+    pub fn started(&self, kind: RequestKind, bytes: u64) {
+        let (count, sum) = match kind {
+            RequestKind::Read => (&self.reads, Some(&self.read_bytes)),
+            RequestKind::Write => (&self.writes, Some(&self.written_bytes)),
+            RequestKind::Flush => (&self.flushes, None),
+            RequestKind::Zero => (&self.zeroes, Some(&self.zeroed_bytes)),
+        };
+        add(count, 1);
+        if let Some(sum) = sum {
+            add(sum, bytes);
+        }
+        add(&self.inflight, 1);
+    }
+
+    /// A request was answered.
+    pub fn ended(&self) {
+        // Only the shard writes, so a load and a store do not race.
+        self.inflight.store(
+            self.inflight.load(Ordering::Relaxed).saturating_sub(1),
+            Ordering::Relaxed,
+        );
+    }
+
+    /// A request was answered with an error.
+    pub fn failed(&self) {
+        add(&self.errors, 1);
+    }
+
+    /// Something happened that a person should know of.
+    pub fn tell(&self, error: String) {
+        *self.last_error.lock().expect("nobody panics while holding it") = Some(error);
+    }
+
+    pub fn read(&self) -> VolumeStats {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        VolumeStats {
+            reads: get(&self.reads),
+            writes: get(&self.writes),
+            flushes: get(&self.flushes),
+            zeroes: get(&self.zeroes),
+            read_bytes: get(&self.read_bytes),
+            written_bytes: get(&self.written_bytes),
+            zeroed_bytes: get(&self.zeroed_bytes),
+            errors: get(&self.errors),
+            inflight: get(&self.inflight),
+            path: self.path,
+            last_error: self.last_error.lock().expect("nobody panics while holding it").clone(),
+        }
+    }
+}
+
+/// Only the shard writes, so a load and a store do not race, and cost less than an atomic addition.
+fn add(count: &AtomicU64, by: u64) {
+    count.store(count.load(Ordering::Relaxed) + by, Ordering::Relaxed);
+}

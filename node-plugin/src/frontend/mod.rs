@@ -1,0 +1,129 @@
+//! The guest's side: a block device whose requests reach an engine.
+//!
+//! A frontend has two halves. [`Frontend`] makes and removes devices; its calls block (mounting, loop ioctls, a
+//! `stat` that our own server must answer) and are made on threads of their own. [`Session`] is the channel that the
+//! device's requests arrive on; it lives on a shard and never blocks.
+//!
+//! ```text
+//! open() ─► Session ─► a shard serves it ─► connect() ─► Device … disconnect() ─► the shard lets go ─► close()
+//! ```
+
+mod abi;
+mod buffers;
+mod fuse;
+mod fuse_loop;
+mod loop_device;
+mod mounts;
+
+use std::fmt::Debug;
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use galleonfs_storage_engine::request::{Answer, Request};
+
+use crate::engine::EngineError;
+pub use buffers::Buffers;
+pub use fuse_loop::FuseLoop;
+
+/// Bytes in a block of every device; also the unit of every request.
+pub const BLOCK_BYTES: u64 = 4096;
+
+/// What a frontend needs to know of a volume.
+#[derive(Clone, Debug)]
+pub struct Export {
+    /// The volume's object name: unique on this node, and fit for a file name.
+    pub volume: String,
+    /// A multiple of [`BLOCK_BYTES`].
+    pub size_bytes: u64,
+    /// Refuse writes.
+    pub read_only: bool,
+}
+
+/// A block device that is up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// Its node in `/dev`.
+    pub path: PathBuf,
+    /// Its capacity.
+    pub size_bytes: u64,
+    /// Name of the frontend behind it.
+    pub frontend: &'static str,
+}
+
+/// Makes and removes block devices of one kind. All calls may block, and none is made on a shard.
+pub trait Frontend: Debug + Send + Sync {
+    /// A short name for logs and status.
+    fn name(&self) -> &'static str;
+
+    /// Makes the channel of a device. Nothing is answered before a shard serves the session.
+    fn open(&self, export: &Export) -> Result<Box<dyn Session>, EngineError>;
+
+    /// Makes the block device. The session is being served by now.
+    fn connect(&self, export: &Export) -> Result<Device, EngineError>;
+
+    /// Tells the kernel of a new capacity. The session knows it already.
+    fn resize(&self, export: &Export, device: &Device) -> Result<Device, EngineError>;
+
+    /// Removes the block device; the session is still being served. [`ErrorKind::Retry`](crate::engine::ErrorKind)
+    /// while something has the device open.
+    fn disconnect(&self, export: &Export, device: &Device) -> Result<(), EngineError>;
+
+    /// Removes what [`Frontend::open`] made. Harmless when it is gone already.
+    fn close(&self, volume: &str);
+
+    /// Removes the devices of a process that died. The devices of a living process are left alone.
+    fn remove_stale(&self) -> Result<(), EngineError>;
+}
+
+/// Names one guest request of a session until it is answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Ticket {
+    unique: u64,
+    /// What was asked, for the counters and for the form of the answer.
+    pub kind: RequestKind,
+    /// Length of the range asked for.
+    pub bytes: u64,
+    /// The payload is one of the session's few large buffers.
+    pub handed_over: bool,
+}
+
+/// The kind of a guest request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    Read,
+    Write,
+    Flush,
+    Zero,
+}
+
+/// What [`Session::receive`] found.
+#[derive(Debug)]
+pub enum Received {
+    /// A request for the engine.
+    Request(Ticket, Request),
+    /// Something that the session answered by itself.
+    Served,
+    /// Nothing for now: wait until the descriptor is readable.
+    Empty,
+    /// The device is gone; nothing will come any more.
+    Ended(String),
+}
+
+/// The channel of one device, on a shard. No call blocks.
+pub trait Session: Debug + Send {
+    /// Readable when [`Session::receive`] has something.
+    fn descriptor(&self) -> RawFd;
+
+    /// Takes the next request.
+    fn receive(&mut self, buffers: &mut Buffers) -> Received;
+
+    /// Answers a request. A device that is gone takes no answer, and that is no error.
+    fn answer(&mut self, ticket: Ticket, answer: &Answer);
+
+    /// Changes the size that the device is told when it asks.
+    fn resize(&mut self, size_bytes: u64);
+
+    /// From now on every request for data is refused with an I/O error; the rest is still served, so that the device
+    /// can be taken down.
+    fn refuse(&mut self);
+}
