@@ -2,6 +2,7 @@
 //! person types. Flags are checked here and turned into the configuration types of the crates that do the work, so
 //! nothing behind this door sees a raw string.
 
+mod check;
 mod crds;
 mod logging;
 
@@ -31,6 +32,14 @@ pub enum Command {
         #[arg(long, value_name = "DIRECTORY")]
         output: Option<PathBuf>,
     },
+    /// Verify a replica that is not in use: every block, the map and the log. Nothing is written.
+    Check {
+        /// The replica's directory, <pool>/replicas/<uid>.
+        directory: PathBuf,
+        /// Say what was found as JSON.
+        #[arg(long)]
+        json: bool,
+    },
     /// Print the version.
     Version,
 }
@@ -42,6 +51,7 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
             output: Some(directory),
         } => crds::write_files(&directory)?,
         Command::Crds { output: None } => crds::print(&mut io::stdout().lock())?,
+        Command::Check { directory, json } => return check::check(&directory, json, &mut io::stdout().lock()),
         Command::Version => println!("galleonfs {}", env!("CARGO_PKG_VERSION")),
     }
     Ok(ExitCode::SUCCESS)

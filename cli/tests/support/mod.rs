@@ -42,7 +42,7 @@ pub fn lab_program(name: &str) -> PathBuf {
     let cache = cache();
     newest(&cache, name).unwrap_or_else(|| {
         panic!(
-            "{name} is not in {}/*/bin: build the lab's programs first (`make lab-programs`), or name their directory \
+            "{name} is not in {}/*/bin: build the lab's programs first (`make lab-binaries`), or name their directory \
              in GALLEONFS_LAB_BIN",
             cache.display()
         )
