@@ -115,17 +115,13 @@ impl ApiServer {
         self.kubectl("admin", json!({"token": "admin"}), arguments, None)
     }
 
-    /// As the node plugin of a node, or as its account without a node when the token is not bound to a pod.
+    /// As the node plugin of a node.
     fn node(&self, node: Option<&str>, arguments: &[&str]) -> Result<String, String> {
-        let mut user = json!({
-            "token": "admin",
-            "as": format!("system:serviceaccount:{NAMESPACE}:galleonfs-node"),
-            "as-groups": ["system:serviceaccounts", format!("system:serviceaccounts:{NAMESPACE}"), "system:authenticated"],
-        });
-        if let Some(node) = node {
-            user["as-user-extra"] = json!({NODE_CLAIM: [node]});
-        }
-        self.kubectl(node.unwrap_or("unbound"), user, arguments, None)
+        self.kubectl(node.unwrap_or("unbound"), node_user(node), arguments, None)
+    }
+
+    fn node_with(&self, node: Option<&str>, arguments: &[&str], input: &str) -> Result<String, String> {
+        self.kubectl(node.unwrap_or("unbound"), node_user(node), arguments, Some(input))
     }
 
     fn apply(&self, objects: &str) {
@@ -179,6 +175,37 @@ impl Drop for ApiServer {
         }
         if !thread::panicking() {
             let _ = fs::remove_dir_all(&self.directory);
+        }
+    }
+}
+
+/// The identity of a node's plugin; of its account without a node when the token is not bound to a pod.
+fn node_user(node: Option<&str>) -> Value {
+    let mut user = json!({
+        "token": "admin",
+        "as": format!("system:serviceaccount:{NAMESPACE}:galleonfs-node"),
+        "as-groups": ["system:serviceaccounts", format!("system:serviceaccounts:{NAMESPACE}"), "system:authenticated"],
+    });
+    if let Some(node) = node {
+        user["as-user-extra"] = json!({NODE_CLAIM: [node]});
+    }
+    user
+}
+
+/// Changes what is named, removes what is null, leaves the rest.
+fn merge(into: &mut Value, change: &Value) {
+    let Some(change) = change.as_object() else {
+        *into = change.clone();
+        return;
+    };
+    if !into.is_object() {
+        *into = json!({});
+    }
+    for (key, value) in change {
+        if value.is_null() {
+            into.as_object_mut().expect("an object").remove(key);
+        } else {
+            merge(&mut into[key], value);
         }
     }
 }
@@ -254,12 +281,16 @@ fn a_node_plugin_can_change_what_is_its_nodes_and_nothing_else() {
     });
     server.apply(&objects());
 
-    let status = |node, object: &str, patch: Value| {
-        let patch = json!({"status": patch}).to_string();
-        let mut arguments = vec!["patch"];
-        arguments.extend(object.split('/'));
-        arguments.extend(["--subresource=status", "--type=merge", "--patch", &patch]);
-        server.node(node, &arguments)
+    // As the node plugin does it: the object that was read is put back with another status.
+    let status = |node: Option<&str>, object: &str, change: Value| {
+        let read = server.admin(&["get", object, "-o", "json"]).expect("the object");
+        let mut wanted: Value = serde_json::from_str(&read).expect("JSON");
+        merge(&mut wanted["status"], &change);
+        server.node_with(
+            node,
+            &["replace", "--subresource=status", "-f", "-"],
+            &wanted.to_string(),
+        )
     };
     let whole = |node, object: &str, patch: Value| {
         let patch = patch.to_string();

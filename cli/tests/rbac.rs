@@ -45,7 +45,7 @@ const GRANTS: &[(&str, &str, &str, &[Rule])] = &[
                 "galleonfs.io",
                 &["galleonvolumes/status", "storagepools/status"],
                 &[],
-                &["get", "update", "patch"],
+                &["update", "patch"],
             ),
             ("coordination.k8s.io", &["leases"], &[], &["create"]),
             (
@@ -152,8 +152,9 @@ const GRANTS: &[(&str, &str, &str, &[Rule])] = &[
                 "galleonfs.io",
                 &["galleonvolumes/status", "galleonreplicas/status", "storagepools/status"],
                 &[],
-                &["get", "update", "patch"],
+                &["update"],
             ),
+            ("events.k8s.io", &["events"], &[], &["create", "patch"]),
         ],
     ),
 ];
