@@ -44,6 +44,8 @@ struct Work {
     at: u64,
     candidates: VecDeque<Candidate>,
     batch: Vec<(MovedBlock, Buf)>,
+    /// How many of the batch are being written.
+    writing: usize,
     state: State,
 }
 
@@ -149,7 +151,7 @@ impl Store {
         let kind = self.segments.get(victim).expect("a victim is used").kind;
         self.segments.pin(victim);
         let (candidates, batch) = (VecDeque::new(), Vec::new());
-        let work = Work { victim, kind, at: SEGMENT_HEADER_BYTES, candidates, batch, state: State::Reading };
+        let work = Work { victim, kind, at: SEGMENT_HEADER_BYTES, candidates, batch, writing: 0, state: State::Reading };
         self.cleaner.work = Some(work);
         self.read_victim();
     }
@@ -309,9 +311,10 @@ impl Store {
 
     fn write_moved(&mut self) {
         let work = self.cleaner.work.as_mut().expect("there is a batch");
-        let len = record_bytes(work.batch.len());
         let segment_bytes = self.superblock.geometry.segment_bytes;
-        if self.cleaner.stream.is_none_or(|at| at.offset + len > segment_bytes) {
+        // A segment is filled to its end: half-empty ones would be the next to clean.
+        let room = |at: StreamPosition| ((segment_bytes - at.offset) / BLOCK_BYTES).saturating_sub(1) as usize;
+        if self.cleaner.stream.is_none_or(|at| room(at) == 0) {
             let Some(segment) = self.segments.take(SegmentKind::Moved, 0) else {
                 work.state = State::WaitingForSegment;
                 return;
@@ -323,9 +326,12 @@ impl Store {
         }
         let work = self.cleaner.work.as_mut().expect("there is a batch");
         let at = self.cleaner.stream.as_mut().expect("it was just made");
-        let blocks = work.batch.iter().map(|(block, _)| *block).collect();
+        let header_blocks = usize::from(at.offset == 0);
+        let count = work.batch.len().min(room(*at) - header_blocks);
+        let len = record_bytes(count);
+        let blocks = work.batch[..count].iter().map(|(block, _)| *block).collect();
         let header = Header { epoch: self.superblock.epoch, flushed: Seq(0), chain: 0, body: Body::Moved { blocks } };
-        let mut parts = Vec::with_capacity(work.batch.len() + 2);
+        let mut parts = Vec::with_capacity(count + 2);
         let offset = at.offset;
         if offset == 0 {
             let (segment, epoch) = (at.segment, self.superblock.epoch);
@@ -334,10 +340,11 @@ impl Store {
             at.offset = SEGMENT_HEADER_BYTES;
         }
         parts.push(self.seals.encode(&header).0);
-        parts.extend(work.batch.iter().map(|(_, bytes)| bytes.clone()));
+        parts.extend(work.batch[..count].iter().map(|(_, bytes)| bytes.clone()));
+        work.writing = count;
         at.offset += len;
         work.state = State::Writing;
-        self.stats.moved_bytes += work.batch.len() as u64 * BLOCK_BYTES;
+        self.stats.moved_bytes += count as u64 * BLOCK_BYTES;
         let file = FileId::Segment(at.segment);
         self.issue(Io::Write { file, offset, parts }, Purpose::CleanerWrite);
     }
@@ -346,7 +353,8 @@ impl Store {
         let work = self.cleaner.work.as_mut().expect("a write belongs to a victim");
         let end = self.cleaner.stream.expect("it was written to");
         self.cleaner.dirty.insert(end.segment);
-        let batch = std::mem::take(&mut work.batch);
+        let rest = work.batch.split_off(work.writing);
+        let batch = std::mem::replace(&mut work.batch, rest);
         let mut at = end.offset - batch.len() as u64 * BLOCK_BYTES;
         work.state = State::Sifting;
         for (block, _) in batch {

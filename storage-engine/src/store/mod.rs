@@ -229,12 +229,14 @@ impl Store {
     pub fn grow(&mut self, size_blocks: u64) {
         self.grow_to = Some(size_blocks.max(self.size_blocks()).max(self.grow_to.unwrap_or(0)));
         self.checkpoint_wanted = true;
+        self.background_due = true;
     }
 
     /// Starts an orderly end. No more appends may come.
     pub fn close(&mut self) {
         self.closing = true;
         self.checkpoint_wanted = true;
+        self.background_due = true;
     }
 
     /// True once an orderly end was started.

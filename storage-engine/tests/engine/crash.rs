@@ -4,6 +4,7 @@
 //! the first k of them, exactly, with k at least the last that a completed flush (or, for a mere kill, an answer)
 //! covered, and at most the last submitted. Opening twice must give the same.
 
+use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::request::{Request, RequestId};
 use galleonfs_storage_engine::types::BLOCK_BYTES;
 
@@ -179,8 +180,8 @@ fn run(seed: u64, boundaries: usize) -> usize {
 
 #[test]
 fn every_crash_state_recovers_to_a_prefix_that_covers_every_flush() {
-    let seeds = std::env::var("SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(u64::MAX);
-    let first = std::env::var("FIRST").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
+    let seeds: u64 = std::env::var("SEEDS").ok().and_then(|text| text.parse().ok()).unwrap_or(u64::MAX);
+    let first: u64 = std::env::var("FIRST").ok().and_then(|text| text.parse().ok()).unwrap_or(1);
     let mut states = 0;
     for seed in first..first.saturating_add(seeds) {
         states += run(seed, 200);

@@ -1,5 +1,6 @@
 //! The engine against a model: whatever happens in an orderly life, it reads like a plain array of blocks.
 
+use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::request::{Request, RequestError};
 use galleonfs_storage_engine::types::BLOCK_BYTES;
 
@@ -18,7 +19,8 @@ fn the_volume_reads_like_an_array_of_blocks() {
             let lba = random.below(size);
             match random.below(20) {
                 0..=11 => {
-                    let blocks = 1 + random.below((size - lba).min(if random.chance(5) { 256 } else { 8 }));
+                    let most = if random.chance(5) { 256 } else { 8 };
+                    let blocks = 1 + random.below((size - lba).min(most));
                     rig.write(lba, blocks, stamp).unwrap();
                     for n in 0..blocks {
                         model[(lba + n) as usize] = stamp + n;
