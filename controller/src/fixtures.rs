@@ -1,0 +1,115 @@
+//! Objects for tests, with everything that does not matter filled in.
+
+use galleonfs_api::{
+    AttachTo, Capability, Condition, GalleonReplica, GalleonReplicaSpec, GalleonReplicaStatus, GalleonVolume,
+    GalleonVolumeSpec, MediaType, PoolSelector, ReplicaPhase, Reservation, StoragePool, StoragePoolSpec,
+    StoragePoolStatus, VolumeConfig, VolumeMode, WriteConcern, condition_type, reason,
+    size::{GIB, reserved_bytes},
+};
+
+/// A pool `default` on a node.
+pub fn pool(node: &str, usable_bytes: i64) -> StoragePool {
+    let spec = StoragePoolSpec {
+        pool: "default".to_string(),
+        node_name: node.to_string(),
+        path: "/var/lib/pool".to_string(),
+        media: MediaType::Ssd,
+        reserve_bytes: None,
+    };
+    let mut pool = StoragePool::new(&StoragePool::object_name("default", node), spec);
+    pool.status = Some(StoragePoolStatus {
+        usable_bytes: Some(usable_bytes),
+        conditions: vec![Condition::new(condition_type::READY, true, reason::READY, "")],
+        ..StoragePoolStatus::default()
+    });
+    pool
+}
+
+pub fn reserved(mut pool: StoragePool, uid: &str, bytes: i64) -> StoragePool {
+    let reservation = Reservation {
+        volume_name: uid.to_string(),
+        bytes,
+    };
+    pool.status
+        .get_or_insert_default()
+        .reservations
+        .insert(uid.to_string(), reservation);
+    pool
+}
+
+/// A replica of volume `uid` (named likewise) in the default pool of a node.
+pub fn replica(uid: &str, node: &str, size_bytes: i64) -> GalleonReplica {
+    let spec = GalleonReplicaSpec {
+        volume_name: uid.to_string(),
+        volume_uid: uid.to_string(),
+        node_name: node.to_string(),
+        pool_name: StoragePool::object_name("default", node),
+        size_bytes,
+        reserved_bytes: reserved_bytes(size_bytes),
+    };
+    GalleonReplica::new(&format!("{uid}-{node}"), spec)
+}
+
+pub fn ready(mut replica: GalleonReplica) -> GalleonReplica {
+    let observed_size_bytes = Some(replica.spec.size_bytes);
+    replica.status = Some(GalleonReplicaStatus {
+        phase: ReplicaPhase::Ready,
+        observed_size_bytes,
+        conditions: vec![],
+    });
+    replica
+}
+
+pub fn failed(mut replica: GalleonReplica, reason: &str, message: &str) -> GalleonReplica {
+    let conditions = vec![Condition::new(condition_type::READY, false, reason, message)];
+    replica.status = Some(GalleonReplicaStatus {
+        phase: ReplicaPhase::Failed,
+        observed_size_bytes: None,
+        conditions,
+    });
+    replica
+}
+
+/// A volume of one GiB whose name, CSI name and uid are the same word.
+pub fn volume(uid: &str) -> GalleonVolume {
+    let spec = GalleonVolumeSpec {
+        size_bytes: GIB,
+        block_size: 4096,
+        replica_count: 1,
+        pool: Some(PoolSelector::default()),
+        write_concern: WriteConcern::Acknowledged,
+        csi_name: uid.to_string(),
+        parameters: Default::default(),
+        capability: Capability {
+            mode: VolumeMode::Filesystem,
+            fs_type: Some("ext4".to_string()),
+        },
+        attach_to: None,
+    };
+    let mut volume = GalleonVolume::new(uid, spec);
+    volume.metadata.uid = Some(uid.to_string());
+    volume
+}
+
+pub fn settled(mut volume: GalleonVolume, in_sync: &[&str]) -> GalleonVolume {
+    let in_sync = in_sync.iter().map(|name| name.to_string()).collect();
+    volume.status.get_or_insert_default().config = Some(VolumeConfig {
+        in_sync,
+        ..VolumeConfig::default()
+    });
+    volume
+}
+
+pub fn deleting<K: kube::Resource>(mut object: K) -> K {
+    object.meta_mut().deletion_timestamp = Some(galleonfs_api::condition::now());
+    object
+}
+
+pub fn attach_to(node: &str) -> AttachTo {
+    AttachTo {
+        node_name: node.to_string(),
+        read_only: false,
+        access_mode: "SINGLE_NODE_WRITER".to_string(),
+        mode: VolumeMode::Filesystem,
+    }
+}

@@ -1,0 +1,42 @@
+//! What the controller does for a request or a change: look, plan, perform.
+//!
+//! Every function here may be stopped at any await and called again by anybody, also in another process at the same
+//! time. What it has done by then stands in the objects, and the next call goes on from there.
+
+pub mod attach;
+pub mod create;
+pub mod delete;
+pub mod describe;
+pub mod expand;
+pub mod reserve;
+pub mod upkeep;
+
+use crate::cluster::Cluster;
+
+/// What every operation works with.
+#[derive(Debug)]
+pub struct World {
+    pub cluster: Cluster,
+    /// Placement in this process takes turns. Correctness does not hang on it (that is what the compare-and-swap on the
+    /// pool is for), it only keeps one process from losing races against itself.
+    placing: tokio::sync::Mutex<()>,
+}
+
+impl World {
+    pub fn new(cluster: Cluster) -> Self {
+        Self {
+            cluster,
+            placing: tokio::sync::Mutex::new(()),
+        }
+    }
+}
+
+/// How often a lost race is tried again before the caller is asked to.
+const TRIES_MAX: usize = 20;
+
+fn contended(object: &str) -> crate::error::Error {
+    crate::error::Error::new(
+        crate::error::Kind::Busy,
+        format!("{object} changes faster than it can be written; try again"),
+    )
+}

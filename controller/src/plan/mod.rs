@@ -1,0 +1,7 @@
+//! Decisions from plain values: no clock, no network, no lock. What is decided here is performed in `operate` and
+//! `reconcile`.
+
+pub mod placement;
+pub mod request;
+pub mod same;
+pub mod upkeep;

@@ -1,0 +1,236 @@
+//! Where a replica goes, and how much room a pool has left.
+//!
+//! Space is promised before it is used, so room is a matter of bookkeeping: what the pool can hold, minus what is
+//! promised. Promises stand in two places, the pool's `status.reservations` and the replicas' `spec.reservedBytes`, and
+//! the larger of the two counts for a volume that has both. The caller reads the pools first and the replicas after
+//! them, then writes its reservation under the resourceVersion it read: whatever another controller promised meanwhile
+//! either shows in the replicas or makes that write fail.
+
+use std::collections::BTreeMap;
+
+use galleonfs_api::{GalleonReplica, GalleonVolume, PoolSelector, Reservation, StoragePool, size};
+use kube::ResourceExt;
+
+use super::request::TopologyWish;
+use crate::error::{Error, Kind, Result};
+
+/// Pools named in a refusal; a long list helps nobody.
+const POOLS_NAMED_MAX: usize = 8;
+
+/// What is to be placed.
+#[derive(Debug)]
+pub struct Wish<'a> {
+    pub size_bytes: i64,
+    pub selector: &'a PoolSelector,
+    pub topology: &'a TopologyWish,
+    /// The volume, once it has a uid: what it has reserved already does not stand in its own way.
+    pub volume_uid: Option<&'a str>,
+    /// Pools that were tried and failed, taken only if there is nothing else.
+    pub avoid: &'a [String],
+}
+
+/// Bytes promised in a pool to volumes other than `except`.
+fn promised_bytes(pool: &StoragePool, replicas: &[GalleonReplica], except: Option<&str>) -> i64 {
+    let pool_name = pool.name_any();
+    let mut promises: BTreeMap<&str, i64> = BTreeMap::new();
+    for replica in replicas.iter().filter(|replica| replica.spec.pool_name == pool_name) {
+        *promises.entry(replica.spec.volume_uid.as_str()).or_default() += replica.spec.reserved_bytes;
+    }
+    for (uid, reservation) in reservations(pool) {
+        let promise = promises.entry(uid.as_str()).or_default();
+        *promise = (*promise).max(reservation.bytes);
+    }
+    promises
+        .iter()
+        .filter(|(uid, _)| Some(**uid) != except)
+        .fold(0, |sum, (_, bytes)| sum.saturating_add(*bytes))
+}
+
+fn reservations(pool: &StoragePool) -> impl Iterator<Item = (&String, &Reservation)> {
+    pool.status.iter().flat_map(|status| &status.reservations)
+}
+
+/// Bytes of a pool that are promised to nobody (or only to `except`); never less than nothing.
+pub fn free_bytes(pool: &StoragePool, replicas: &[GalleonReplica], except: Option<&str>) -> i64 {
+    let usable = pool.status.as_ref().and_then(|status| status.usable_bytes).unwrap_or(0);
+    usable.saturating_sub(promised_bytes(pool, replicas, except)).max(0)
+}
+
+/// Why a pool cannot take a replica whatever its size: it does not fit the class, the place or is not well.
+fn obstacle(pool: &StoragePool, selector: &PoolSelector, node_trouble: Option<&str>) -> Option<String> {
+    if let Some(media) = selector.media
+        && media != pool.spec.media
+    {
+        return Some(format!("is {}, not {}", pool.spec.media.as_str(), media.as_str()));
+    }
+    if let Some(name) = &selector.name
+        && *name != pool.spec.pool
+    {
+        return Some(format!("is not of pool {name}"));
+    }
+    if pool.metadata.deletion_timestamp.is_some() {
+        return Some("is being deleted".to_string());
+    }
+    if !pool.is_ready() {
+        return Some(match pool.ready() {
+            Some(condition) => format!("is not ready ({}: {})", condition.reason, condition.message),
+            None => format!("is not ready (node {} has not reported yet)", pool.spec.node_name),
+        });
+    }
+    node_trouble.map(|trouble| format!("is on node {} which {trouble}", pool.spec.node_name))
+}
+
+/// Chooses the pool for a new replica: by preference of the request, then by room. `node_trouble` says why a node should
+/// not get new replicas.
+pub fn choose<'a>(
+    pools: &'a [StoragePool],
+    replicas: &[GalleonReplica],
+    node_trouble: impl Fn(&str) -> Option<String>,
+    wish: &Wish<'_>,
+) -> Result<&'a StoragePool> {
+    let needed = size::reserved_bytes(wish.size_bytes);
+    let mut refused = vec![];
+    let mut best: Option<(_, &StoragePool)> = None;
+    for pool in pools.iter().filter(|pool| wish.topology.allows(&pool.spec.node_name)) {
+        let name = pool.name_any();
+        if let Some(obstacle) = obstacle(pool, wish.selector, node_trouble(&pool.spec.node_name).as_deref()) {
+            refused.push(format!("{name} {obstacle}"));
+            continue;
+        }
+        let free = free_bytes(pool, replicas, wish.volume_uid);
+        if free < needed {
+            let usable = pool.status.as_ref().and_then(|status| status.usable_bytes).unwrap_or(0);
+            refused.push(format!(
+                "{name} has {} free of {}",
+                size::human(free),
+                size::human(usable)
+            ));
+            continue;
+        }
+        let preference = wish
+            .topology
+            .preferred
+            .iter()
+            .position(|node| *node == pool.spec.node_name);
+        let reserved = wish
+            .volume_uid
+            .is_some_and(|uid| reservations(pool).any(|(other, _)| other == uid));
+        // A reservation of our own is where an earlier attempt left off: finish that one.
+        let rank = (
+            wish.avoid.contains(&name),
+            !reserved,
+            preference.unwrap_or(usize::MAX),
+            std::cmp::Reverse(free),
+            name,
+        );
+        if best.as_ref().is_none_or(|(best_rank, _)| rank < *best_rank) {
+            best = Some((rank, pool));
+        }
+    }
+    best.map(|(_, pool)| pool)
+        .ok_or_else(|| no_room(pools, refused, needed, wish))
+}
+
+fn no_room(pools: &[StoragePool], refused: Vec<String>, needed: i64, wish: &Wish<'_>) -> Error {
+    let asked = format!(
+        "no pool has room for a volume of {} ({} with the log's overhead)",
+        size::human(wish.size_bytes),
+        size::human(needed)
+    );
+    let text = if pools.is_empty() {
+        format!("{asked}: there is no StoragePool; see `kubectl get storagepools -A`, and the node plugin's pods")
+    } else if refused.is_empty() {
+        let nodes = wish.topology.requisite.as_deref().unwrap_or_default().join(", ");
+        format!("{asked}: none of the {} StoragePools is on node {nodes}", pools.len())
+    } else {
+        let more = match refused.len().saturating_sub(POOLS_NAMED_MAX) {
+            0 => String::new(),
+            more => format!("; and {more} more"),
+        };
+        let named = &refused[..refused.len().min(POOLS_NAMED_MAX)];
+        format!("{asked}: {}{more}", named.join("; "))
+    };
+    Error::new(Kind::NoRoom, text)
+}
+
+/// The pool's object with `bytes` promised to a volume, or `None` if they are promised already. Promises that a replica
+/// has taken over are dropped on the way.
+pub fn reserve(
+    pool: &StoragePool,
+    replicas: &[GalleonReplica],
+    volume_uid: &str,
+    volume_name: &str,
+    bytes: i64,
+) -> Option<StoragePool> {
+    let held = |uid: &str| held_bytes(pool, replicas, uid);
+    let reserved = reservations(pool)
+        .find(|(uid, _)| *uid == volume_uid)
+        .map_or(0, |(_, reserved)| reserved.bytes);
+    if held(volume_uid).max(reserved) >= bytes {
+        return None;
+    }
+    let mut changed = pool.clone();
+    let reservations = &mut changed.status.get_or_insert_default().reservations;
+    reservations.retain(|uid, reservation| held(uid) < reservation.bytes);
+    let reservation = Reservation {
+        volume_name: volume_name.to_string(),
+        bytes,
+    };
+    reservations.insert(volume_uid.to_string(), reservation);
+    Some(changed)
+}
+
+/// What a volume's replicas in this pool hold by themselves.
+fn held_bytes(pool: &StoragePool, replicas: &[GalleonReplica], volume_uid: &str) -> i64 {
+    let pool_name = pool.name_any();
+    let own = replicas.iter().filter(|replica| replica.spec.volume_uid == volume_uid);
+    own.filter(|replica| replica.spec.pool_name == pool_name)
+        .map(|replica| replica.spec.reserved_bytes)
+        .sum()
+}
+
+/// Whether a reservation serves nobody any more: its volume is gone, or has all its replicas elsewhere.
+pub fn is_stale(pool: &StoragePool, uid: &str, volume: Option<&GalleonVolume>, replicas: &[GalleonReplica]) -> bool {
+    let Some(volume) = volume.filter(|volume| volume.uid().as_deref() == Some(uid)) else {
+        return true;
+    };
+    let own = || replicas.iter().filter(|replica| replica.spec.volume_uid == uid);
+    let pool_name = pool.name_any();
+    let complete = own().count() >= usize::try_from(volume.spec.replica_count).unwrap_or(usize::MAX);
+    complete && own().all(|replica| replica.spec.pool_name != pool_name)
+}
+
+/// What GetCapacity reports.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Room {
+    /// Sum over the pools of the largest volume that fits.
+    pub available_bytes: i64,
+    /// The largest single volume.
+    pub largest_bytes: i64,
+}
+
+/// How much could still be created in pools that fit.
+pub fn room(
+    pools: &[StoragePool],
+    replicas: &[GalleonReplica],
+    node_trouble: impl Fn(&str) -> Option<String>,
+    selector: &PoolSelector,
+    node: Option<&str>,
+) -> Room {
+    let mut room = Room::default();
+    for pool in pools
+        .iter()
+        .filter(|pool| node.is_none_or(|node| pool.spec.node_name == node))
+    {
+        if obstacle(pool, selector, node_trouble(&pool.spec.node_name).as_deref()).is_none() {
+            let largest = size::largest_volume(free_bytes(pool, replicas, None));
+            room.available_bytes = room.available_bytes.saturating_add(largest);
+            room.largest_bytes = room.largest_bytes.max(largest);
+        }
+    }
+    room
+}
+
+#[cfg(test)]
+#[path = "placement_tests.rs"]
+mod tests;

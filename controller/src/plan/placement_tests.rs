@@ -1,0 +1,266 @@
+use super::*;
+use crate::fixtures::{deleting, pool, replica, reserved, settled, volume};
+use galleonfs_api::{
+    MediaType, condition, condition_type, reason,
+    size::{GIB, MIB, reserved_bytes},
+};
+
+const ROOM_FOR_ONE: i64 = 2 * GIB;
+
+fn wish<'a>(selector: &'a PoolSelector, topology: &'a TopologyWish) -> Wish<'a> {
+    Wish {
+        size_bytes: GIB,
+        selector,
+        topology,
+        volume_uid: None,
+        avoid: &[],
+    }
+}
+
+fn chosen(pools: &[StoragePool], replicas: &[GalleonReplica], wish: &Wish<'_>) -> Result<String> {
+    choose(pools, replicas, |_| None, wish).map(|pool| pool.spec.node_name.clone())
+}
+
+fn only(node: &str) -> TopologyWish {
+    TopologyWish {
+        requisite: Some(vec![node.to_string()]),
+        preferred: vec![node.to_string()],
+    }
+}
+
+#[test]
+fn without_a_wish_the_emptiest_pool_wins() {
+    let pools = [pool("a", 10 * GIB), pool("b", 12 * GIB), pool("c", 11 * GIB)];
+    let (anything, anywhere) = (PoolSelector::default(), TopologyWish::default());
+    assert_eq!(chosen(&pools, &[], &wish(&anything, &anywhere)).expect("room"), "b");
+    let replicas = [replica("v", "b", 3 * GIB)];
+    assert_eq!(
+        chosen(&pools, &replicas, &wish(&anything, &anywhere)).expect("room"),
+        "c"
+    );
+}
+
+#[test]
+fn the_first_preferred_node_with_room_wins() {
+    let pools = [pool("a", 10 * GIB), pool("b", ROOM_FOR_ONE), pool("c", GIB)];
+    let topology = TopologyWish {
+        requisite: None,
+        preferred: vec!["c".into(), "b".into(), "a".into()],
+    };
+    assert_eq!(
+        chosen(&pools, &[], &wish(&PoolSelector::default(), &topology)).expect("room"),
+        "b"
+    );
+}
+
+#[test]
+fn a_node_outside_the_requisite_topology_is_never_chosen() {
+    let pools = [pool("a", 100 * GIB), pool("b", GIB)];
+    let error = chosen(&pools, &[], &wish(&PoolSelector::default(), &only("b"))).expect_err("b is full");
+    assert_eq!(error.kind, Kind::NoRoom);
+    assert!(!error.text.contains("default.a"), "{}", error.text);
+}
+
+#[test]
+fn a_refusal_names_pools_and_figures() {
+    let mut sick = pool("b", 50 * GIB);
+    let why = condition::Condition::new(
+        condition_type::READY,
+        false,
+        reason::PATH_MISSING,
+        "/mnt/b does not exist",
+    );
+    condition::set(&mut sick.status.as_mut().expect("a status").conditions, why);
+    let pools = [pool("a", GIB), sick];
+    let (anything, anywhere) = (PoolSelector::default(), TopologyWish::default());
+    let text = chosen(&pools, &[], &wish(&anything, &anywhere))
+        .expect_err("no room")
+        .text;
+    for part in [
+        "1 GiB",
+        "default.a has 1 GiB free of 1 GiB",
+        "default.b is not ready (PathMissing: /mnt/b does not exist)",
+    ] {
+        assert!(text.contains(part), "{text:?} lacks {part:?}");
+    }
+    let text = chosen(&[], &[], &wish(&anything, &anywhere))
+        .expect_err("no pools")
+        .text;
+    assert!(text.contains("there is no StoragePool"), "{text}");
+    let text = chosen(&pools, &[], &wish(&anything, &only("z")))
+        .expect_err("nothing there")
+        .text;
+    assert!(text.contains("is on node z"), "{text}");
+}
+
+#[test]
+fn the_class_narrows_down_the_pools() {
+    let mut disk = pool("b", 10 * GIB);
+    disk.spec.media = MediaType::Hdd;
+    let pools = [pool("a", 100 * GIB), disk];
+    let anywhere = TopologyWish::default();
+    let hdd = PoolSelector {
+        media: Some(MediaType::Hdd),
+        name: None,
+    };
+    assert_eq!(chosen(&pools, &[], &wish(&hdd, &anywhere)).expect("room"), "b");
+    let named = PoolSelector {
+        media: None,
+        name: Some("fast".to_string()),
+    };
+    let text = chosen(&pools, &[], &wish(&named, &anywhere))
+        .expect_err("no such pool")
+        .text;
+    assert!(text.contains("is not of pool fast"), "{text}");
+}
+
+#[test]
+fn a_node_in_trouble_or_a_pool_being_deleted_gets_nothing_new() {
+    let pools = [
+        pool("a", 100 * GIB),
+        pool("b", ROOM_FOR_ONE),
+        deleting(pool("c", 100 * GIB)),
+    ];
+    let (anything, anywhere) = (PoolSelector::default(), TopologyWish::default());
+    let trouble = |node: &str| (node == "a").then(|| "is not ready".to_string());
+    let chosen = choose(&pools, &[], trouble, &wish(&anything, &anywhere)).expect("room on b");
+    assert_eq!(chosen.spec.node_name, "b");
+}
+
+#[test]
+fn a_promise_counts_once_whether_it_is_a_reservation_a_replica_or_both() {
+    let bytes = reserved_bytes(GIB);
+    let replicas = [replica("v", "a", GIB)];
+    assert_eq!(free_bytes(&pool("a", 10 * GIB), &replicas, None), 10 * GIB - bytes);
+    assert_eq!(
+        free_bytes(&reserved(pool("a", 10 * GIB), "v", bytes), &[], None),
+        10 * GIB - bytes
+    );
+    assert_eq!(
+        free_bytes(&reserved(pool("a", 10 * GIB), "v", bytes), &replicas, None),
+        10 * GIB - bytes
+    );
+    assert_eq!(
+        free_bytes(&reserved(pool("a", 10 * GIB), "v", bytes), &replicas, Some("v")),
+        10 * GIB
+    );
+    assert_eq!(
+        free_bytes(&pool("a", MIB), &replicas, None),
+        0,
+        "never less than nothing"
+    );
+}
+
+#[test]
+fn two_claims_cannot_both_win_the_last_gigabyte() {
+    let bytes = reserved_bytes(GIB);
+    let pools = [pool("a", bytes)];
+    let (anything, anywhere) = (PoolSelector::default(), TopologyWish::default());
+    let winner = choose(&pools, &[], |_| None, &wish(&anything, &anywhere)).expect("room for one");
+    let written = reserve(winner, &[], "first", "first", bytes).expect("something to write");
+    // The second controller either read before that write, and its own is refused, or after it, and sees this:
+    let error = chosen(&[written], &[], &wish(&anything, &anywhere)).expect_err("it is gone");
+    assert_eq!(error.kind, Kind::NoRoom);
+}
+
+#[test]
+fn a_half_made_volume_goes_where_its_reservation_is() {
+    let bytes = reserved_bytes(GIB);
+    let pools = [pool("a", 100 * GIB), reserved(pool("b", bytes), "v", bytes)];
+    let (anything, anywhere) = (PoolSelector::default(), TopologyWish::default());
+    let asked = Wish {
+        volume_uid: Some("v"),
+        ..wish(&anything, &anywhere)
+    };
+    assert_eq!(chosen(&pools, &[], &asked).expect("its own room"), "b");
+    assert!(
+        reserve(&pools[1], &[], "v", "v", bytes).is_none(),
+        "nothing to write again"
+    );
+    // Where the request no longer allows that place, it does not hold the volume back.
+    let topology = only("a");
+    let moved = Wish {
+        topology: &topology,
+        ..asked
+    };
+    assert_eq!(chosen(&pools, &[], &moved).expect("room"), "a");
+}
+
+#[test]
+fn a_pool_where_it_failed_before_is_the_last_resort() {
+    let pools = [pool("a", 100 * GIB), pool("b", 10 * GIB)];
+    let (anything, anywhere) = (PoolSelector::default(), TopologyWish::default());
+    let avoid = ["default.a".to_string()];
+    let asked = Wish {
+        avoid: &avoid,
+        ..wish(&anything, &anywhere)
+    };
+    assert_eq!(chosen(&pools, &[], &asked).expect("room"), "b");
+    assert_eq!(chosen(&pools[..1], &[], &asked).expect("room"), "a");
+}
+
+#[test]
+fn reserving_drops_what_replicas_have_taken_over() {
+    let bytes = reserved_bytes(GIB);
+    let pool = reserved(reserved(pool("a", 100 * GIB), "made", bytes), "coming", bytes);
+    let written = reserve(&pool, &[replica("made", "a", GIB)], "new", "new", bytes).expect("something to write");
+    let names: Vec<String> = written.status.expect("a status").reservations.into_keys().collect();
+    assert_eq!(names, ["coming", "new"]);
+}
+
+#[test]
+fn growing_reserves_the_whole_new_size_and_only_that() {
+    let replicas = [replica("v", "a", GIB)];
+    let pool = pool("a", reserved_bytes(3 * GIB));
+    let written = reserve(&pool, &replicas, "v", "v", reserved_bytes(3 * GIB)).expect("something to write");
+    assert_eq!(free_bytes(&written, &replicas, None), 0);
+    assert!(
+        reserve(&pool, &replicas, "v", "v", reserved_bytes(GIB)).is_none(),
+        "the replica holds that already"
+    );
+}
+
+#[test]
+fn a_reservation_is_stale_when_its_volume_is_gone_or_complete_elsewhere() {
+    let pool = reserved(pool("a", 10 * GIB), "v", GIB);
+    assert!(is_stale(&pool, "v", None, &[]));
+    assert!(is_stale(&pool, "v", Some(&volume("of-another-uid")), &[]));
+    assert!(
+        !is_stale(&pool, "v", Some(&volume("v")), &[]),
+        "its replica may be about to be made"
+    );
+    assert!(!is_stale(
+        &pool,
+        "v",
+        Some(&settled(volume("v"), &["v-a"])),
+        &[replica("v", "a", GIB)]
+    ));
+    assert!(is_stale(
+        &pool,
+        "v",
+        Some(&settled(volume("v"), &["v-b"])),
+        &[replica("v", "b", GIB)]
+    ));
+}
+
+#[test]
+fn capacity_is_what_create_would_accept() {
+    let pools = [pool("a", 10 * GIB), pool("b", 5 * GIB), pool("c", 10 * MIB)];
+    let replicas = [replica("v", "a", GIB)];
+    let anything = PoolSelector::default();
+    let all = room(&pools, &replicas, |_| None, &anything, None);
+    let at_b = room(&pools, &replicas, |_| None, &anything, Some("b"));
+    assert_eq!(at_b.available_bytes, at_b.largest_bytes);
+    assert!(all.largest_bytes > at_b.largest_bytes && all.available_bytes == all.largest_bytes + at_b.largest_bytes);
+    assert_eq!(
+        room(&pools, &replicas, |_| None, &anything, Some("nowhere")),
+        Room::default()
+    );
+
+    let anywhere = TopologyWish::default();
+    let largest = Wish {
+        size_bytes: all.largest_bytes,
+        ..wish(&anything, &anywhere)
+    };
+    assert!(chosen(&pools, &replicas, &largest).is_ok());
+}
