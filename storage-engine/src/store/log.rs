@@ -249,6 +249,8 @@ impl Store {
             return;
         }
         if self.room(0, true) != Room::Ready {
+            // A mark is worth less than the space it would take on a full disk.
+            self.log.marked = self.log.durable;
             return;
         }
         let (block, _) = self.seals.encode(&Header {

@@ -220,8 +220,12 @@ impl Store {
             return None;
         }
         let background = self.background_due.then_some(self.now_ms);
+        if self.closing {
+            return background;
+        }
         let mark = self.log.unmarked().then_some(self.last_write_ms + self.options.mark_after_ms);
-        let idle = (!self.active.is_empty() && self.job.is_none()).then_some(self.last_write_ms + self.options.idle_checkpoint_ms);
+        let quiet = self.job.is_none() && self.frozen.is_none() && !self.cleaner.is_busy();
+        let idle = (quiet && !self.active.is_empty()).then_some(self.last_write_ms + self.options.idle_checkpoint_ms);
         [background, mark, idle, self.retry_create_ms].into_iter().flatten().min()
     }
 
