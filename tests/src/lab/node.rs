@@ -1,8 +1,8 @@
 //! One node: a set of namespaces on this machine, with containerd and a kubelet in it.
 //!
-//! A *holder* process keeps the node's mount namespace. In it `/run`, `/var/lib/kubelet`, `/var/lib/containerd`,
-//! `/var/lib/galleonfs` and `/var/log` are the node's own; everything else, `/dev` with its loop devices too, is the
-//! machine's. Everything is shared *within* the node, because CSI hands mounts from pod to pod that way.
+//! A *holder* process keeps the node's mount namespace. In it `/run`, `/var/lib/kubelet`, `/var/lib/containerd` and
+//! `/var/log` are the node's own, and `/var/lib/galleonfs` is a disk of its own; everything else, `/dev` with its loop
+//! devices too, is the machine's. Everything is shared *within* the node, because CSI hands mounts from pod to pod that way.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,14 +23,19 @@ use super::network::{DNS_SERVICE, Network};
 use super::processes::{Process, Processes};
 use super::run::{self, wait_for};
 use super::seed::Seed;
+use super::sweep;
 
 /// The directories of the machine that each node has for itself.
-const OWN_DIRECTORIES: [(&str, &str); 4] = [
+const OWN_DIRECTORIES: [(&str, &str); 3] = [
     ("kubelet", "/var/lib/kubelet"),
     ("containerd", "/var/lib/containerd"),
-    ("galleonfs", "/var/lib/galleonfs"),
     ("log", "/var/log"),
 ];
+
+/// Where GalleonFS keeps its pools. A disk of the node's own, so that one node's full disk is not every node's.
+const POOL: &str = "/var/lib/galleonfs";
+/// Sparse: it takes only what is written, and gives back what is discarded.
+const POOL_DISK: &str = "16G";
 
 /// What the kubelet waits for when it is asked to end.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -65,9 +70,9 @@ impl Node {
         self.network.node_address(self.index)
     }
 
-    /// What the node sees as `/var/lib/galleonfs`.
-    pub fn galleonfs_directory(&self) -> PathBuf {
-        self.directory().join("galleonfs")
+    /// What the node sees as `/var/lib/galleonfs`, seen from the machine.
+    pub fn pool_directory(&self) -> Result<PathBuf> {
+        Ok(PathBuf::from(format!("/proc/{}/root{POOL}", self.holder()?.pid)))
     }
 
     fn directory(&self) -> PathBuf {
@@ -93,6 +98,9 @@ impl Node {
         for (own, _) in OWN_DIRECTORIES {
             fs::create_dir_all(directory.join(own))?;
         }
+        let disk = directory.join("disk.img");
+        run::output(run::command("truncate", ["--size", POOL_DISK]).arg(&disk))?;
+        run::output(run::command("mkfs.ext4", ["-q", "-E", "nodiscard,lazy_itable_init=1"]).arg(&disk))?;
         let containerd = containerd_config(
             Path::new("/var/lib/containerd"),
             snapshotter(&directory)?,
@@ -202,6 +210,11 @@ impl Node {
                 self.directory().join(own).display()
             ));
         }
+        fs::create_dir_all(POOL).with_context(|| format!("could not create {POOL}"))?;
+        script.push_str(&format!(
+            "mount -o loop,discard '{}' {POOL}\n",
+            self.directory().join("disk.img").display()
+        ));
         // Only now: a bind mount made of a shared mount would tell its source of every mount below it.
         script.push_str("mount --make-rshared /\necho ready > /run/lab-ready\nexec sleep infinity\n");
         let mut command = run::command(
@@ -243,6 +256,51 @@ impl Node {
 
     pub fn restart_kubelet(&self) -> Result<()> {
         self.stop_kubelet();
+        self.start_kubelet()
+    }
+
+    /// Everything of the node ends at once, as when its plug is pulled; its disks stay.
+    pub fn crash(&self) -> Result<()> {
+        let holder = self.holder()?;
+        let namespace = |process: &Process| fs::read_link(format!("/proc/{}/ns/mnt", process.pid)).ok();
+        let inside = namespace(&holder);
+        let pods = cgroups::processes(&self.cgroup(), "");
+        let devices = sweep::fuse_devices(&pods);
+        // Programs and shims of the node live in its mount namespace, pods in its cgroup.
+        let programs = self
+            .processes
+            .descendants()
+            .into_iter()
+            .filter(|process| namespace(process) == inside);
+        let all: Vec<Process> = programs.chain(pods).filter(|process| *process != holder).collect();
+        for process in &all {
+            process.signal(Signal::SIGKILL);
+        }
+        holder.signal(Signal::SIGKILL);
+        for process in all.iter().chain([&holder]) {
+            anyhow::ensure!(
+                process.wait_gone(PATIENCE),
+                "process {} of {} does not end",
+                process.pid,
+                self.name
+            );
+        }
+        sweep::detach_loops(&self.directory(), &devices);
+        // Mounting the disk a second time while the first mount lingers would destroy it.
+        let disk = self.directory().join("disk.img");
+        wait_for(
+            &format!("the disk of {} to be free", self.name),
+            Duration::from_secs(30),
+            || {
+                let attached = run::output(run::command("losetup", ["--associated"]).arg(&disk))?;
+                Ok(attached.trim().is_empty().then_some(()))
+            },
+        )
+    }
+
+    /// Starts a node that has crashed.
+    pub fn start(&self) -> Result<()> {
+        self.start_runtime()?;
         self.start_kubelet()
     }
 

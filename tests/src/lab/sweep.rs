@@ -52,7 +52,7 @@ pub fn sweep(layout: &Layout) -> Result<()> {
         unmount_volumes(holder);
     }
     processes::end(&servers, Duration::from_secs(5));
-    detach_loops(&fuse_devices);
+    detach_loops(&layout.dir(), &fuse_devices);
 
     processes.stop_all(&of_kind("containerd"), Duration::from_secs(3));
     // Followers before the API server, and that before etcd.
@@ -69,6 +69,8 @@ pub fn sweep(layout: &Layout) -> Result<()> {
     }
 
     unmount_below(&layout.dir());
+    // Once more for the nodes' own disks, which were in use until now.
+    detach_loops(&layout.dir(), &fuse_devices);
     network::remove(&layout.prefix());
     for name in node_cgroups {
         cgroups::remove(&name);
@@ -113,7 +115,7 @@ fn mount_point(line: &str) -> Option<&str> {
 }
 
 /// The device numbers of FUSE file systems that are mounted where these processes live.
-fn fuse_devices(processes: &[Process]) -> BTreeSet<String> {
+pub(super) fn fuse_devices(processes: &[Process]) -> BTreeSet<String> {
     processes
         .iter()
         .filter_map(|process| fs::read_to_string(format!("/proc/{}/mountinfo", process.pid)).ok())
@@ -134,8 +136,9 @@ fn fuse_devices_in(mounts: &str) -> Vec<String> {
         .collect()
 }
 
-/// Takes down loop devices whose file was served by this lab's GalleonFS, or by one that no longer exists anywhere.
-fn detach_loops(ours: &BTreeSet<String>) {
+/// Takes down loop devices whose file lies below the lab's directory, was served by this lab's GalleonFS, or by one that
+/// no longer exists anywhere.
+pub(super) fn detach_loops(directory: &Path, ours: &BTreeSet<String>) {
     let Ok(listed) = run::output(&mut run::command(
         "losetup",
         [
@@ -158,14 +161,31 @@ fn detach_loops(ours: &BTreeSet<String>) {
         let (Some(device), Some(number), Some(file)) = (fields.next(), fields.next(), fields.next()) else {
             continue;
         };
-        let orphan = file.contains("galleonfs") && !everywhere.contains(number) && number.starts_with("0:");
-        if ours.contains(number) || orphan {
+        let orphan =
+            file.contains("galleonfs") && number.starts_with("0:") && !everywhere.contains(number) && !answers(device);
+        let disk = Path::new(file).starts_with(directory);
+        if ours.contains(number) || orphan || disk {
             run::ignore(&mut run::command(
                 "timeout",
                 [UNMOUNT_PATIENCE, "losetup", "--detach", device],
             ));
         }
     }
+}
+
+/// Whether somebody still serves the device: a server may have hidden its mount, and must not lose its device to us.
+fn answers(device: &str) -> bool {
+    let input = format!("if={device}");
+    let arguments = [
+        UNMOUNT_PATIENCE,
+        "dd",
+        &input,
+        "of=/dev/null",
+        "iflag=direct",
+        "bs=4096",
+        "count=1",
+    ];
+    run::output(&mut run::command("timeout", arguments)).is_ok()
 }
 
 /// Mounts on this machine's side, e.g. of a lab whose nodes shared theirs.

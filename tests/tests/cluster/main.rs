@@ -1,0 +1,137 @@
+//! GalleonFS in a real Kubernetes: what a user is promised, seen from where the user stands.
+//!
+//! The tests share one lab of three nodes and run one after another, each in a namespace of its own. They take minutes
+//! and need root, so they run only when asked for: `make test-cluster`, or
+//!
+//! ```text
+//! GALLEONFS_CLUSTER_TESTS=1 cargo test -p galleonfs-tests --test cluster [-- PART-OF-A-NAME]
+//!   GALLEONFS_PROGRAM=file   test this program instead of target/release/galleonfs
+//!   GALLEONFS_LAB_KEEP=1     leave the cluster running, for the next run or for a look
+//! ```
+
+mod claims;
+mod failures;
+mod idle;
+mod rights;
+mod sanity;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use galleonfs_tests::lab::{Lab, Options, install};
+
+use world::World;
+
+const LAB: &str = "test";
+const NODES: usize = 3;
+
+type Test = (&'static str, fn(&World) -> Result<()>);
+
+/// A name and the function of that name.
+macro_rules! tests {
+    ($($module:ident::$test:ident,)*) => { &[$((stringify!($test), $module::$test),)*] };
+}
+
+const TESTS: &[Test] = tests![
+    claims::an_ext4_claim_keeps_its_data_when_its_pod_is_replaced,
+    claims::an_xfs_claim_keeps_its_data_when_its_pod_is_replaced,
+    claims::a_block_claim_is_a_device_that_keeps_its_data,
+    claims::a_claim_is_placed_where_its_first_consumer_runs,
+    claims::an_immediate_claim_is_bound_without_a_pod,
+    claims::two_pods_on_one_node_share_a_claim,
+    claims::deleting_a_claim_frees_its_space,
+    claims::a_retained_volume_outlives_its_claim,
+    claims::a_claim_grows_while_its_pod_runs,
+    claims::a_claim_with_an_unknown_parameter_says_which_ones_exist,
+    claims::the_examples_and_the_charts_own_test_work,
+    rights::a_nodes_token_cannot_touch_another_nodes_objects,
+    failures::what_was_fsynced_survives_a_killed_node_plugin,
+    failures::a_killed_controller_finishes_what_it_began,
+    failures::a_restarted_kubelet_finds_its_volumes_in_use,
+    failures::a_restarted_node_serves_its_volumes_again,
+    sanity::csi_sanity_has_nothing_to_complain_about,
+    idle::an_idle_cluster_with_fifty_volumes_writes_nothing_for_a_minute,
+];
+
+fn main() -> ExitCode {
+    // Options of the standard harness (--nocapture, --test-threads) mean nothing here.
+    let (options, filters): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|a| a.starts_with('-'));
+    let chosen: Vec<&Test> = TESTS
+        .iter()
+        .filter(|(name, _)| filters.is_empty() || filters.iter().any(|filter| name.contains(filter.as_str())))
+        .collect();
+    if options.iter().any(|option| option == "--list") {
+        chosen.iter().for_each(|(name, _)| println!("{name}: test"));
+        return ExitCode::SUCCESS;
+    }
+    if !set("GALLEONFS_CLUSTER_TESTS") {
+        println!(
+            "{} cluster tests left out: they run with `make test-cluster`, as root",
+            chosen.len()
+        );
+        return ExitCode::SUCCESS;
+    }
+    match run(&chosen) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cluster tests: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn set(variable: &str) -> bool {
+    std::env::var_os(variable).is_some_and(|value| !value.is_empty() && value != "0")
+}
+
+fn run(tests: &[&Test]) -> Result<()> {
+    let lab = Lab::up(&Options {
+        name: LAB.to_string(),
+        nodes: NODES,
+    })?;
+    let program = std::env::var_os("GALLEONFS_PROGRAM").map(PathBuf::from);
+    let program = install::build_program(lab.layout(), program.as_deref())?;
+    install::into_lab(&lab, &program)?;
+
+    let mut failed = Vec::new();
+    for (index, (name, test)) in tests.iter().enumerate() {
+        println!("test {name} ...");
+        let start = Instant::now();
+        let world = World::create(&lab, index)?;
+        // A failed assertion must not keep the other tests from running, nor the cluster from being taken down.
+        let result = catch_unwind(AssertUnwindSafe(|| test(&world)));
+        let seconds = start.elapsed().as_secs_f64();
+        let problem = match result {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(format!("{error:#}")),
+            Err(_) => Some("an assertion failed, see above".to_string()),
+        };
+        if let Some(problem) = &problem {
+            println!(
+                "test {name} ... FAILED after {seconds:.1} s: {problem}\n{}",
+                world.diagnosis()
+            );
+            failed.push(*name);
+        } else {
+            println!("test {name} ... ok ({seconds:.1} s)");
+        }
+        if let Err(error) = world.remove() {
+            println!("test {name} ... left its namespace behind: {error:#}");
+            if problem.is_none() {
+                failed.push(*name);
+            }
+        }
+    }
+    if !set("GALLEONFS_LAB_KEEP") {
+        Lab::down(LAB)?;
+    }
+    println!("\n{} passed, {} failed", tests.len() - failed.len(), failed.len());
+    if !failed.is_empty() {
+        bail!("failed: {}", failed.join(", "));
+    }
+    Ok(())
+}
