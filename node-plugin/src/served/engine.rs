@@ -38,6 +38,8 @@ pub struct VolumeMetrics {
     pub written_bytes: u64,
     pub flushes: u64,
     pub errors: u64,
+    /// Requests that are not answered yet.
+    pub inflight: u64,
 }
 
 /// Brings volumes up and down. Each verb may be repeated; calls for one volume never overlap.

@@ -7,9 +7,11 @@
 mod engine;
 mod fake;
 mod guard;
+mod real;
 mod table;
 
 pub use engine::{AttachSpec, Device, FormatSpec, NodeEngine, ReplicaDisks, VolumeMetrics};
 pub use fake::{FakeDisks, FakeEngine};
 pub use guard::{Guard, Guards, Unguarded};
+pub use real::{RealDisks, RealEngine};
 pub use table::{Presence, Served, Waited};
