@@ -32,8 +32,7 @@ test-cluster:
 	GALLEONFS_CLUSTER_TESTS=1 $(CARGO) test --locked -p galleonfs-tests --test cluster
 
 bench:
-	$(CARGO) build --release --locked -p galleonfs -p galleonfs-tests
-	$(CARGO) run --release --locked -p galleonfs-tests --bin galleonfs-bench
+	$(CARGO) run --release --locked -p galleonfs-tests --example bench
 
 check:
 	$(CARGO) fmt --all --check

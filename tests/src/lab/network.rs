@@ -118,7 +118,9 @@ impl Network {
         inside(&format!("ip address add {address}/24 dev eth0"))?;
         inside("ip link set eth0 up")?;
         inside(&format!("ip route add default via {here}"))?;
-        inside("sysctl -q -w net.ipv4.ip_forward=1")?;
+        let forward = "echo 1 > /proc/sys/net/ipv4/ip_forward";
+        let namespace = format!("--net={}", self.namespace(index).display());
+        run::output(&mut run::command("nsenter", [namespace.as_str(), "sh", "-c", forward]))?;
         for other in (1..=nodes).filter(|other| *other != index) {
             inside(&format!(
                 "ip route add {} via {}",

@@ -1,0 +1,77 @@
+//! Ctrl-C in the middle of a run: the program that is being waited for ends, and the caller cleans up as after any
+//! failure.
+//!
+//! The signals are blocked in every thread and taken by one that waits for nothing else, so no handler has to be
+//! written. A second Ctrl-C changes nothing: cleaning up is short.
+
+use std::process::{Command, Output};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
+
+#[derive(Debug, Default)]
+struct State {
+    caught: Option<Signal>,
+    /// The program that is being waited for.
+    running: Option<Pid>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Interrupt {
+    state: Arc<Mutex<State>>,
+}
+
+impl Interrupt {
+    /// To be called before any other thread is started: they inherit which signals are blocked.
+    pub fn install() -> Result<Interrupt> {
+        let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
+        signals.thread_block().context("block the signals that end a program")?;
+        let interrupt = Interrupt {
+            state: Arc::default(),
+        };
+        let waiting = interrupt.clone();
+        thread::spawn(move || {
+            while let Ok(signal) = signals.wait() {
+                let mut state = waiting.state();
+                state.caught.get_or_insert(signal);
+                if let Some(running) = state.running {
+                    // It may have ended by itself; it is reaped only after it was taken out of the state.
+                    let _ = kill(running, Signal::SIGKILL);
+                }
+            }
+        });
+        Ok(interrupt)
+    }
+
+    /// Fails if we have been told to end.
+    pub fn check(&self) -> Result<()> {
+        match self.state().caught {
+            Some(signal) => bail!("ended by {signal}"),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs a program to its end, or to ours.
+    pub fn output(&self, mut command: Command) -> Result<Output> {
+        let child = {
+            let mut state = self.state();
+            if let Some(signal) = state.caught {
+                bail!("ended by {signal}");
+            }
+            let child = command.spawn()?;
+            state.running = Some(Pid::from_raw(i32::try_from(child.id())?));
+            child
+        };
+        let output = child.wait_with_output();
+        self.state().running = None;
+        self.check()?;
+        Ok(output?)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nobody panics while holding it")
+    }
+}
