@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
 
 use galleonfs_storage_engine::buffer::{Buf, BufMut};
 use galleonfs_storage_engine::io::{FileId, IoDone, IoFailure, IoId, IoResult};
@@ -63,11 +64,15 @@ pub(super) enum Outcome {
     Created(IoId, FileId, Result<Arc<File>, IoFailure>),
 }
 
-/// The shard's end of a volume's helper. Dropping it ends the threads once they have nothing left to do.
+/// The shard's end of a volume's helper. The threads end once it is dropped and they have nothing left to do.
 #[derive(Debug)]
 pub(super) struct Helper {
     jobs: mpsc::Sender<Job>,
+    threads: Threads,
 }
+
+/// To wait for the threads of a helper, which hold the replica's lock.
+pub(super) type Threads = Vec<JoinHandle<()>>;
 
 impl Helper {
     pub fn start(
@@ -79,9 +84,10 @@ impl Helper {
     ) -> std::io::Result<Helper> {
         let (jobs, queue) = mpsc::channel();
         let queue = Arc::new(Mutex::new(queue));
+        let mut started = Threads::new();
         for _ in 0..threads {
             let (queue, dir, shard) = (queue.clone(), dir.clone(), shard.clone());
-            std::thread::Builder::new()
+            let thread = std::thread::Builder::new()
                 .name(format!("disk {name}"))
                 .stack_size(256 << 10)
                 .spawn(move || {
@@ -94,8 +100,14 @@ impl Helper {
                         }
                     }
                 })?;
+            started.push(thread);
         }
-        Ok(Helper { jobs })
+        Ok(Helper { jobs, threads: started })
+    }
+
+    /// Ends the threads; whoever waits for them finds the replica unlocked.
+    pub fn end(self) -> Threads {
+        self.threads
     }
 
     pub fn give(&self, job: Job) {

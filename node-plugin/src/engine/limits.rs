@@ -31,8 +31,13 @@ pub const RING_COMPLETIONS: u32 = 4096;
 
 const _: () = assert!(RING_COMPLETIONS as usize >= 16 * DISK_OPS_PER_VOLUME_MAX);
 
-/// Open segment files of one volume. A process may usually have 20,000 files; sixty volumes with all of theirs fit.
-pub const FILES_PER_VOLUME_MAX: usize = 256;
+/// Open segment files of one volume: all of a volume of 128 GiB in segments of 64 MiB.
+pub const FILES_PER_VOLUME_MAX: usize = 2048;
+
+/// Files that a volume may have open even when the process has too many: the log's, the cleaner's, the superblocks.
+pub const FILES_PER_VOLUME_MIN: usize = 16;
+
+const _: () = assert!(FILES_PER_VOLUME_MIN < FILES_PER_VOLUME_MAX);
 
 /// Threads that serve one volume's disk where io_uring is forbidden. A hanging disk holds only its own.
 pub const DISK_THREADS_WITHOUT_RING: usize = 4;

@@ -14,6 +14,7 @@ mod files;
 mod helper;
 mod inbox;
 mod limits;
+mod memory;
 mod open;
 mod reactor;
 mod ring;
@@ -33,6 +34,7 @@ use uuid::Uuid;
 
 use crate::disk::FileDisk;
 use crate::frontend::{Export, Frontend, FuseLoop};
+use files::FileBudget;
 use inbox::{Outbox, inbox};
 use open::MapBudget;
 use served::Closed;
@@ -155,16 +157,18 @@ impl Engine {
                 .min(limits::SHARDS_DEFAULT_MAX),
             count => count,
         };
+        memory::keep_freed_memory();
+        let budget = FileBudget::of_this_process();
         let mut shards = Vec::new();
         for index in 0..count {
             let (outbox, inbox) =
                 inbox().map_err(|error| EngineError::os(format!("make the inbox of shard {index}"), error))?;
-            let own = outbox.clone();
+            let (own, budget) = (outbox.clone(), budget.clone());
             std::thread::Builder::new()
                 .name(format!("shard {index}"))
                 .spawn(move || {
                     let _guard = AbortOnPanic;
-                    shard::run(inbox, own, path);
+                    shard::run(inbox, own, path, budget);
                 })
                 .map_err(|error| EngineError::os(format!("start shard {index}"), error))?;
             shards.push(outbox);
@@ -349,10 +353,14 @@ impl Inner {
         }
         // The unmount first: it ends the connection, and with it the shard's watch.
         self.frontend.close(volume);
-        self.ask(attached.shard, |done| Message::Remove {
+        let threads = self.ask(attached.shard, |done| Message::Remove {
             volume: attached.key,
             done,
         })?;
+        for thread in threads {
+            // One that panicked has let go of the replica as well.
+            let _ = thread.join();
+        }
         reservation.set(None);
         Ok(())
     }

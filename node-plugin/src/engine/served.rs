@@ -8,7 +8,7 @@
 //! Serving ── close ──► Closing ── the engine is closed ──► Closed ── remove ──► (dropped, once the kernel let go)
 //! ```
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -16,10 +16,11 @@ use std::sync::mpsc::Sender;
 use galleonfs_storage_engine::buffer::Buf;
 use galleonfs_storage_engine::io::{FileId, Io, IoDone, IoId, IoResult, Output};
 use galleonfs_storage_engine::request::{Answer, Piece, Reply, Request, RequestError, RequestId};
+use rustc_hash::FxHashMap;
 use slab::Slab;
 
-use super::files::Files;
-use super::helper::{Helper, Job, Outcome};
+use super::files::{FileBudget, Files};
+use super::helper::{Helper, Job, Outcome, Threads};
 use super::limits::{DISK_OPS_PER_VOLUME_MAX, INFLIGHT_BYTES_PER_VOLUME_MAX, REQUESTS_PER_TURN_MAX};
 use super::reactor::{Reactor, Source};
 use super::ring::{DiskOp, Work};
@@ -70,7 +71,7 @@ pub(super) struct Served {
     inflight_bytes: u64,
     files: Files,
     /// Operations that wait for their file to be opened.
-    opening: HashMap<FileId, Vec<(IoId, Io)>>,
+    opening: FxHashMap<FileId, Vec<(IoId, Io)>>,
     /// Operations that wait for others to end.
     backlog: VecDeque<(IoId, Io)>,
     /// Operations that the ring or the helper has.
@@ -79,13 +80,16 @@ pub(super) struct Served {
     watched: bool,
     /// The device is gone.
     ended: bool,
+    /// The last turn had one request. Then the next one takes one, too, and does not look for another in vain: the
+    /// watch that follows looks by itself.
+    lone: bool,
     state: State,
     next_tick_ms: Option<u64>,
     told_ms: u64,
     /// In the shard's list of volumes that something happened to.
     pub touched: bool,
     /// Somebody waits for this volume to be let go.
-    pub leaving: Option<Sender<()>>,
+    pub leaving: Option<Sender<Threads>>,
 }
 
 impl std::fmt::Debug for Served {
@@ -104,6 +108,7 @@ impl Served {
         session: Box<dyn Session>,
         helper: Helper,
         counters: Arc<Counters>,
+        budget: FileBudget,
     ) -> Served {
         Served {
             key,
@@ -113,12 +118,13 @@ impl Served {
             counters,
             asked: Slab::new(),
             inflight_bytes: 0,
-            files: Files::default(),
-            opening: HashMap::new(),
+            files: Files::new(budget),
+            opening: FxHashMap::default(),
             backlog: VecDeque::new(),
             out: 0,
             watched: false,
             ended: false,
+            lone: false,
             state: State::Serving,
             next_tick_ms: None,
             told_ms: 0,
@@ -143,8 +149,10 @@ impl Served {
     /// The session's descriptor is readable: takes a turn's worth of requests.
     pub fn take_requests(&mut self, buffers: &mut Buffers) {
         self.watched = false;
-        for _ in 0..REQUESTS_PER_TURN_MAX {
-            if self.ended || self.is_full() {
+        let lone = std::mem::replace(&mut self.lone, false);
+        for taken in 0..REQUESTS_PER_TURN_MAX {
+            self.lone = taken == 1;
+            if self.ended || self.is_full() || lone && taken == 1 {
                 return;
             }
             match self.session.receive(buffers) {
@@ -256,7 +264,7 @@ impl Served {
     }
 
     /// Starts letting go of a volume that is closed.
-    pub fn leave(&mut self, done: Sender<()>, reactor: &mut Reactor) {
+    pub fn leave(&mut self, done: Sender<Threads>, reactor: &mut Reactor) {
         assert!(
             matches!(self.state, State::Closed(_)),
             "an engine is closed before its volume is removed"
@@ -270,6 +278,19 @@ impl Served {
     /// The kernel refers to nothing of this volume any more.
     pub fn may_go(&self) -> bool {
         self.leaving.is_some() && !self.watched && self.out == 0
+    }
+
+    /// Lets go of everything: closes the connection, and has the helper close the files.
+    pub fn go(mut self) {
+        for handle in self.files.drain() {
+            self.helper.give(Job::Close { handle });
+        }
+        drop((self.session, self.engine));
+        let threads = self.helper.end();
+        if let Some(done) = self.leaving {
+            // Whoever asked waits without a limit.
+            let _ = done.send(threads);
+        }
     }
 
     /// A watch has ended, and nobody wants to read.

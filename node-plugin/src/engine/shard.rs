@@ -4,14 +4,17 @@
 //! asked for; let the engines that something happened to work. Nothing in a round blocks, so a volume whose disk hangs
 //! just has nothing happen to it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
-use super::helper::{Helper, Outcome};
+use rustc_hash::FxHashMap;
+
+use super::files::FileBudget;
+use super::helper::{Helper, Outcome, Threads};
 use super::inbox::{Inbox, Outbox};
 use super::limits::{DISK_THREADS_WITHOUT_RING, IDLE_BEFORE_TRIM_MS};
+use super::memory::give_back_freed_memory;
 use super::reactor::{Event, Reactor, Source};
 use super::served::{Closed, Served};
 use super::stats::{Counters, DiskPath};
@@ -45,10 +48,10 @@ pub(super) enum Message {
         volume: u32,
         done: Sender<Closed>,
     },
-    /// Let go of a closed volume.
+    /// Let go of a closed volume; tells the threads to wait for.
     Remove {
         volume: u32,
-        done: Sender<()>,
+        done: Sender<Threads>,
     },
     /// End the thread, whatever it has.
     Stop,
@@ -59,26 +62,28 @@ pub(super) struct Shard {
     outbox: Outbox<Message>,
     reactor: Reactor,
     buffers: Buffers,
-    volumes: HashMap<u32, Served>,
+    volumes: FxHashMap<u32, Served>,
     /// Volumes that something happened to in this round.
     touched: Vec<u32>,
     started: Instant,
     busy_ms: u64,
     stopping: bool,
+    budget: FileBudget,
 }
 
 /// Runs a shard on the calling thread until it is told to stop.
-pub(super) fn run(inbox: Inbox<Message>, outbox: Outbox<Message>, path: Option<DiskPath>) {
+pub(super) fn run(inbox: Inbox<Message>, outbox: Outbox<Message>, path: Option<DiskPath>, budget: FileBudget) {
     let mut shard = Shard {
         inbox,
         outbox,
         reactor: Reactor::new(path),
         buffers: Buffers::default(),
-        volumes: HashMap::new(),
+        volumes: FxHashMap::default(),
         touched: Vec::new(),
         started: Instant::now(),
         busy_ms: 0,
         stopping: false,
+        budget,
     };
     shard.reactor.watch(Source::Inbox, shard.inbox.descriptor());
     let mut events = Vec::new();
@@ -146,14 +151,12 @@ impl Shard {
             if volume.may_go()
                 && let Some(volume) = self.volumes.remove(&key)
             {
-                let done = volume.leaving.clone();
-                // Closes the connection and the files; the caller waits for that.
-                drop(volume);
-                done.map(|done| done.send(()));
+                volume.go();
             }
         }
         if self.buffers.is_warm() && now_ms >= self.busy_ms + IDLE_BEFORE_TRIM_MS && !self.has_requests() {
             self.buffers.trim();
+            give_back_freed_memory();
         }
     }
 
@@ -221,7 +224,14 @@ impl Shard {
             .because(error)
         })?;
         let counters = Arc::new(Counters::new(self.reactor.path()));
-        let served = Served::new(new.key, new.engine, new.session, helper, counters.clone());
+        let served = Served::new(
+            new.key,
+            new.engine,
+            new.session,
+            helper,
+            counters.clone(),
+            self.budget.clone(),
+        );
         self.volumes.insert(new.key, served);
         Ok(counters)
     }

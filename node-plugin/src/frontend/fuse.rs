@@ -434,6 +434,8 @@ impl Session for FuseSession {
     fn answer(&mut self, ticket: Ticket, answer: &Answer) {
         match answer {
             Err(error) => self.send_error(ticket.unique, error_number(error)),
+            // By far the most frequent answer needs no list.
+            Ok(Reply::Data(pieces)) if let [Piece::Bytes(buf)] = &pieces[..] => self.send(ticket.unique, buf.as_ref()),
             Ok(Reply::Data(pieces)) => {
                 let len = |piece: &Piece| match piece {
                     Piece::Bytes(buf) => buf.len(),

@@ -1,5 +1,10 @@
 //! With the real store behind the device.
 
+use std::os::unix::fs::FileExt;
+use std::process::Stdio;
+
+use galleonfs_storage_engine::buffer::BufMut;
+
 use super::*;
 use crate::disk::{FormatSpec, format_replica, remove_replica, used_bytes};
 
@@ -10,7 +15,10 @@ struct Real {
 
 impl Real {
     fn new() -> Real {
-        let dir = std::env::temp_dir().join(format!("galleonfs-node-{}", Uuid::new_v4()));
+        Real::at(std::env::temp_dir().join(format!("galleonfs-node-{}", Uuid::new_v4())))
+    }
+
+    fn at(dir: PathBuf) -> Real {
         fs::create_dir_all(&dir).expect("make a directory for the test");
         let config = EngineConfig {
             shards: 1,
@@ -121,4 +129,112 @@ async fn a_replica_that_is_not_the_right_one_is_refused_with_its_reason() {
         ErrorKind::Corrupt
     );
     assert!(real.engine.stats().is_empty());
+}
+
+const DIR: &str = "GALLEONFS_TEST_KILL_DIR";
+
+/// Runs in a process of its own, which the test below kills.
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "the victim of what_was_synced_before_a_kill_is_there_afterwards"]
+async fn a_process_that_serves_a_replica_until_it_is_killed() {
+    let real = Real::at(PathBuf::from(std::env::var_os(DIR).expect("started by the other test")));
+    let spec = real.spec("volume", 1);
+    real.format(&spec);
+    let device = real.engine.attach(spec).await.expect("attach").path;
+    fs::write(real.dir.join("device.new"), text(&device)).expect("tell the device");
+    fs::rename(real.dir.join("device.new"), real.dir.join("device")).expect("tell the device");
+    std::future::pending::<()>().await;
+}
+
+/// Each of a few writers has blocks of its own, stamps them with a rising number, and remembers the stamps that were
+/// written before a sync that succeeded.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_synced_before_a_kill_is_there_afterwards() {
+    const WRITERS: u64 = 4;
+    const BLOCKS: u64 = 500;
+    let dir = std::env::temp_dir().join(format!("galleonfs-node-{}", Uuid::new_v4()));
+    fs::create_dir_all(&dir).expect("make a directory for the test");
+    let mut victim = Command::new(std::env::current_exe().expect("a test has a program"))
+        .args([
+            "--ignored",
+            "--exact",
+            "engine::tests::replica::a_process_that_serves_a_replica_until_it_is_killed",
+        ])
+        .env(DIR, &dir)
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("start the victim");
+    wait_until("the victim serves", || dir.join("device").exists());
+    let device = PathBuf::from(fs::read_to_string(dir.join("device")).expect("read"));
+
+    let writer = |writer: u64, file: File| {
+        let mut synced = vec![0u64; BLOCKS as usize];
+        let mut written = synced.clone();
+        for stamp in 1.. {
+            let block = stamp * 7919 % BLOCKS;
+            let mut page = BufMut::zeroed(4096);
+            page.as_mut()[..8].copy_from_slice(&u64::to_le_bytes(stamp));
+            if file
+                .write_all_at(page.as_ref(), (block * WRITERS + writer) * 4096)
+                .is_err()
+            {
+                break;
+            }
+            written[block as usize] = stamp;
+            if stamp % 16 == 0 {
+                if file.sync_data().is_err() {
+                    break;
+                }
+                synced.copy_from_slice(&written);
+            }
+        }
+        synced
+    };
+    let synced: Vec<Vec<u64>> = std::thread::scope(|scope| {
+        let writers: Vec<_> = (0..WRITERS)
+            .map(|number| {
+                let file = open_direct(&device);
+                scope.spawn(move || writer(number, file))
+            })
+            .collect();
+        let sectors_written = || {
+            let name = device.file_name().expect("a device has a name").to_string_lossy();
+            let stat = fs::read_to_string(format!("/sys/block/{name}/stat")).expect("read");
+            stat.split_whitespace()
+                .nth(6)
+                .and_then(|sectors| sectors.parse::<u64>().ok())
+                .expect("a number")
+        };
+        // A device's statistics outlive its use.
+        let before = sectors_written();
+        wait_until("a few thousand blocks are written", || {
+            sectors_written() - before > 5000 * 8
+        });
+        victim.kill().expect("kill");
+        victim.wait().expect("wait");
+        writers
+            .into_iter()
+            .map(|writer| writer.join().expect("no panic"))
+            .collect()
+    });
+    assert!(synced.iter().flatten().any(|stamp| *stamp > 0));
+
+    Engine::remove_stale(&dir.join("run")).await.expect("remove");
+    let real = Real::at(dir);
+    let file = open_direct(&real.engine.attach(real.spec("volume", 2)).await.expect("attach").path);
+    for (writer, synced) in synced.iter().enumerate() {
+        for (block, stamp) in synced.iter().enumerate() {
+            let mut page = BufMut::zeroed(4096);
+            let at = (block as u64 * WRITERS + writer as u64) * 4096;
+            file.read_exact_at(page.as_mut(), at).expect("read");
+            let found = u64::from_le_bytes(page.as_ref()[..8].try_into().expect("eight bytes"));
+            assert!(
+                found >= *stamp,
+                "writer {writer} block {block}: found {found}, synced {stamp}"
+            );
+        }
+    }
+    drop(file);
+    real.engine.detach("volume").await.expect("detach");
 }

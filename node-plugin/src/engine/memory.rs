@@ -1,0 +1,33 @@
+//! How the allocator treats buffers that come and go.
+//!
+//! A busy volume frees and allocates page-aligned buffers many thousand times a second. By default the C library gives
+//! the top of its heap back to the kernel again and again, and maps each large buffer anew: then every buffer is paid
+//! for with page faults and zeroed twice. So it is told to keep what it has, and told to give it back when a shard has
+//! been idle for a while.
+
+/// Keep freed memory up to so much at the top of a heap.
+#[cfg(target_env = "gnu")]
+const KEPT_BYTES_MAX: libc::c_int = 64 << 20;
+
+/// Take buffers up to this size from the heap: everything that a request needs.
+#[cfg(target_env = "gnu")]
+const HEAP_BYTES_MAX: libc::c_int = 4 << 20;
+
+/// To be called once, before there is much to free.
+pub(super) fn keep_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes no pointers, and glibc allows it at any time.
+    unsafe {
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES_MAX);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, HEAP_BYTES_MAX);
+    }
+}
+
+/// Gives what is free back to the kernel. Takes a while; for moments when nobody waits.
+pub(super) fn give_back_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim takes no pointers and is safe in any thread.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
