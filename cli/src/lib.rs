@@ -3,16 +3,23 @@
 //! nothing behind this door sees a raw string.
 
 mod check;
+mod controller;
 mod crds;
 mod logging;
+mod node;
 
 use std::{io, path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 
+pub use controller::ControllerArguments;
 pub use crds::{crd_file_name, crd_yaml};
 pub use logging::LogArguments;
+pub use node::NodeArguments;
+
+/// Two, so that one call that computes for long does not hold up the answer to a probe.
+const RUNTIME_THREADS: usize = 2;
 
 /// Storage for Kubernetes pods, made from the nodes' own disks.
 #[derive(Debug, Parser)]
@@ -26,6 +33,10 @@ pub struct Arguments {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Run the controller: CSI for the sidecars, and the upkeep of our objects. One leads, any number may stand by.
+    Controller(ControllerArguments),
+    /// Run a node's plugin: CSI for the kubelet, this node's replicas, and the block devices of its pods.
+    Node(NodeArguments),
     /// Print the definitions of the custom resources as YAML.
     Crds {
         /// Write one file per definition into this directory instead.
@@ -47,6 +58,14 @@ pub enum Command {
 /// Does what the command line asks and says how the process should end.
 pub fn run(arguments: Arguments) -> Result<ExitCode> {
     match arguments.command {
+        Command::Controller(given) => {
+            arguments.log.install()?;
+            block_on(galleonfs_controller::run(given.into()))?;
+        }
+        Command::Node(given) => {
+            arguments.log.install()?;
+            block_on(galleonfs_node_plugin::run(given.into()))?;
+        }
         Command::Crds {
             output: Some(directory),
         } => crds::write_files(&directory)?,
@@ -55,4 +74,14 @@ pub fn run(arguments: Arguments) -> Result<ExitCode> {
         Command::Version => println!("galleonfs {}", env!("CARGO_PKG_VERSION")),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs one of the long-running parts to its end. Their own threads do what is heavy; these only wait for many things.
+fn block_on(part: impl Future<Output = Result<()>>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .enable_all()
+        .build()
+        .context("starting the threads of the process")?;
+    runtime.block_on(part)
 }

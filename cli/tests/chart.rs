@@ -322,7 +322,11 @@ fn the_admission_policy_is_on_and_refuses_when_it_cannot_decide() {
 
 #[test]
 fn everything_with_a_namespace_is_in_the_releases_own() {
-    let settings = ["controller.replicas=2", "networkPolicy.enabled=true"];
+    let settings = [
+        "controller.replicas=2",
+        "networkPolicy.enabled=true",
+        "metrics.service.enabled=true",
+    ];
     let global = [
         "CSIDriver",
         "ClusterRole",

@@ -27,7 +27,7 @@ const GRANTS: &[(&str, &str, &str, &[Rule])] = &[
         &[
             ("", &["namespaces"], &["kube-system"], &["get"]),
             ("", &["nodes"], &[], READ),
-            ("storage.k8s.io", &["csinodes"], &[], READ),
+            ("storage.k8s.io", &["csinodes"], &[], &["list", "watch"]),
         ],
     ),
     (
@@ -39,20 +39,16 @@ const GRANTS: &[(&str, &str, &str, &[Rule])] = &[
                 "galleonfs.io",
                 &["galleonvolumes", "galleonreplicas", "storagepools"],
                 &[],
-                &["get", "list", "watch", "create", "update", "patch", "delete"],
+                &["get", "list", "watch", "create", "update", "delete"],
             ),
-            (
-                "galleonfs.io",
-                &["galleonvolumes/status", "storagepools/status"],
-                &[],
-                &["update", "patch"],
-            ),
+            ("galleonfs.io", &["galleonvolumes/status"], &[], &["update", "patch"]),
+            ("galleonfs.io", &["storagepools/status"], &[], &["update"]),
             ("coordination.k8s.io", &["leases"], &[], &["create"]),
             (
                 "coordination.k8s.io",
                 &["leases"],
                 &["galleonfs-controller"],
-                &["get", "update", "patch"],
+                &["get", "update"],
             ),
         ],
     ),
