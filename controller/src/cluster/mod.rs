@@ -26,7 +26,6 @@ const LIST_CHUNK: u32 = 500;
 /// Handles to everything the controller reads and writes.
 #[derive(Clone)]
 pub struct Cluster {
-    pub client: Client,
     pub namespace: String,
     pub volumes: Api<GalleonVolume>,
     pub replicas: Api<GalleonReplica>,
@@ -53,11 +52,10 @@ impl Cluster {
         let pools = Api::namespaced(client.clone(), namespace);
         let nodes = Api::all(client.clone());
         let (seen, task) = seen::watch(&volumes, &replicas, &pools, &nodes);
-        let csi_nodes = Api::all(client.clone());
+        let csi_nodes = Api::all(client);
         let namespace = namespace.to_string();
         (
             Self {
-                client,
                 namespace,
                 volumes,
                 replicas,

@@ -64,7 +64,11 @@ impl Election {
         loop {
             let lease = tokio::select! {
                 lease = self.win() => lease,
-                () = &mut stop => return,
+                () = &mut stop => {
+                    // It may have been won without our having heard of it yet.
+                    self.give_back().await;
+                    return;
+                }
             };
             tracing::info!(identity = self.identity, "leading");
             self.metrics.set_leader(true);
