@@ -1,7 +1,7 @@
 # The commands a person types. Everything they do is in `cargo` and in the program `galleonfs-lab` (tests/).
 
 CARGO ?= cargo
-LAB := $(CARGO) run --quiet --release --locked -p galleonfs-tests --bin galleonfs-lab --
+LAB := $(CARGO) run --quiet --release --locked -p galleonfs-tests --no-default-features --bin galleonfs-lab --
 
 .PHONY: help demo demo-down test test-cluster bench check lab-binaries
 
@@ -32,7 +32,7 @@ test-cluster:
 	GALLEONFS_CLUSTER_TESTS=1 $(CARGO) test --locked -p galleonfs-tests --test cluster
 
 bench:
-	$(CARGO) run --release --locked -p galleonfs-tests --example bench
+	$(CARGO) run --release --locked -p galleonfs-tests --bin galleonfs-bench
 
 check:
 	$(CARGO) fmt --all --check

@@ -4,6 +4,7 @@
 //! The signals are blocked in every thread and taken by one that waits for nothing else, so no handler has to be
 //! written. A second Ctrl-C changes nothing: cleaning up is short.
 
+use std::io::{self, Read};
 use std::process::{Command, Output};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -29,16 +30,14 @@ impl Interrupt {
     pub fn install() -> Result<Interrupt> {
         let signals: SigSet = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP].into_iter().collect();
         signals.thread_block().context("block the signals that end a program")?;
-        let interrupt = Interrupt {
-            state: Arc::default(),
-        };
+        let interrupt = Interrupt { state: Arc::default() };
         let waiting = interrupt.clone();
         thread::spawn(move || {
             while let Ok(signal) = signals.wait() {
                 let mut state = waiting.state();
                 state.caught.get_or_insert(signal);
                 if let Some(running) = state.running {
-                    // It may have ended by itself; it is reaped only after it was taken out of the state.
+                    // It may have ended by itself, and nobody has reaped it yet.
                     let _ = kill(running, Signal::SIGKILL);
                 }
             }
@@ -54,9 +53,9 @@ impl Interrupt {
         }
     }
 
-    /// Runs a program to its end, or to ours.
+    /// Runs a program to its end, or to ours. Its outputs are to be pipes, of which it fills at most the first.
     pub fn output(&self, mut command: Command) -> Result<Output> {
-        let child = {
+        let mut child = {
             let mut state = self.state();
             if let Some(signal) = state.caught {
                 bail!("ended by {signal}");
@@ -65,10 +64,20 @@ impl Interrupt {
             state.running = Some(Pid::from_raw(i32::try_from(child.id())?));
             child
         };
-        let output = child.wait_with_output();
-        self.state().running = None;
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        let read = [
+            child.stdout.take().map(|mut pipe| pipe.read_to_end(&mut stdout)),
+            child.stderr.take().map(|mut pipe| pipe.read_to_end(&mut stderr)),
+        ];
+        let status = {
+            // Reaped with the lock held, so that nobody signals its number when that is somebody else's already.
+            let mut state = self.state();
+            state.running = None;
+            child.wait()?
+        };
         self.check()?;
-        Ok(output?)
+        read.into_iter().flatten().collect::<io::Result<Vec<_>>>()?;
+        Ok(Output { status, stdout, stderr })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -1,1 +1,130 @@
-//! Benchmarks.
+//! How fast a volume is, beside a file on the same disk.
+//!
+//! Each round runs each job first on the raw file and right after it on our device, through everything that a pod's I/O
+//! goes through on its node. What counts is the ratio of such neighbours: the disk below may be another one a minute
+//! later, and is the same for both. The second thing that counts is the CPU time our process spends per operation,
+//! which a noisy machine changes least.
+//!
+//! `job` says what is measured, `fio` measures, `server` is the process under test, `scratch` the place, `report` the
+//! outcome.
+
+pub mod fio;
+pub mod interrupt;
+pub mod job;
+pub mod report;
+pub mod scratch;
+pub mod server;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+
+use crate::lab::layout::write_file;
+use fio::Fio;
+use interrupt::Interrupt;
+use job::Job;
+use report::{Pair, Row};
+use scratch::Scratch;
+use server::Server;
+
+/// The setup that this bench measures: one replica, on the disk of the raw file.
+const SETUP: &str = "one-replica";
+
+/// How long a job's background work is waited for before the next job.
+const SETTLE_WAIT_MAX: Duration = Duration::from_secs(5);
+
+/// What to measure, and where.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// On the disk that is measured.
+    pub dir: PathBuf,
+    pub size_bytes: u64,
+    pub rounds: usize,
+    /// The time of each run of a job on the raw file, and of each on our device.
+    pub time: Duration,
+    pub jobs: Vec<Job>,
+    /// Where the results go.
+    pub results: PathBuf,
+}
+
+/// Measures, prints the table, and writes the results.
+pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        bail!("this needs root: it mounts a file system and makes a loop device");
+    }
+    fio::ensure()?;
+    let claim = Scratch::new(&options.dir)?.claim(options.size_bytes)?;
+    let scratch = claim.scratch();
+    let raw = Fio {
+        target: scratch.raw(),
+        size_bytes: options.size_bytes,
+        interrupt,
+    };
+    say(&format!("filling the raw file, {} MiB", options.size_bytes >> 20));
+    raw.fill()?;
+    let server = Server::start(scratch, options.size_bytes)?;
+    say(&format!(
+        "filling the volume at {}, served by process {}",
+        server.device().display(),
+        server.pid()
+    ));
+    let ours = Fio {
+        target: server.device().to_owned(),
+        size_bytes: options.size_bytes,
+        interrupt,
+    };
+    ours.fill()?;
+    let pairs = rounds(options, &raw, &ours, &server)?;
+    server.stop()?;
+    let rows: Vec<Row> = options
+        .jobs
+        .iter()
+        .zip(&pairs)
+        .flat_map(|(job, pairs)| report::rows(job, SETUP, pairs))
+        .collect();
+    write_results(&options.results, &rows)?;
+    print!("\n{}", report::table(&rows));
+    println!(
+        "medians of {} rounds of {:.0} s; latency of write-fsync is the write's and its sync's; CPU is our process's",
+        options.rounds,
+        options.time.as_secs_f64()
+    );
+    say(&format!("written to {}", options.results.display()));
+    Ok(())
+}
+
+/// The pairs of each job.
+fn rounds(options: &Options, raw: &Fio<'_>, ours: &Fio<'_>, server: &Server) -> Result<Vec<Vec<Pair>>> {
+    let start = Instant::now();
+    let mut pairs = vec![Vec::new(); options.jobs.len()];
+    for round in 1..=options.rounds {
+        for (job, pairs) in options.jobs.iter().zip(&mut pairs) {
+            server.settle(SETTLE_WAIT_MAX)?;
+            let raw = raw.measure(job, options.time)?;
+            let before = server.cpu()?;
+            let ours = ours.measure(job, options.time)?;
+            let spent = server.cpu()?.saturating_sub(before);
+            let cpu_us = spent.as_secs_f64() * 1e6 / ours.count as f64;
+            say(&format!(
+                "[{:4.0} s] round {round} of {}: {:<20} {:.2} of raw",
+                start.elapsed().as_secs_f64(),
+                options.rounds,
+                job.name,
+                ours.iops / raw.iops
+            ));
+            pairs.push(Pair { raw, ours, cpu_us });
+        }
+    }
+    Ok(pairs)
+}
+
+fn write_results(path: &Path, rows: &[Row]) -> Result<()> {
+    let text = serde_json::to_string_pretty(rows).context("write the results as JSON")?;
+    write_file(path, text + "\n")
+}
+
+/// Progress, apart from the table.
+fn say(text: &str) {
+    eprintln!("{text}");
+}

@@ -1,0 +1,131 @@
+//! The directory the bench works in: the raw file and the replica side by side, so that both are on the same disk.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use nix::fcntl::{Flock, FlockArg};
+use nix::sys::statvfs::statvfs;
+
+/// What a run may need at most, in sizes of the volume: the raw file, and a log that is not cleaned yet.
+const SPACE_FACTOR: u64 = 4;
+
+#[derive(Debug)]
+pub struct Scratch {
+    dir: PathBuf,
+}
+
+/// The directory while a run has it to itself; what the run made in it goes when this is dropped.
+#[derive(Debug)]
+pub struct Claim {
+    scratch: Scratch,
+    /// Released by the kernel, however the run ends.
+    _lock: Flock<File>,
+}
+
+impl Scratch {
+    pub fn new(dir: &Path) -> Result<Scratch> {
+        // The other process may have another working directory, and fio takes some relative names for its own.
+        let dir = std::path::absolute(dir).with_context(|| format!("find {}", dir.display()))?;
+        Ok(Scratch { dir })
+    }
+
+    /// Makes the directory, keeps other runs out, and removes what a killed one left.
+    pub fn claim(self, size_bytes: u64) -> Result<Claim> {
+        fs::create_dir_all(&self.dir).with_context(|| format!("create {}", self.dir.display()))?;
+        let lock = File::create(self.dir.join("lock")).with_context(|| format!("write in {}", self.dir.display()))?;
+        let Ok(lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
+            bail!(
+                "another run works in {}; wait for it, or give --dir",
+                self.dir.display()
+            );
+        };
+        self.clear()?;
+        let found = statvfs(&self.dir)?;
+        let (free, wanted) = (
+            found.blocks_available() * found.fragment_size(),
+            SPACE_FACTOR * size_bytes,
+        );
+        if free < wanted {
+            bail!(
+                "{} has {} MiB free, and the run may need {}; give --dir or --size-mib",
+                self.dir.display(),
+                free >> 20,
+                wanted >> 20
+            );
+        }
+        Ok(Claim {
+            scratch: self,
+            _lock: lock,
+        })
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub fn raw(&self) -> PathBuf {
+        self.dir.join("raw")
+    }
+
+    pub fn replica(&self) -> PathBuf {
+        self.dir.join("replica")
+    }
+
+    /// Where the engine mounts.
+    pub fn mounts(&self) -> PathBuf {
+        self.dir.join("mounts")
+    }
+
+    fn clear(&self) -> Result<()> {
+        for made in [self.raw(), self.replica()] {
+            let removed = if made.is_dir() {
+                fs::remove_dir_all(&made)
+            } else {
+                fs::remove_file(&made)
+            };
+            match removed {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("remove {}", made.display()));
+                }
+                _ => {}
+            }
+        }
+        // Only if it is empty: a mount that is still there is the next run's to remove.
+        let _ = fs::remove_dir(self.mounts());
+        Ok(())
+    }
+}
+
+impl Claim {
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        if let Err(error) = self.scratch.clear() {
+            eprintln!("galleonfs-bench: {error:#}");
+        }
+        let _ = fs::remove_file(self.scratch.dir.join("lock"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_one_runs_at_a_time_and_empty_after_it() {
+        let dir = std::env::temp_dir().join(format!("galleonfs-bench-{}", std::process::id()));
+        let claim = Scratch::new(&dir).unwrap().claim(1).unwrap();
+        assert!(Scratch::new(&dir).unwrap().claim(1).is_err());
+        fs::write(claim.scratch().raw(), "x").unwrap();
+        fs::create_dir_all(claim.scratch().replica()).unwrap();
+        fs::write(claim.scratch().replica().join("superblock.0"), "x").unwrap();
+        drop(claim);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
+        fs::remove_dir(&dir).unwrap();
+    }
+}

@@ -1,0 +1,203 @@
+//! The process that serves the volume, and nothing else, so that its CPU time is what a node plugin would spend.
+//!
+//! ```text
+//! bench ── starts ──► serve: format, attach ── "device /dev/loopN" ──► bench
+//! bench ── closes its pipe, or dies ──► serve: detach, exit
+//! ```
+//!
+//! The pipe's end is the only message to it: it comes also when the bench is killed, so no device is left behind.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use galleonfs_node_plugin::disk::{FormatSpec, format_replica};
+use galleonfs_node_plugin::engine::{AttachSpec, Engine, EngineConfig, EngineError, ErrorKind};
+use uuid::Uuid;
+
+use super::scratch::Scratch;
+
+const VOLUME: &str = "bench";
+
+/// What the node plugin takes when nobody says otherwise.
+const MAP_BUDGET_BYTES: usize = 256 << 20;
+
+/// How the serving process announces its device.
+const DEVICE: &str = "device ";
+
+/// How long whoever still uses the device may take to end: a killed fio, whose last I/O is out.
+const DETACH_WAIT_MAX: Duration = Duration::from_secs(20);
+
+/// The serving process, as the bench sees it.
+#[derive(Debug)]
+pub struct Server {
+    child: Child,
+    /// Held to keep it running.
+    stdin: Option<ChildStdin>,
+    device: PathBuf,
+}
+
+impl Server {
+    /// Starts this program again as the serving process, and waits until the device is there.
+    pub fn start(scratch: &Scratch, size_bytes: u64) -> Result<Server> {
+        let mut child = Command::new(std::env::current_exe().context("find this program")?)
+            .arg("--dir")
+            .arg(scratch.dir())
+            .arg("serve")
+            .arg(size_bytes.to_string())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start the serving process")?;
+        let stdin = child.stdin.take();
+        let mut stdout = BufReader::new(child.stdout.take().context("the serving process has no output")?);
+        let mut server = Server {
+            child,
+            stdin,
+            device: PathBuf::new(),
+        };
+        let mut line = String::new();
+        stdout.read_line(&mut line)?;
+        match line.trim_end().strip_prefix(DEVICE) {
+            Some(device) => server.device = PathBuf::from(device),
+            // It has said why.
+            None => bail!("the serving process made no device"),
+        }
+        Ok(server)
+    }
+
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The CPU time of the process so far, of all its threads, in user mode and for it in the kernel.
+    pub fn cpu(&self) -> Result<Duration> {
+        let path = format!("/proc/{}/stat", self.child.id());
+        let stat = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+        let ticks = cpu_ticks(&stat).with_context(|| format!("{path} reads `{stat}`"))?;
+        let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100);
+        Ok(Duration::from_secs(ticks) / u32::try_from(per_second)?)
+    }
+
+    /// Waits until it has stopped working by itself: what a job leaves to the background is not to slow the next one.
+    pub fn settle(&self, limit: Duration) -> Result<()> {
+        const LOOK: Duration = Duration::from_millis(200);
+        let start = Instant::now();
+        let mut before = self.cpu()?;
+        while start.elapsed() < limit {
+            thread::sleep(LOOK);
+            let now = self.cpu()?;
+            if now == before {
+                break;
+            }
+            before = now;
+        }
+        Ok(())
+    }
+
+    /// Ends it, which takes the device down.
+    pub fn stop(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        if self.stdin.take().is_none() {
+            return Ok(());
+        }
+        let status = self.child.wait().context("wait for the serving process")?;
+        if !status.success() {
+            bail!("the serving process ended with {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(error) = self.end() {
+            eprintln!("galleonfs-bench: {error:#}");
+        }
+    }
+}
+
+/// User and system time from the line of `/proc/<pid>/stat`.
+fn cpu_ticks(stat: &str) -> Option<u64> {
+    // The program's name may hold blanks and brackets; what follows the last bracket is regular.
+    let mut fields = stat[stat.rfind(')')? + 2..].split(' ').skip(11);
+    let user: u64 = fields.next()?.parse().ok()?;
+    let system: u64 = fields.next()?.parse().ok()?;
+    Some(user + system)
+}
+
+/// The serving process itself: until its standard input ends.
+pub fn serve(scratch: &Scratch, size_bytes: u64) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start a runtime")?;
+    runtime.block_on(Engine::remove_stale(&scratch.mounts()))?;
+    let engine = Engine::start(EngineConfig {
+        shards: 0,
+        map_budget_bytes: MAP_BUDGET_BYTES,
+        runtime_dir: scratch.mounts(),
+    })?;
+    let format = FormatSpec {
+        volume_uid: Uuid::new_v4(),
+        replica_uid: Uuid::new_v4(),
+        cluster_id: Uuid::new_v4(),
+        size_bytes,
+        salt: Uuid::new_v4().as_u64_pair().0,
+    };
+    format_replica(&scratch.replica(), &format)?;
+    let spec = AttachSpec {
+        volume: VOLUME.to_owned(),
+        volume_uid: format.volume_uid,
+        replica_uid: format.replica_uid,
+        cluster_id: format.cluster_id,
+        replica_dir: scratch.replica(),
+        epoch: 1,
+        size_bytes,
+        read_only: false,
+        salt: Uuid::new_v4().as_u64_pair().0,
+    };
+    let device = runtime.block_on(engine.attach(spec))?;
+    let announced = announce(&device.path);
+    // The end of the input, or of the bench: both mean the same.
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    let start = Instant::now();
+    let detached = loop {
+        match runtime.block_on(engine.detach(VOLUME)) {
+            Err(error) if is_in_use(&error) && start.elapsed() < DETACH_WAIT_MAX => {}
+            outcome => break outcome,
+        }
+    };
+    announced.and(detached.context("take the device down"))
+}
+
+fn is_in_use(error: &EngineError) -> bool {
+    error.kind() == ErrorKind::Retry
+}
+
+fn announce(device: &Path) -> Result<()> {
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{DEVICE}{}", device.display())?;
+    Ok(stdout.flush()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cpu_time_is_found_behind_any_name() {
+        let stat = "17 (a (b) c) S 1 17 17 0 -1 4194304 900 0 0 0 120 34 5 6 20 0 4 0 99 1 2";
+        assert_eq!(cpu_ticks(stat), Some(154));
+    }
+}
