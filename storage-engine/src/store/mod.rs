@@ -37,6 +37,14 @@ pub use record::{BLOCKS_MAX, Body, Header, Seals, WRITES_MAX, WriteEntry};
 pub use recovery::{FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, inspect, open_replica};
 pub use superblock::Superblock;
 
+/// The structures on the disk and what they are made of, for tests and tools; `docs/disk-format.md` draws them.
+pub mod layout {
+    pub use super::page::{Entry, FANOUT, Page, PageKind, PageName};
+    pub use super::record::MovedBlock;
+    pub use super::segment::{SegmentHeader, SegmentKind, Used, row};
+    pub use super::superblock::{Checkpoint, EpochEnd, Geometry, LogPosition, StreamPosition};
+}
+
 use crate::buffer::Buf;
 use crate::io::{Disk, FileId, Io, IoDone, IoFailure, IoId, IoResult, SegmentId, perform};
 use crate::request::{Piece, RequestError};

@@ -2,6 +2,7 @@
 
 mod bits;
 mod crash;
+mod format_doc;
 mod harness;
 mod model;
 mod purity;

@@ -1,0 +1,651 @@
+//! `docs/disk-format.md` and the code say the same.
+//!
+//! Each table of the page is read as a layout. For each field of a structure a sample is encoded twice, with two values
+//! that differ in every byte: exactly the documented bytes may change, and the check. The checks themselves are computed
+//! anew, by the page's own words, with a CRC-32C that shares nothing with the engine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::Path;
+
+use galleonfs_storage_engine::io::SegmentId;
+use galleonfs_storage_engine::store::layout::{
+    Checkpoint, Entry, EpochEnd, FANOUT, Geometry, LogPosition, MovedBlock, Page, PageKind, PageName, SegmentHeader,
+    SegmentKind, StreamPosition, Used, row,
+};
+use galleonfs_storage_engine::store::{Body, Header, Seals, Superblock, WriteEntry};
+use galleonfs_storage_engine::types::{Epoch, Identity, Lba, Location, Seq, Version};
+
+const BLOCK: usize = 4096;
+const SALT: u64 = 0x0807_0605_0403_0201;
+const IDENTITY: Identity = Identity {
+    cluster: [0x11; 16],
+    volume: [0x22; 16],
+    replica: [0x33; 16],
+};
+
+// ---- the page ---------------------------------------------------------------------------------------------------
+
+/// A table with the columns `| offset | bytes | field |`, or `| bit | bits | field |`.
+struct Layout {
+    name: String,
+    rows: Vec<(String, Range<usize>)>,
+}
+
+impl Layout {
+    /// Where a field lies. Fields named `zeros` have no name of their own.
+    fn at(&self, field: &str) -> Range<usize> {
+        let found: Vec<_> = self.rows.iter().filter(|(name, _)| name == field).collect();
+        assert_eq!(found.len(), 1, "{}: the page names `{field}` once", self.name);
+        found[0].1.clone()
+    }
+
+    /// Fields that a sample has to show by changing them.
+    fn fields(&self) -> BTreeSet<&str> {
+        self.rows
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .filter(|name| *name != "zeros")
+            .collect()
+    }
+}
+
+/// The tables of the page by the heading above each.
+fn page() -> BTreeMap<String, Layout> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/disk-format.md");
+    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut layouts: BTreeMap<String, Layout> = BTreeMap::new();
+    let (mut heading, mut inside) = (String::new(), false);
+    for line in text.lines() {
+        if let Some(title) = line.strip_prefix('#') {
+            heading = title.trim_start_matches('#').trim().to_owned();
+        }
+        let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+        if cells.len() < 5 {
+            inside = false;
+            continue;
+        }
+        if ["offset", "bit"].contains(&cells[1]) {
+            let layout = Layout {
+                name: heading.clone(),
+                rows: Vec::new(),
+            };
+            assert!(
+                layouts.insert(heading.clone(), layout).is_none(),
+                "{heading}: one layout under a heading"
+            );
+            inside = true;
+        } else if inside && !cells[1].starts_with("---") {
+            let number = |cell: &str| cell.parse::<usize>().unwrap_or_else(|_| panic!("{heading}: {line}"));
+            let (offset, bytes) = (number(cells[1]), number(cells[2]));
+            let rows = &mut layouts.get_mut(&heading).expect("it was just added").rows;
+            let before = rows.last().map_or(0, |(_, range)| range.end);
+            assert_eq!(
+                offset, before,
+                "{heading}: no gap and no overlap before this row: {line}"
+            );
+            rows.push((cells[3].trim_matches('`').to_owned(), offset..offset + bytes));
+        }
+    }
+    layouts
+}
+
+fn layout(name: &str, bytes: usize) -> Layout {
+    let layout = page()
+        .remove(name)
+        .unwrap_or_else(|| panic!("the page has a layout under \"{name}\""));
+    assert_eq!(
+        layout.rows.last().map(|(_, range)| range.end),
+        Some(bytes),
+        "{name}: the table covers everything"
+    );
+    layout
+}
+
+// ---- comparing --------------------------------------------------------------------------------------------------
+
+/// Bytes that differ.
+fn changed(a: &[u8], b: &[u8]) -> BTreeSet<usize> {
+    assert_eq!(a.len(), b.len());
+    (0..a.len()).filter(|n| a[*n] != b[*n]).collect()
+}
+
+/// Holds one structure to its table.
+struct Comparison<T> {
+    layout: Layout,
+    base: T,
+    encode: fn(&T) -> Vec<u8>,
+    /// Where the structure lies in what `encode` gives.
+    from: usize,
+    /// The check, and whatever else follows every change.
+    follows: Range<usize>,
+    seen: BTreeSet<String>,
+}
+
+impl<T: Clone> Comparison<T> {
+    fn new(layout: Layout, base: T, from: usize, follows: Range<usize>, encode: fn(&T) -> Vec<u8>) -> Self {
+        Comparison {
+            layout,
+            base,
+            encode,
+            from,
+            follows,
+            seen: BTreeSet::new(),
+        }
+    }
+
+    /// Changing this field changes exactly its bytes, each of them.
+    fn moves(&mut self, field: &str, change: impl FnOnce(&mut T)) {
+        let mut other = self.base.clone();
+        change(&mut other);
+        let mut changed = changed(&(self.encode)(&self.base), &(self.encode)(&other));
+        changed.retain(|byte| !self.follows.contains(byte));
+        let at = self.layout.at(field);
+        let expected: BTreeSet<usize> = (at.start + self.from..at.end + self.from).collect();
+        assert_eq!(changed, expected, "{}: `{field}`", self.layout.name);
+        self.seen.insert(field.to_owned());
+    }
+
+    /// This field has this value in the base sample.
+    fn holds(&mut self, field: &str, bytes: &[u8]) {
+        let at = self.layout.at(field);
+        let encoded = (self.encode)(&self.base);
+        assert_eq!(
+            &encoded[at.start + self.from..at.end + self.from],
+            bytes,
+            "{}: `{field}`",
+            self.layout.name
+        );
+        self.seen.insert(field.to_owned());
+    }
+
+    /// Every field was looked at, and what the page calls zeros is zeros.
+    fn is_complete(self) {
+        let seen: BTreeSet<&str> = self.seen.iter().map(String::as_str).collect();
+        assert_eq!(
+            self.layout.fields(),
+            seen,
+            "{}: every field of the page is shown",
+            self.layout.name
+        );
+        let encoded = (self.encode)(&self.base);
+        for (_, at) in self.layout.rows.iter().filter(|(name, _)| name == "zeros") {
+            assert!(
+                encoded[at.start + self.from..at.end + self.from]
+                    .iter()
+                    .all(|byte| *byte == 0),
+                "{}: {at:?}",
+                self.layout.name
+            );
+        }
+    }
+}
+
+/// CRC-32C, bit by bit.
+fn crc(parts: &[&[u8]]) -> [u8; 4] {
+    let mut crc = u32::MAX;
+    for byte in parts.iter().flat_map(|part| part.iter()) {
+        crc ^= u32::from(*byte);
+        for _ in 0..8 {
+            crc = if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+        }
+    }
+    (!crc).to_le_bytes()
+}
+
+/// The bytes of a structure around its check.
+fn around(bytes: &[u8], check: &Range<usize>) -> Vec<u8> {
+    [&bytes[..check.start], &bytes[check.end..]].concat()
+}
+
+// ---- samples: every byte of `A` differs from every byte of `B` ---------------------------------------------------
+
+const A: u64 = 0x0101_0101_0101_0101;
+const B: u64 = 0x0202_0202_0202_0202;
+
+fn entry(n: u64) -> Entry {
+    let location = Location::from_bits(n);
+    Entry {
+        location,
+        version: Version {
+            epoch: Epoch(n as u32),
+            seq: Seq(n),
+        },
+        check: n as u32,
+    }
+}
+
+fn superblock() -> Superblock {
+    let stream = StreamPosition {
+        segment: SegmentId(A as u32),
+        offset: A,
+    };
+    Superblock {
+        generation: A,
+        geometry: Geometry {
+            identity: IDENTITY,
+            segment_bytes: A,
+            salt: A,
+        },
+        epoch: Epoch(A as u32),
+        clean: false,
+        checkpoint: Checkpoint {
+            number: A,
+            size_blocks: A,
+            height: 1,
+            root: entry(A),
+            replay: LogPosition {
+                segment: SegmentId(A as u32),
+                offset: A,
+                log_index: A,
+                last: Version {
+                    epoch: Epoch(A as u32),
+                    seq: Seq(A),
+                },
+                chain: A as u32,
+            },
+            table: vec![entry(A)],
+            meta: Some(stream),
+            moved: Some(stream),
+        },
+        epoch_ends: vec![EpochEnd {
+            first: Epoch(A as u32),
+            last: Epoch(A as u32),
+            end: Seq(A),
+        }],
+    }
+}
+
+fn encode_superblock(superblock: &Superblock) -> Vec<u8> {
+    superblock.encode().as_ref().to_vec()
+}
+
+#[test]
+fn the_superblock_is_drawn_as_it_is() {
+    let layout = layout("The superblock", BLOCK);
+    let (check, lists) = (layout.at("check"), layout.at("lists"));
+    let mut compare = Comparison::new(layout, superblock(), 0, check.clone(), encode_superblock);
+    compare.holds("magic", b"GALLEON\x01");
+    compare.holds("version", &[1, 0]);
+    let bytes = encode_superblock(&compare.base);
+    compare.holds("check", &crc(&[&around(&bytes, &check)]));
+    compare.moves("generation", |s| s.generation = B);
+    compare.moves("cluster", |s| s.geometry.identity.cluster = [0x44; 16]);
+    compare.moves("volume", |s| s.geometry.identity.volume = [0x44; 16]);
+    compare.moves("replica", |s| s.geometry.identity.replica = [0x44; 16]);
+    compare.moves("segment_bytes", |s| s.geometry.segment_bytes = B);
+    compare.moves("salt", |s| s.geometry.salt = B);
+    compare.moves("epoch", |s| s.epoch = Epoch(B as u32));
+    compare.moves("clean", |s| s.clean = true);
+    compare.moves("height", |s| s.checkpoint.height = 2);
+    compare.moves("checkpoint", |s| s.checkpoint.number = B);
+    compare.moves("size_blocks", |s| s.checkpoint.size_blocks = B);
+    compare.moves("root", |s| s.checkpoint.root = entry(B));
+    compare.moves("replay_segment", |s| s.checkpoint.replay.segment = SegmentId(B as u32));
+    compare.moves("replay_chain", |s| s.checkpoint.replay.chain = B as u32);
+    compare.moves("replay_offset", |s| s.checkpoint.replay.offset = B);
+    compare.moves("replay_log_index", |s| s.checkpoint.replay.log_index = B);
+    compare.moves("replay_epoch", |s| s.checkpoint.replay.last.epoch = Epoch(B as u32));
+    compare.moves("replay_seq", |s| s.checkpoint.replay.last.seq = Seq(B));
+    let other = StreamPosition {
+        segment: SegmentId(B as u32),
+        offset: A,
+    };
+    compare.moves("meta_segment", |s| s.checkpoint.meta = Some(other));
+    compare.moves("moved_segment", |s| s.checkpoint.moved = Some(other));
+    let other = StreamPosition {
+        segment: SegmentId(A as u32),
+        offset: B,
+    };
+    compare.moves("meta_offset", |s| s.checkpoint.meta = Some(other));
+    compare.moves("moved_offset", |s| s.checkpoint.moved = Some(other));
+    compare.holds("tables", &[1, 0]);
+    compare.holds("ends", &[1, 0]);
+    // One pointer to a table index, one epoch end, and zeros.
+    let (first, second) = (lists.start, lists.start + 24);
+    assert_eq!(bytes[first..second], [1; 24]);
+    assert_eq!(bytes[second..second + 16], [1; 16]);
+    assert!(bytes[second + 16..].iter().all(|byte| *byte == 0));
+    compare.seen.insert("lists".to_owned());
+    compare.is_complete();
+
+    let mut absent = superblock();
+    (absent.checkpoint.meta, absent.checkpoint.moved) = (None, None);
+    let bytes = encode_superblock(&absent);
+    let layout = page().remove("The superblock").unwrap();
+    assert_eq!(
+        bytes[layout.at("meta_segment")],
+        [0xff; 4],
+        "a stream that is not there"
+    );
+    assert_eq!(bytes[layout.at("moved_segment")], [0xff; 4]);
+}
+
+#[test]
+fn the_end_of_an_epoch_is_drawn_as_it_is() {
+    let whole = page().remove("The superblock").unwrap();
+    let from = whole.at("lists").start + 24;
+    let mut compare = Comparison::new(
+        layout("Epoch ends", 16),
+        superblock(),
+        from,
+        whole.at("check"),
+        encode_superblock,
+    );
+    compare.moves("first", |s| s.epoch_ends[0].first = Epoch(B as u32));
+    compare.moves("last", |s| s.epoch_ends[0].last = Epoch(B as u32));
+    compare.moves("end", |s| s.epoch_ends[0].end = Seq(B));
+    compare.is_complete();
+}
+
+#[test]
+fn the_segment_header_is_drawn_as_it_is() {
+    let layout = layout("The segment header", BLOCK);
+    let check = layout.at("check");
+    let header = SegmentHeader {
+        kind: SegmentKind::Data,
+        segment: SegmentId(A as u32),
+        log_index: A,
+        epoch: Epoch(A as u32),
+    };
+    let mut compare = Comparison::new(layout, (header, IDENTITY), 0, check.clone(), |(header, identity)| {
+        header.encode(identity).as_ref().to_vec()
+    });
+    compare.holds("magic", b"GFSS");
+    compare.holds("version", &[1, 0]);
+    let bytes = (compare.encode)(&compare.base);
+    compare.holds("check", &crc(&[&around(&bytes, &check)]));
+    compare.holds("kind", &[1]);
+    compare.moves("kind", |(header, _)| header.kind = SegmentKind::Moved);
+    compare.moves("kind", |(header, _)| header.kind = SegmentKind::Meta);
+    compare.moves("segment", |(header, _)| header.segment = SegmentId(B as u32));
+    compare.moves("log_index", |(header, _)| header.log_index = B);
+    compare.moves("epoch", |(header, _)| header.epoch = Epoch(B as u32));
+    compare.moves("volume", |(_, identity)| identity.volume = [0x44; 16]);
+    compare.moves("replica", |(_, identity)| identity.replica = [0x44; 16]);
+    compare.is_complete();
+}
+
+#[derive(Clone)]
+struct Record {
+    header: Header,
+    identity: Identity,
+}
+
+fn record(body: Body) -> Record {
+    Record {
+        header: Header {
+            epoch: Epoch(A as u32),
+            flushed: Seq(A),
+            chain: A as u32,
+            body,
+        },
+        identity: IDENTITY,
+    }
+}
+
+fn encode_record(record: &Record) -> Vec<u8> {
+    let seals = Seals::new(&record.identity, SALT);
+    let (block, check) = seals.encode(&record.header);
+    let at = page().remove("Records").unwrap().at("check");
+    assert_eq!(
+        block.as_ref()[at],
+        check.to_le_bytes(),
+        "the check that the next record will name is the stored one"
+    );
+    block.as_ref().to_vec()
+}
+
+fn data(lba: u64, blocks: u32, zero: bool) -> Body {
+    let checks = if zero {
+        Vec::new()
+    } else {
+        vec![A as u32; blocks as usize]
+    };
+    Body::Data {
+        first_seq: Seq(A),
+        writes: vec![WriteEntry {
+            lba: Lba(lba),
+            blocks,
+            zero,
+        }],
+        checks,
+    }
+}
+
+fn moved(lba: u64, version: Version, check: u32) -> Body {
+    Body::Moved {
+        blocks: vec![MovedBlock {
+            lba: Lba(lba),
+            version,
+            check,
+        }],
+    }
+}
+
+fn check_of_header(bytes: &[u8], covered: usize) -> [u8; 4] {
+    let check = page().remove("Records").unwrap().at("check");
+    crc(&[
+        &IDENTITY.volume,
+        &SALT.to_le_bytes(),
+        &around(&bytes[..covered], &check),
+    ])
+}
+
+#[test]
+fn the_header_of_a_record_is_drawn_as_it_is() {
+    let layout = layout("Records", BLOCK);
+    let (check, body) = (layout.at("check"), layout.at("body"));
+    let mut compare = Comparison::new(layout, record(data(A, 2, false)), 0, check, encode_record);
+    compare.holds("magic", b"GFSR");
+    compare.holds("version", &[1, 0]);
+    compare.holds("kind", &[1]);
+    let bytes = encode_record(&compare.base);
+    compare.holds("check", &check_of_header(&bytes, BLOCK));
+    compare.holds("header_bytes", &(BLOCK as u32).to_le_bytes());
+    compare.holds("payload_blocks", &[2, 0, 0, 0]);
+    compare.holds("writes", &[1, 0, 0, 0]);
+    compare.moves("volume", |record| record.identity.volume = [0x44; 16]);
+    compare.moves("epoch", |record| record.header.epoch = Epoch(B as u32));
+    compare.moves("first_seq", |record| match &mut record.header.body {
+        Body::Data { first_seq, .. } => *first_seq = Seq(B),
+        _ => unreachable!("the sample is a data record"),
+    });
+    compare.moves("flushed", |record| record.header.flushed = Seq(B));
+    compare.moves("chain", |record| record.header.chain = B as u32);
+    // The row of the write, the checks of its blocks, and zeros.
+    assert_eq!(bytes[body.start + 16..body.start + 24], [1; 8]);
+    assert!(bytes[body.start + 24..].iter().all(|byte| *byte == 0));
+    compare.seen.extend(["body".to_owned(), "next".to_owned()]);
+    compare.is_complete();
+
+    let mut compare = Comparison::new(
+        page().remove("Records").unwrap(),
+        record(Body::Next { next: A as u32 }),
+        0,
+        8..12,
+        encode_record,
+    );
+    compare.holds("kind", &[2]);
+    compare.holds("first_seq", &[0; 8]);
+    compare.moves("next", |record| record.header.body = Body::Next { next: B as u32 });
+
+    // The replica is not in a record: every copy of a volume appends the same bytes.
+    let mut other = record(data(A, 2, false));
+    other.identity.replica = [0x44; 16];
+    assert_eq!(encode_record(&other), encode_record(&record(data(A, 2, false))));
+}
+
+#[test]
+fn the_rows_of_a_record_are_drawn_as_they_are() {
+    let whole = page().remove("Records").unwrap();
+    let (check, body) = (whole.at("check"), whole.at("body"));
+    let zeroes = record(data(A, A as u32, true));
+    let mut compare = Comparison::new(
+        layout("Write rows", 16),
+        zeroes,
+        body.start,
+        check.clone(),
+        encode_record,
+    );
+    compare.moves("lba", |record| record.header.body = data(B, A as u32, true));
+    compare.moves("blocks", |record| record.header.body = data(A, B as u32, true));
+    compare.holds("zero", &[1, 0, 0, 0]);
+    compare.is_complete();
+
+    let version = |epoch: u64, seq| Version {
+        epoch: Epoch(epoch as u32),
+        seq: Seq(seq),
+    };
+    let base = record(moved(A, version(A, A), A as u32));
+    let mut compare = Comparison::new(layout("Moved rows", 24), base.clone(), body.start, check, encode_record);
+    compare.moves("lba", |record| record.header.body = moved(B, version(A, A), A as u32));
+    compare.moves("epoch", |record| record.header.body = moved(A, version(B, A), A as u32));
+    compare.moves("seq", |record| record.header.body = moved(A, version(A, B), A as u32));
+    compare.moves("check", |record| record.header.body = moved(A, version(A, A), B as u32));
+    compare.is_complete();
+    assert_eq!(encode_record(&base)[whole.at("kind")], [4]);
+    assert_eq!(encode_record(&base)[whole.at("payload_blocks")], [1, 0, 0, 0]);
+}
+
+#[test]
+fn a_flush_mark_stands_twice_and_checks_512_bytes() {
+    let bytes = encode_record(&record(Body::FlushMark));
+    let whole = page().remove("Records").unwrap();
+    assert_eq!(bytes[whole.at("kind")], [3]);
+    assert_eq!(bytes[..512], bytes[512..1024]);
+    assert!(bytes[1024..].iter().all(|byte| *byte == 0));
+    assert_eq!(bytes[whole.at("check")], check_of_header(&bytes, 512));
+}
+
+#[test]
+fn a_page_and_its_entries_are_drawn_as_they_are() {
+    type Sample = (PageKind, PageName, [u8; 16], u64, Vec<Entry>);
+    let encode: fn(&Sample) -> Vec<u8> = |(kind, name, replica, checkpoint, entries)| {
+        Page::encode(*kind, *name, *replica, *checkpoint, entries)
+            .bytes()
+            .as_ref()
+            .to_vec()
+    };
+    let base: Sample = (
+        PageKind::Map,
+        PageName { level: 1, index: A },
+        IDENTITY.replica,
+        A,
+        vec![entry(A); FANOUT],
+    );
+    let whole = layout("Pages", BLOCK);
+    let (check, slots) = (whole.at("check"), whole.at("slots"));
+    assert_eq!(slots.len(), FANOUT * 24);
+    let mut compare = Comparison::new(whole, base.clone(), 0, check.clone(), encode);
+    compare.holds("magic", b"GFSP");
+    compare.holds("version", &[1, 0]);
+    compare.holds("kind", &[1]);
+    compare.moves("kind", |sample| sample.0 = PageKind::Table);
+    compare.moves("kind", |sample| sample.0 = PageKind::TableIndex);
+    compare.moves("level", |sample| sample.1.level = 2);
+    compare.moves("index", |sample| sample.1.index = B);
+    compare.moves("replica", |sample| sample.2 = [0x44; 16]);
+    compare.moves("checkpoint", |sample| sample.3 = B);
+    compare.holds("entries", &(FANOUT as u32).to_le_bytes());
+    let bytes = encode(&base);
+    compare.holds("check", &crc(&[&around(&bytes, &check)]));
+    compare.moves("slots", |sample| sample.4 = vec![entry(B); FANOUT]);
+    compare.is_complete();
+
+    // The last slot, to show how far the slots lie apart.
+    let from = slots.end - 24;
+    let last = |sample: &mut Sample, change: fn(&mut Entry)| change(sample.4.last_mut().expect("a full page"));
+    let mut compare = Comparison::new(layout("Entries", 24), base.clone(), from, check.clone(), encode);
+    compare.moves("location", |sample| {
+        last(sample, |entry| entry.location = Location::from_bits(B))
+    });
+    compare.moves("epoch", |sample| {
+        last(sample, |entry| entry.version.epoch = Epoch(B as u32))
+    });
+    compare.moves("seq", |sample| last(sample, |entry| entry.version.seq = Seq(B)));
+    compare.moves("check", |sample| last(sample, |entry| entry.check = B as u32));
+    compare.is_complete();
+
+    let of = |kind, live, log_index| Used {
+        kind,
+        live,
+        log_index,
+        open: false,
+    };
+    let rows = |id: u64, used: Used| vec![row(SegmentId(id as u32), &used)];
+    let table: Sample = (
+        PageKind::Table,
+        PageName { level: 0, index: 0 },
+        IDENTITY.replica,
+        A,
+        rows(A, of(SegmentKind::Data, A as u32, A)),
+    );
+    let mut compare = Comparison::new(layout("Segment table rows", 24), table, slots.start, check, encode);
+    compare.holds("kind", &[1, 0, 0, 0]);
+    compare.moves("segment", |sample| {
+        sample.4 = rows(B, of(SegmentKind::Data, A as u32, A))
+    });
+    compare.moves("live", |sample| sample.4 = rows(A, of(SegmentKind::Data, B as u32, A)));
+    compare.moves("log_index", |sample| {
+        sample.4 = rows(A, of(SegmentKind::Data, A as u32, B))
+    });
+    compare.holds("present", &[1, 0, 0, 0]);
+    compare.is_complete();
+}
+
+#[test]
+fn a_location_is_packed_as_it_is_drawn() {
+    let layout = layout("Locations", 64);
+    let bits = |field: &str, value: u64| value << layout.at(field).start;
+    let location = Location::new(SegmentId(0xabcd_ef01), 0x12_3456 * 512, 0x55 * 512);
+    assert_eq!(
+        location.bits(),
+        bits("segment", 0xabcd_ef01) | bits("sector", 0x12_3456) | bits("sectors", 0x55)
+    );
+    assert_eq!(
+        layout.at("segment").len() + layout.at("sector").len() + layout.at("sectors").len(),
+        64
+    );
+    let block = Location::block(SegmentId(1), 8192);
+    assert_eq!(
+        block.bits(),
+        bits("segment", 1) | bits("sector", 16) | bits("sectors", 8)
+    );
+    assert!(
+        Location::from_bits(bits("segment", 1) | bits("sector", 16)).is_none(),
+        "no length: nowhere"
+    );
+}
+
+#[test]
+fn the_check_of_a_block_covers_what_the_page_says() {
+    let bytes: Vec<u8> = (0..BLOCK).map(|n| (n * 7) as u8).collect();
+    let version = Version {
+        epoch: Epoch(0x0403_0201),
+        seq: Seq(0x1817_1615_1413_1211),
+    };
+    let check = Seals::new(&IDENTITY, SALT).block(Lba(A), version, &bytes);
+    let (epoch, seq) = (version.epoch.0.to_le_bytes(), version.seq.0.to_le_bytes());
+    assert_eq!(
+        check.to_le_bytes(),
+        crc(&[&IDENTITY.volume, &A.to_le_bytes(), &epoch, &seq, &bytes])
+    );
+}
+
+#[test]
+fn every_layout_of_the_page_is_held_by_a_test() {
+    let held = [
+        "Entries",
+        "Epoch ends",
+        "Locations",
+        "Moved rows",
+        "Pages",
+        "Records",
+        "Segment table rows",
+        "The segment header",
+        "The superblock",
+        "Write rows",
+    ];
+    assert_eq!(page().into_keys().collect::<Vec<_>>(), held);
+}
