@@ -1,5 +1,6 @@
 //! What this process listens on: the CSI socket, the registration socket, and the health and metrics pages.
 
+mod authority;
 mod health;
 mod metrics;
 mod registration;

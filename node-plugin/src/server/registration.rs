@@ -13,10 +13,12 @@ use galleonfs_csi_proto::registration::{
     InfoRequest, PluginInfo, RegistrationStatus, RegistrationStatusResponse, TYPE_CSI_PLUGIN,
 };
 use tokio::sync::{Notify, watch};
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status};
 
+use super::authority::with_plain_authority;
 use super::bind;
 
 /// After a refusal the kubelet only looks again at a socket that is new.
@@ -84,9 +86,10 @@ pub async fn register(path: &Path, registration: Registration, mut stop: watch::
                 let _ = removed.set(std::fs::remove_file(path));
             }
         };
+        let clients = UnixListenerStream::new(listener).map(|client| client.map(with_plain_authority));
         let served = Server::builder()
             .add_service(RegistrationServer::new(registration.clone()))
-            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), end)
+            .serve_with_incoming_shutdown(clients, end)
             .await;
         served?;
         if let Some(Err(error)) = removed.get() {
