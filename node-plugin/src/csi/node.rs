@@ -223,7 +223,8 @@ impl galleonfs_csi_proto::csi::node_server::Node for Node {
             self.guarded(&key, "unstaging", until, move |node, tools| async move {
                 let device = node.served.device(&volume);
                 node.stager.unstage(&tools, &path, device.as_ref()).await?;
-                Ok(node.directory.unstaged(&volume))
+                node.directory.unstaged(&volume);
+                Ok(())
             })
             .await?;
         }

@@ -18,9 +18,12 @@ use uuid::Uuid;
 
 use super::objects::{Notice, ObjectError, Objects, Subject};
 use super::{Key, Next, Parts, Registry, Retry};
+use crate::engine::EngineConfig;
 use crate::mount::{HungChildren, Kubelet};
 use crate::pool::{Pools, REPLICAS};
-use crate::served::{Device, FakeDisks, FakeEngine, Guards, NodeEngine, Presence, Served};
+use crate::served::{
+    Device, FakeDisks, FakeEngine, Guards, NodeEngine, Presence, RealDisks, RealEngine, ReplicaDisks, Served,
+};
 use crate::staging::Stager;
 use crate::state::{Access, Kind, Records, Staged};
 use crate::testing::{TempDir, temp_dir};
@@ -131,15 +134,16 @@ impl Objects for FakeApi {
     }
 }
 
-struct Bench {
+struct Bench<E = FakeEngine> {
     dir: TempDir,
     api: Arc<FakeApi>,
-    engine: Arc<FakeEngine>,
+    engine: Arc<E>,
+    disks: Arc<dyn ReplicaDisks>,
     cluster_id: Uuid,
     registry: Arc<Registry>,
 }
 
-impl Drop for Bench {
+impl<E> Drop for Bench<E> {
     fn drop(&mut self) {
         let at = self.dir.path().join("kubelet/staging");
         while nix::mount::umount2(&at, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
@@ -153,16 +157,29 @@ fn uid_of(name: &str) -> Uuid {
 }
 
 impl Bench {
-    /// A node with a pool, and a volume `v` with its replica `v-a` on it.
     fn new() -> Bench {
-        let dir = temp_dir("registry");
-        let (api, engine) = (Arc::<FakeApi>::default(), Arc::<FakeEngine>::default());
+        Bench::with(temp_dir("registry"), Arc::default(), Arc::new(FakeDisks))
+    }
+
+    /// The process dies and starts again: only the disk and the API server remember.
+    fn restart(&mut self) -> Arc<FakeEngine> {
+        let dead = std::mem::take(&mut self.engine);
+        self.registry = Self::start(&self.dir, &self.api, &self.engine, &self.disks, self.cluster_id);
+        dead
+    }
+}
+
+impl<E: NodeEngine> Bench<E> {
+    /// A node with a pool, and a volume `v` with its replica `v-a` on it.
+    fn with(dir: TempDir, engine: Arc<E>, disks: Arc<dyn ReplicaDisks>) -> Bench<E> {
+        let api = Arc::<FakeApi>::default();
         let cluster_id = Uuid::new_v4();
-        let registry = Self::start(&dir, &api, &engine, cluster_id);
+        let registry = Self::start(&dir, &api, &engine, &disks, cluster_id);
         let bench = Bench {
             dir,
             api,
             engine,
+            disks,
             cluster_id,
             registry,
         };
@@ -209,7 +226,13 @@ impl Bench {
         bench
     }
 
-    fn start(dir: &TempDir, api: &Arc<FakeApi>, engine: &Arc<FakeEngine>, cluster_id: Uuid) -> Arc<Registry> {
+    fn start(
+        dir: &TempDir,
+        api: &Arc<FakeApi>,
+        engine: &Arc<E>,
+        disks: &Arc<dyn ReplicaDisks>,
+        cluster_id: Uuid,
+    ) -> Arc<Registry> {
         let records = Records::open(dir.path().join("kubelet/own/state")).unwrap();
         let kubelet = Kubelet::new(dir.path().join("kubelet"), dir.path().join("kubelet/own"));
         Registry::new(Parts {
@@ -218,19 +241,12 @@ impl Bench {
             own_root: dir.path().into(),
             objects: api.clone(),
             engine: engine.clone(),
-            disks: Arc::new(FakeDisks),
+            disks: disks.clone(),
             stager: Stager::new(records, kubelet),
             guards: Guards::new(HungChildren::default()),
             served: Served::default(),
             pools: Pools::default(),
         })
-    }
-
-    /// The process dies and starts again: only the disk and the API server remember.
-    fn restart(&mut self) -> Arc<FakeEngine> {
-        let dead = std::mem::take(&mut self.engine);
-        self.registry = Self::start(&self.dir, &self.api, &self.engine, self.cluster_id);
-        dead
     }
 
     fn pool_path(&self) -> std::path::PathBuf {
@@ -686,4 +702,55 @@ async fn the_controllers_reservations_in_a_pool_survive_our_writes() {
     let status = bench.api.with(|world| world.pools[POOL].status.clone()).unwrap();
     assert!(status.pool_uid.is_some());
     assert_eq!(status.reservations["uid"].volume_name, "w");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_the_real_engine_a_file_is_found_again_after_release_growth_and_a_new_attach() {
+    let dir = temp_dir("registry");
+    let config = EngineConfig {
+        shards: 1,
+        map_budget_bytes: 16 << 20,
+        runtime_dir: dir.path().join("run"),
+    };
+    std::fs::create_dir_all(&config.runtime_dir).unwrap();
+    let bench = Bench::with(dir, Arc::new(RealEngine::start(config).unwrap()), Arc::new(RealDisks));
+    bench.attach_to(Some("n1"));
+    assert_eq!(bench.run().await, Ok(Next::Wait));
+    bench.stage().await;
+    let file = bench.staged().path.join("file");
+    std::fs::write(&file, vec![7; 3 << 20]).unwrap();
+    bench.edit(
+        "v",
+        |world| &mut world.volumes,
+        |volume| volume.spec.size_bytes = 64 * MIB,
+    );
+    bench.edit(
+        "v-a",
+        |world| &mut world.replicas,
+        |replica| replica.spec.size_bytes = 64 * MIB,
+    );
+    assert_eq!(bench.run().await, Ok(Next::Wait));
+    assert_eq!(bench.device().unwrap().size_bytes, 64 << 20);
+    bench.unstage().await;
+    bench.attach_to(None);
+    assert_eq!(bench.run().await, Ok(Next::Gone));
+    assert_eq!((bench.device(), bench.volume().primary()), (None, None));
+
+    bench.attach_to(Some("n1"));
+    bench.run().await.unwrap();
+    assert_eq!(bench.device().unwrap().size_bytes, 64 << 20);
+    bench.stage().await;
+    assert_eq!(std::fs::read(&file).unwrap(), vec![7; 3 << 20]);
+    bench.unstage().await;
+    bench.attach_to(None);
+    bench.run().await.unwrap();
+    bench.edit(
+        "v-a",
+        |world| &mut world.replicas,
+        |replica| {
+            replica.meta_mut().deletion_timestamp = Some(Time(k8s_openapi::jiff::Timestamp::now()));
+        },
+    );
+    bench.run().await.unwrap();
+    assert_eq!(std::fs::read_dir(bench.pool_path().join(REPLICAS)).unwrap().count(), 0);
 }

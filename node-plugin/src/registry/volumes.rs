@@ -182,7 +182,14 @@ impl Registry {
         match opened {
             Ok(device) => {
                 tracing::info!(volume = name, device = %device.path.display(), "attached");
-                self.own(|own| own.restored.remove(name));
+                // What is staged from now on is mounted on this device; only what was staged before must be mounted again.
+                let fresh = self.stager.records().staged(name).is_none();
+                self.own(|own| {
+                    own.restored.remove(name);
+                    if fresh {
+                        own.restored.insert(name.to_owned());
+                    }
+                });
                 self.trouble(replica.as_deref(), None);
                 self.here(name, device);
                 Ok(Next::Again(Duration::ZERO))

@@ -168,14 +168,16 @@ impl Stager {
         };
         let number = number_of(device).await?;
         match read_table().await?.at(&staged.path).map(|mount| mount.device == number) {
-            Some(true) => {}
-            Some(false) => {
-                mounts::unmount_lazily(tools, &staged.path).await?;
-                self.mount_fresh(tools, staged, device, *fs, flags).await?;
-            }
-            None => self.mount_fresh(tools, staged, device, *fs, flags).await?,
+            Some(true) => return Ok(()),
+            Some(false) => mounts::unmount_lazily(tools, &staged.path).await?,
+            None => {}
         }
-        self.grow(tools, device).await
+        self.mount_fresh(tools, staged, device, *fs, flags).await?;
+        // The device may have grown while nothing was mounted. A file system that stays smaller is still a good one.
+        if let Err(error) = self.grow(tools, device).await {
+            tracing::warn!(volume = tools.volume(), why = %error.text(), "the file system does not fill its device yet");
+        }
+        Ok(())
     }
 
     async fn mount_fresh(
