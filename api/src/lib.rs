@@ -5,6 +5,11 @@
 //! the rules the API server enforces on them (CEL), the words used in conditions, and the few pure functions both sides
 //! must agree on: names, sizes, StorageClass parameters. It does no I/O and knows no gRPC.
 
+#![expect(
+    clippy::duplicated_attributes,
+    reason = "every printer column of kube's derive is written with the same fields"
+)]
+
 pub mod class;
 pub mod condition;
 pub mod name;

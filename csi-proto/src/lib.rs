@@ -10,6 +10,7 @@
 /// The Container Storage Interface, package `csi.v1`.
 #[allow(
     clippy::all,
+    clippy::allow_attributes_without_reason,
     missing_debug_implementations,
     rustdoc::bare_urls,
     reason = "generated code follows its generator's taste, not ours"
@@ -24,6 +25,7 @@ pub mod csi {
 /// Registration of a plugin with the kubelet.
 #[allow(
     clippy::all,
+    clippy::allow_attributes_without_reason,
     missing_debug_implementations,
     reason = "generated code follows its generator's taste, not ours"
 )]

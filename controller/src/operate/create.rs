@@ -86,12 +86,23 @@ async fn make_volume(world: &World, command: &Create) -> Result<GalleonVolume> {
     let volume = new_volume(command);
     match cluster.volumes.create(&PostParams::default(), &volume).await {
         Ok(made) => Ok(made),
-        Err(error) if is_already_exists(&error) => cluster.existing_volume(&command.volume_name).await,
+        Err(error) if is_already_exists(&error) => again(world, &command.volume_name).await,
         Err(error) => Err(Error::api(
             format!("creating GalleonVolume {}", command.volume_name),
             error,
         )),
     }
+}
+
+/// A volume that was there a moment ago. That it is not there now is no answer to a request to create it.
+async fn again(world: &World, name: &str) -> Result<GalleonVolume> {
+    let gone = || {
+        Error::new(
+            Kind::Busy,
+            format!("volume {name} was deleted while it was being created"),
+        )
+    };
+    world.cluster.volume(name).await?.ok_or_else(gone)
 }
 
 fn wish<'a>(
@@ -341,7 +352,7 @@ async fn look_at_replica(world: &World, volume: &GalleonVolume, replica_name: &s
     fresh.status.get_or_insert_default().config = Some(config);
     match replace_status(&cluster.volumes, &fresh).await? {
         Some(settled) => Ok(Some(Awaited::Settled(settled))),
-        None => Ok(Some(Awaited::LookAgain(cluster.existing_volume(&volume_name).await?))),
+        None => Ok(Some(Awaited::LookAgain(again(world, &volume_name).await?))),
     }
 }
 
