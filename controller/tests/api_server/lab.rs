@@ -76,7 +76,11 @@ impl Lab {
         fs::write(&token_file, format!("{TOKEN},admin,admin,system:masters\n"))?;
         let mut api_server = Command::new(programs.join("kube-apiserver"));
         api_server.args(["--etcd-servers", &etcd_url, "--bind-address=127.0.0.1"]);
-        api_server.args(["--endpoint-reconciler-type=none", "--secure-port", &api_port.to_string()]);
+        api_server.args([
+            "--endpoint-reconciler-type=none",
+            "--secure-port",
+            &api_port.to_string(),
+        ]);
         api_server.arg("--cert-dir").arg(directory.join("certificates"));
         api_server.arg("--token-auth-file").arg(&token_file);
         api_server.arg("--service-account-key-file").arg(&public_key_file);
