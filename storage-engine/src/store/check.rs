@@ -6,7 +6,7 @@ use super::log::Op;
 use super::memtable::Memtable;
 use super::page::{Entry, FANOUT, PageKind, PageName, span};
 use super::record::Seals;
-use super::recovery::{OpenError, read_page, read_superblocks, read_table, replay};
+use super::recovery::{Found, OpenError, read_page, read_superblocks, read_table, replay};
 use super::segment::Used;
 use super::superblock::Superblock;
 use crate::buffer::BufMut;
@@ -33,7 +33,7 @@ pub struct CheckReport {
 /// Verifies the whole replica: superblocks, segment table, map, every block that is needed, and the tail of the log.
 /// Fails only if the replica cannot be read at all.
 pub fn check(on: &mut dyn Disk) -> Result<CheckReport, OpenError> {
-    let (superblock, other) = read_superblocks(on)?;
+    let Found { superblock, other, .. } = read_superblocks(on)?;
     let mut report = CheckReport::default();
     if let Some(wrong) = other {
         report.problems.push(format!("{wrong} (the other one is valid and is used)"));

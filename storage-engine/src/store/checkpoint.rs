@@ -15,7 +15,7 @@ use super::map::Found;
 use super::memtable::{Memtable, tombstone};
 use super::page::{Entry, FANOUT, Page, PageKind, PageName, height_for, span};
 use super::read::Waiter;
-use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, row};
+use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Used, row};
 use super::superblock::{Checkpoint, LogPosition, StreamPosition, Superblock};
 use super::{Event, Purpose, Store};
 use crate::buffer::Buf;
@@ -503,70 +503,42 @@ impl Store {
         if job.next.is_some() {
             return Step::Wait;
         }
-        let rows_max = self.segments.used().len() + 1;
-        let pages = rows_max.div_ceil(FANOUT);
-        let indexes = pages.div_ceil(FANOUT);
-        match self.meta_room(job, pages + indexes) {
+        // One more than there are: the room for the table may take a segment.
+        let most = (self.segments.used().len() + 1).div_ceil(FANOUT);
+        match self.meta_room(job, most + most.div_ceil(FANOUT)) {
             Step::Done => {}
             other => return other,
         }
-        // Places first: the table counts its own pages too.
-        let at = job.meta.expect("there is room");
-        let places: Vec<Location> = (0..(pages + indexes) as u64)
-            .map(|n| Location::block(at.segment, at.offset + n * BLOCK_BYTES))
-            .collect();
         for location in &self.superblock_table_pages {
             *job.live.entry(location.segment()).or_default() -= 1;
         }
-        *job.live.entry(at.segment).or_default() += places.len() as i64;
+        // The table counts its own pages too, and leaves out segments that this checkpoint frees. Those are closed
+        // ones, so where its pages go does not change which they are.
+        let home = job.meta.expect("there is room").segment;
         let freed = self.freed_by(job);
-        let meta_open = at.segment;
         let replay = self.frozen.as_ref().expect("a checkpoint has a frozen table").position.log_index;
-        let rows: Vec<Entry> = self
+        let listed: Vec<(SegmentId, Used)> = self
             .segments
             .used()
             .iter()
             .filter(|(id, _)| !freed.contains(id))
             // What the log took since the freeze is found by replaying it.
             .filter(|(_, used)| used.kind != SegmentKind::Data || used.log_index <= replay)
+            .map(|(id, used)| (*id, *used))
+            .collect();
+        let pages = listed.len().div_ceil(FANOUT);
+        let own = (pages + pages.div_ceil(FANOUT)) as i64;
+        let rows: Vec<Entry> = listed
+            .iter()
             .map(|(id, used)| {
-                let live = i64::from(used.live) + job.live.get(id).copied().unwrap_or(0);
-                let live = u32::try_from(live).expect("a segment's live count stays in range");
-                row(*id, &super::segment::Used { live, open: *id == meta_open, ..*used })
+                let delta = job.live.get(id).copied().unwrap_or(0) + if *id == home { own } else { 0 };
+                let live = u32::try_from(i64::from(used.live) + delta).expect("a segment's live count stays in range");
+                row(*id, &Used { live, ..*used })
             })
             .collect();
-        for (_, delta) in job.live.iter_mut().filter(|(id, _)| **id == at.segment) {
-            *delta -= places.len() as i64; // `place` counts them again
-        }
-        let replica = self.superblock.geometry.identity.replica;
-        let write_pages = |store: &mut Store, job: &mut Job, kind, entries: &[Entry]| -> Vec<Entry> {
-            entries
-                .chunks(FANOUT)
-                .enumerate()
-                .map(|(index, chunk)| {
-                    let name = PageName { level: 0, index: index as u64 };
-                    let page = Page::encode(kind, name, replica, job.number, chunk);
-                    let location = store.place(job, &page);
-                    job.table_pages.push(location);
-                    Entry { location, version: Version::default(), check: page.check() }
-                })
-                .collect()
-        };
-        let mut pointers = write_pages(self, job, PageKind::Table, &rows);
-        pointers.resize(pages, Entry::default());
-        // An unneeded place at the end stays unused; its count is put right here.
-        let index = write_pages(self, job, PageKind::TableIndex, &pointers);
-        let unused = places.len() - job.table_pages.len();
-        if unused > 0 {
-            // Rows counted on `places`; write filler so that counts and places agree.
-            for n in 0..unused {
-                let name = PageName { level: 1, index: n as u64 };
-                let page = Page::encode(PageKind::Table, name, replica, job.number, &[]);
-                let location = self.place(job, &page);
-                job.table_pages.push(location);
-            }
-        }
-        debug_assert_eq!(job.table_pages.iter().collect::<BTreeSet<_>>(), places.iter().collect::<BTreeSet<_>>());
+        let pointers = self.write_table_pages(job, PageKind::Table, &rows);
+        let index = self.write_table_pages(job, PageKind::TableIndex, &pointers);
+        debug_assert_eq!(job.table_pages.len() as i64, own);
         self.flush_pages(job);
 
         let frozen = self.frozen.as_ref().expect("a checkpoint has a frozen table");
@@ -588,6 +560,20 @@ impl Store {
         next.clean = self.closing && self.active.is_empty() && frozen.position == self.log.position;
         job.next = Some(next);
         Step::Done
+    }
+
+    /// Writes entries as pages of the segment table; returns pointers to them.
+    fn write_table_pages(&mut self, job: &mut Job, kind: PageKind, entries: &[Entry]) -> Vec<Entry> {
+        let replica = self.superblock.geometry.identity.replica;
+        let mut pointers = Vec::with_capacity(entries.len().div_ceil(FANOUT));
+        for (index, chunk) in entries.chunks(FANOUT).enumerate() {
+            let name = PageName { level: 0, index: index as u64 };
+            let page = Page::encode(kind, name, replica, job.number, chunk);
+            let location = self.place(job, &page);
+            job.table_pages.push(location);
+            pointers.push(Entry { location, version: Version::default(), check: page.check() });
+        }
+        pointers
     }
 
     /// Segments that this checkpoint leaves without anything needed in them.

@@ -302,6 +302,10 @@ impl Store {
     pub fn completed(&mut self, id: IoId, result: IoResult) {
         let purpose = self.pending.remove(&id).expect("an operation is completed once");
         self.background_due = true;
+        let reads = matches!(purpose, Purpose::PageRead { .. } | Purpose::BlockRead(_));
+        if self.stopped.is_some() && !reads {
+            return; // nothing is written any more, so nothing goes on from here
+        }
         match (purpose, result) {
             (Purpose::LogWrite { number, segment }, Ok(_)) => self.log_written(number, segment),
             (Purpose::LogSync, Ok(_)) => self.log_synced(),

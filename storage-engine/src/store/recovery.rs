@@ -170,11 +170,12 @@ pub fn format_replica(on: &mut dyn Disk, options: &FormatOptions) -> Result<(), 
     for slot in 0..2 {
         disk(on.create(FileId::Superblock(slot), SUPERBLOCK_BYTES as u64), || format!("making superblock {slot}"))?;
     }
-    write_superblocks(on, &superblock)
+    write_superblocks(on, &superblock, 0)
 }
 
-fn write_superblocks(on: &mut dyn Disk, superblock: &Superblock) -> Result<(), OpenError> {
-    for slot in 0..2 {
+/// Writes and syncs both, `first` first: the other one stays valid until the first is.
+fn write_superblocks(on: &mut dyn Disk, superblock: &Superblock, first: u8) -> Result<(), OpenError> {
+    for slot in [first, 1 - first] {
         let file = FileId::Superblock(slot);
         disk(on.write(file, 0, &[superblock.encode()]), || format!("writing superblock {slot}"))?;
         disk(on.sync(file), || format!("syncing superblock {slot}"))?;
@@ -182,29 +183,41 @@ fn write_superblocks(on: &mut dyn Disk, superblock: &Superblock) -> Result<(), O
     Ok(())
 }
 
-/// The newer of the two superblocks, and what is wrong with the other one, if anything.
-pub(super) fn read_superblocks(on: &mut dyn Disk) -> Result<(Superblock, Option<String>), OpenError> {
-    let mut good: Vec<Superblock> = Vec::new();
+/// The superblock that counts.
+pub(super) struct Found {
+    pub superblock: Superblock,
+    /// The slot it stands in.
+    pub slot: u8,
+    /// What is wrong with the other one, if anything.
+    pub other: Option<String>,
+}
+
+/// Reads both superblocks; the newer valid one counts.
+pub(super) fn read_superblocks(on: &mut dyn Disk) -> Result<Found, OpenError> {
+    let mut good: Vec<(Superblock, u8)> = Vec::new();
     let mut bad = Vec::new();
+    // Only what is missing or all zeros was never written: an interrupted format came no further than making the file.
     let mut written = false;
     for slot in 0..2 {
         let mut buf = BufMut::zeroed(SUPERBLOCK_BYTES);
         match on.read(FileId::Superblock(slot), 0, buf.as_mut()) {
             Err(IoFailure::NotFound) => bad.push(format!("superblock {slot} is missing")),
-            Err(error) => bad.push(format!("superblock {slot}: {error}")),
+            Err(error) => {
+                written = true;
+                bad.push(format!("superblock {slot}: {error}"));
+            }
             Ok(()) => match Superblock::decode(buf.as_ref()) {
-                Ok(superblock) => good.push(superblock),
+                Ok(superblock) => good.push((superblock, slot)),
                 Err(SuperblockError::Newer(version)) => return Err(OpenError::NewerFormat(version)),
                 Err(error) => {
-                    // All zeros: an interrupted format came no further than making the file.
                     written |= buf.as_ref().iter().any(|byte| *byte != 0);
                     bad.push(format!("superblock {slot}: {error}"));
                 }
             },
         }
     }
-    match good.into_iter().max_by_key(|superblock| superblock.generation) {
-        Some(superblock) => Ok((superblock, bad.pop())),
+    match good.into_iter().max_by_key(|(superblock, _)| superblock.generation) {
+        Some((superblock, slot)) => Ok(Found { superblock, slot, other: bad.pop() }),
         None if !written => Err(OpenError::NotFormatted),
         None => Err(OpenError::Damaged(format!(
             "neither superblock is valid ({}): remove this replica if another copy exists, or restore from a backup",
@@ -215,7 +228,7 @@ pub(super) fn read_superblocks(on: &mut dyn Disk) -> Result<(Superblock, Option<
 
 /// Reads who a replica is, without opening it.
 pub fn inspect(on: &mut dyn Disk) -> Result<Superblock, OpenError> {
-    read_superblocks(on).map(|(superblock, _)| superblock)
+    read_superblocks(on).map(|found| found.superblock)
 }
 
 fn hex(bytes: &[u8; 16]) -> String {
@@ -291,7 +304,11 @@ pub(super) struct Replay {
 pub(super) fn replay(on: &mut dyn Disk, superblock: &Superblock, files: &BTreeMap<SegmentId, u64>, used: &BTreeMap<SegmentId, Used>) -> Result<Replay, OpenError> {
     let seals = Seals::new(&superblock.geometry.identity, superblock.geometry.salt);
     let start = superblock.checkpoint.replay;
-    let mut tail = Tail { on, superblock, seals, end: start, flushed: start.last };
+    // An earlier opening settled where its epochs ended, and synced what lies before: that was served.
+    let settled = superblock.epoch_ends.iter().filter(|end| end.end > Seq(0));
+    let served = settled.map(|end| Version { epoch: end.last, seq: end.end }).max().unwrap_or_default();
+    let flushed = start.last.max(served);
+    let mut tail = Tail { on, superblock, seals, end: start, flushed };
     let mut report = OpenReport::default();
     let mut ops = Vec::new();
     let mut segments = vec![(start.segment, start.log_index)];
@@ -327,6 +344,7 @@ pub(super) fn replay(on: &mut dyn Disk, superblock: &Superblock, files: &BTreeMa
                 tail.end.offset += HEADER_BYTES as u64;
             }
             Body::Next { next } => {
+                tail.flushed = tail.flushed.max(Version { epoch: header.epoch, seq: header.flushed });
                 let next = SegmentId(next);
                 let log_index = tail.end.log_index + 1;
                 if !tail.segment_is(next, log_index, files)? {
@@ -351,6 +369,13 @@ pub(super) fn replay(on: &mut dyn Disk, superblock: &Superblock, files: &BTreeMa
         segments.retain(|(_, log_index)| *log_index <= record.at.log_index);
         end = record.at;
         doubtful.truncate(torn);
+    }
+    if end.last < flushed.min(served) {
+        return Err(OpenError::Damaged(format!(
+            "the log breaks off at segment {} offset {} after write {}, but it went on to write {served} when it was \
+             opened before: data that was served is missing here; another copy or a backup is needed",
+            end.segment.0, end.offset, end.last
+        )));
     }
     if hole {
         report.torn_at = Some((end.segment.0, end.offset));
@@ -534,7 +559,7 @@ impl Tail<'_> {
 
 /// Opens a replica for `options.epoch`. The promise of that epoch is durable when this returns.
 pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, OpenReport), OpenError> {
-    let (mut superblock, repaired) = read_superblocks(on)?;
+    let Found { mut superblock, slot: in_use, other: repaired } = read_superblocks(on)?;
     check_identity(&superblock.geometry.identity, &options.identity)?;
     if options.epoch <= superblock.epoch {
         return Err(OpenError::Fenced { promised: superblock.epoch.0, asked: options.epoch.0 });
@@ -608,7 +633,8 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
     superblock.epoch = options.epoch;
     superblock.clean = false;
     let crowded = superblock.epoch_ends.len() > ENDS_MAX - 4;
-    write_superblocks(on, &superblock)?;
+    // The one that is not in use goes first: a power cut in the middle must leave a valid one.
+    write_superblocks(on, &superblock, 1 - in_use)?;
 
     let seals = Seals::new(&superblock.geometry.identity, superblock.geometry.salt);
     let checkpoint = &superblock.checkpoint;

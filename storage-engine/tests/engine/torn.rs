@@ -4,7 +4,11 @@ use galleonfs_storage_engine::io::{Disk, FileId};
 use galleonfs_storage_engine::store::{FormatOptions, OpenError, OpenOptions, format_replica, open_replica};
 use galleonfs_storage_engine::types::{Epoch, Identity};
 
-use crate::harness::{IDENTITY, Rig, SEGMENT_BYTES, format, open, segment};
+use galleonfs_storage_engine::buffer::{Buf, BufMut};
+use galleonfs_storage_engine::io::IoFailure;
+use galleonfs_storage_engine::store::check::check;
+
+use crate::harness::{IDENTITY, Rig, SEGMENT_BYTES, format, open, options, segment};
 use crate::sim_disk::{Cut, SimDisk};
 
 /// The first record of a fresh replica lies behind the header of its first segment.
@@ -151,4 +155,131 @@ fn a_hundred_crashes_in_a_row_do_not_overflow_the_history_of_epochs() {
     let (engine, _) = open(&mut disk, 251).unwrap();
     let mut rig = Rig::new(disk, engine);
     assert_eq!(rig.read(250, 1).unwrap(), [250]);
+}
+
+/// A disk that dies in the middle of its next write to a superblock, or cannot read superblocks.
+struct Failing {
+    disk: SimDisk,
+    tear_superblock: bool,
+    dead: bool,
+    superblocks_unreadable: bool,
+}
+
+impl Failing {
+    fn alive(&self) -> Result<(), IoFailure> {
+        if self.dead { Err(IoFailure::Failed("the power is off".into())) } else { Ok(()) }
+    }
+}
+
+impl Disk for Failing {
+    fn read(&mut self, file: FileId, offset: u64, buf: &mut [u8]) -> Result<(), IoFailure> {
+        if self.superblocks_unreadable && matches!(file, FileId::Superblock(_)) {
+            return Err(IoFailure::Failed("Input/output error".into()));
+        }
+        self.disk.read(file, offset, buf)
+    }
+
+    fn write(&mut self, file: FileId, offset: u64, parts: &[Buf]) -> Result<(), IoFailure> {
+        self.alive()?;
+        if self.tear_superblock && matches!(file, FileId::Superblock(_)) {
+            let mut torn = BufMut::zeroed(4096);
+            self.disk.read(file, 0, torn.as_mut())?;
+            torn.as_mut()[..512].copy_from_slice(&parts[0].as_ref()[..512]);
+            self.disk.write(file, offset, &[torn.freeze()])?;
+            self.disk.sync(file)?;
+            self.dead = true;
+        }
+        self.alive()?;
+        self.disk.write(file, offset, parts)
+    }
+
+    fn sync(&mut self, file: FileId) -> Result<(), IoFailure> {
+        self.alive()?;
+        self.disk.sync(file)
+    }
+
+    fn create(&mut self, file: FileId, len: u64) -> Result<(), IoFailure> {
+        self.disk.create(file, len)
+    }
+
+    fn remove(&mut self, file: FileId) -> Result<(), IoFailure> {
+        self.disk.remove(file)
+    }
+
+    fn list(&mut self) -> Result<Vec<(FileId, u64)>, IoFailure> {
+        self.disk.list()
+    }
+}
+
+#[test]
+fn a_power_cut_while_opening_leaves_a_valid_superblock() {
+    for damaged in 0..2 {
+        // Many ends of epochs, so that a superblock reaches over more than one sector and can be torn.
+        let mut disk = SimDisk::default();
+        format(&mut disk, 500);
+        for epoch in 1..=40 {
+            let (engine, _) = open(&mut disk, epoch).unwrap();
+            let mut rig = Rig::new(disk, engine);
+            rig.write(u64::from(epoch), 1, u64::from(epoch)).unwrap();
+            rig.flush().unwrap();
+            disk = rig.disk.cut(Cut::None);
+        }
+        disk.flip(FileId::Superblock(damaged), 100, 1);
+        let mut dying = Failing { disk, tear_superblock: true, dead: false, superblocks_unreadable: false };
+        open_replica(&mut dying, options(41)).unwrap_err();
+        let (engine, _) = open(&mut dying.disk, 42).unwrap();
+        let mut rig = Rig::new(dying.disk, engine);
+        assert_eq!(rig.read(40, 1).unwrap(), [40]);
+    }
+}
+
+#[test]
+fn what_an_earlier_opening_served_is_never_cut_off_as_torn() {
+    for byte in [0, 4096] {
+        // Two writes that no flush covered survive a crash; opening finds, syncs and serves them.
+        let mut rig = Rig::fresh(500);
+        rig.write(1, 1, 10).unwrap();
+        rig.write(2, 1, 20).unwrap();
+        let mut disk = rig.disk.cut(Cut::All);
+        let (engine, _) = open(&mut disk, 2).unwrap();
+        let mut rig = Rig::new(disk, engine);
+        assert_eq!(rig.read(1, 2).unwrap(), [10, 20]);
+        let mut disk = rig.disk.cut(Cut::None);
+        disk.flip(segment(0), FIRST_RECORD + 8192 + byte, 0);
+        match open(&mut disk, 3) {
+            Err(error) => assert!(error.to_string().contains("was served"), "{error}"),
+            Ok((engine, report)) => {
+                assert_eq!(report.damaged_blocks, [2]);
+                assert!(Rig::new(disk, engine).read(2, 1).is_err(), "damage is said, not hidden");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_replica_whose_superblocks_cannot_be_read_is_never_formatted_anew() {
+    let mut rig = Rig::fresh(500);
+    rig.write(1, 1, 10).unwrap();
+    rig.close();
+    let mut disk = Failing { disk: rig.disk, tear_superblock: false, dead: false, superblocks_unreadable: true };
+    assert!(matches!(open_replica(&mut disk, options(5)), Err(OpenError::Damaged(_))));
+    let new = FormatOptions { identity: IDENTITY, size_blocks: 500, segment_bytes: Some(SEGMENT_BYTES), salt: 1 };
+    assert!(matches!(format_replica(&mut disk, &new), Err(OpenError::AlreadyFormatted)));
+}
+
+#[test]
+fn the_segment_table_counts_itself_right_when_it_takes_several_pages() {
+    let mut rig = Rig::fresh(256 * 200);
+    let mut epoch = 1;
+    for n in 0..185 {
+        rig.write(n * 256, 256, n * 256 + 1).unwrap();
+        if n > 160 {
+            rig.close();
+            assert_eq!(check(&mut rig.disk).unwrap().problems, Vec::<String>::new(), "after {n} segments");
+            epoch += 1;
+            let mut disk = rig.disk;
+            let (engine, _) = open(&mut disk, epoch).unwrap();
+            rig = Rig::new(disk, engine);
+        }
+    }
 }
