@@ -111,6 +111,7 @@ struct Process {
     engine: Arc<dyn NodeEngine>,
     stager: Stager,
     guards: Guards,
+    directory: Arc<late::Late>,
     stop: watch::Sender<bool>,
     servers: tokio::sync::Mutex<tokio::task::JoinSet<Result<()>>>,
 }
@@ -133,6 +134,7 @@ impl Process {
         let (guards, served) = (Guards::new(HungChildren::default()), Served::default());
         let health = Health::new(engine.clone());
         let directory = Arc::new(late::Late::default());
+        let known = directory.clone();
         let node = Node {
             name: config.node_name.clone(),
             volumes_max: volumes_max(),
@@ -197,7 +199,7 @@ impl Process {
             let (watches, seen) = crate::registry::watch(&registry, &kubernetes);
             seen.await.context("the watches ended before they began")?;
             registry.start();
-            directory.set(registry);
+            known.set(registry);
             health.saw_api();
             tracing::info!(%node, %cluster_id, "this node's objects are known");
             // They end with the process.
@@ -208,6 +210,7 @@ impl Process {
             engine,
             stager,
             guards,
+            directory,
             stop,
             servers: servers.into(),
         })
@@ -227,6 +230,8 @@ impl Process {
     async fn stop(&self) {
         tracing::info!("ending");
         self.stop.send_replace(true);
+        // What is closed below must not be opened again.
+        self.directory.stop();
         let volumes: Vec<String> = self.engine.metrics().into_iter().map(|(volume, _)| volume).collect();
         let closing = volumes.iter().map(|volume| async move {
             if self.stager.records().staged(volume).is_some() {
@@ -304,6 +309,13 @@ mod late {
     impl Late {
         pub fn set(&self, registry: Arc<Registry>) {
             assert!(self.0.set(registry).is_ok(), "there is one registry");
+        }
+
+        /// No further reconcile begins.
+        pub fn stop(&self) {
+            if let Some(registry) = self.0.get() {
+                registry.queue.stop();
+            }
         }
     }
 

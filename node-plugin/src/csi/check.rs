@@ -17,12 +17,14 @@ const MAP_BYTES_MAX: usize = 4096;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Wish {
     pub kind: Kind,
+    /// The caller said which file system.
+    pub names_fs: bool,
     pub access: Access,
     pub read_only: bool,
 }
 
-/// Looks at a capability.
-pub fn capability(capability: Option<&VolumeCapability>) -> Result<Wish, MountError> {
+/// Looks at a capability. `fs_default` is what an empty file system type means; empty itself, it means ext4.
+pub fn capability(capability: Option<&VolumeCapability>, fs_default: &str) -> Result<Wish, MountError> {
     let invalid = |text: &str| Err(MountError::Invalid(text.to_owned()));
     let Some(capability) = capability else {
         return invalid("volume_capability is missing");
@@ -34,7 +36,12 @@ pub fn capability(capability: Option<&VolumeCapability>) -> Result<Wish, MountEr
             if !mount.volume_mount_group.is_empty() {
                 return invalid("volume_mount_group is not supported: the kubelet applies fsGroup");
             }
-            let fs = mount.fs_type.parse()?;
+            let fs = if mount.fs_type.is_empty() {
+                fs_default
+            } else {
+                &mount.fs_type
+            };
+            let fs = fs.parse()?;
             Kind::Filesystem {
                 fs,
                 flags: MountFlags::parse(fs, &mount.mount_flags)?,
@@ -58,8 +65,10 @@ pub fn capability(capability: Option<&VolumeCapability>) -> Result<Wish, MountEr
         Ok(Mode::Unknown) | Err(_) => return invalid("volume_capability.access_mode is not a known mode"),
     };
     let flagged = matches!(&kind, Kind::Filesystem { flags, .. } if flags.read_only());
+    let names_fs = matches!(&capability.access_type, Some(AccessType::Mount(mount)) if !mount.fs_type.is_empty());
     Ok(Wish {
         kind,
+        names_fs,
         access,
         read_only: flagged || access == Access::ReadOnly,
     })

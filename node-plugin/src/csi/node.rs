@@ -38,6 +38,8 @@ pub struct Found {
     pub uid: String,
     /// The node it is to be attached to, if any.
     pub attach_to: Option<String>,
+    /// The file system it was made for; what a request that names none means.
+    pub fs_type: Option<String>,
 }
 
 /// The service.
@@ -71,7 +73,11 @@ fn may_publish(
         Kind::Block => "block".to_owned(),
         Kind::Filesystem { fs, .. } => fs.to_string(),
     };
-    let same_mode = mode_of(&staged.kind) == mode_of(&wish.kind);
+    let same_mode = match (&staged.kind, &wish.kind) {
+        (Kind::Filesystem { fs, .. }, Kind::Filesystem { fs: asked, .. }) => !wish.names_fs || fs == asked,
+        (Kind::Block, Kind::Block) => true,
+        (Kind::Block, Kind::Filesystem { .. }) | (Kind::Filesystem { .. }, Kind::Block) => false,
+    };
     if let Some(there) = staged.targets.get(target.as_path()) {
         if there.read_only == read_only && same_mode {
             return Ok(());
@@ -172,10 +178,13 @@ impl galleonfs_csi_proto::csi::node_server::Node for Node {
             .stager
             .kubelet()
             .check("staging_target_path", &request.staging_target_path)?;
-        let wish = check::capability(request.volume_capability.as_ref())?;
+        let mut wish = check::capability(request.volume_capability.as_ref(), "")?;
         check::map("publish_context", &request.publish_context)?;
         check::map("volume_context", &request.volume_context)?;
         let found = self.find(&volume).await?;
+        if let (Kind::Filesystem { .. }, Some(fs), false) = (&wish.kind, &found.fs_type, wish.names_fs) {
+            wish = check::capability(request.volume_capability.as_ref(), fs)?;
+        }
         if let Some(other) = found.attach_to.filter(|node| *node != self.name) {
             return Err(Status::failed_precondition(format!(
                 "volume {volume} is attached to node {other}"
@@ -240,7 +249,7 @@ impl galleonfs_csi_proto::csi::node_server::Node for Node {
         let volume = request.volume_id;
         check_id("volume_id", &volume)?;
         let target = self.stager.kubelet().check("target_path", &request.target_path)?;
-        let wish = check::capability(request.volume_capability.as_ref())?;
+        let wish = check::capability(request.volume_capability.as_ref(), "")?;
         check::map("publish_context", &request.publish_context)?;
         check::map("volume_context", &request.volume_context)?;
         if request.staging_target_path.is_empty() {
@@ -305,7 +314,15 @@ impl galleonfs_csi_proto::csi::node_server::Node for Node {
         }
         let range = check::capacity(request.capacity_range)?;
         self.find(&volume).await?;
-        self.at(&volume, "volume_path", &request.volume_path)?;
+        let staged = is_object_name(&volume)
+            .then(|| self.stager.records().staged(&volume))
+            .flatten();
+        if staged.is_some_and(|staged| staged.kind == Kind::Block) {
+            // For a raw block volume the kubelet names one of several paths of its own; there is nothing to grow at any.
+            self.stager.kubelet().check("volume_path", &request.volume_path)?;
+        } else {
+            self.at(&volume, "volume_path", &request.volume_path)?;
+        }
         let key = volume.clone();
         let capacity = self
             .guarded(&key, "expanding", until, move |node, tools| async move {

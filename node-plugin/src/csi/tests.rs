@@ -121,6 +121,7 @@ impl Bench {
         let found = Found {
             uid: format!("uid-{name}"),
             attach_to: node.map(str::to_owned),
+            fs_type: None,
         };
         self.catalog.0.lock().unwrap().insert(name.into(), Some(found));
     }
@@ -893,4 +894,44 @@ async fn info_names_the_node_its_topology_and_its_limit() {
         segments.get("topology.galleonfs.io/node").map(String::as_str),
         Some("n1")
     );
+}
+
+#[tokio::test]
+async fn a_request_that_names_no_file_system_gets_the_one_the_volume_was_made_for() {
+    let bench = Bench::new();
+    bench.volume("v", 320 * MIB).await;
+    let found = Found {
+        uid: "uid-v".into(),
+        attach_to: Some("n1".into()),
+        fs_type: Some("xfs".into()),
+    };
+    bench.catalog.0.lock().unwrap().insert("v".into(), Some(found));
+    let unnamed = || mount("", Mode::SingleNodeWriter);
+    bench.stage("v", unnamed()).await.unwrap();
+    bench.stage("v", mount("xfs", Mode::SingleNodeWriter)).await.unwrap();
+    bench.publish("v", &bench.path("pods/a"), unnamed()).await.unwrap();
+    assert_eq!(
+        read_table()
+            .await
+            .unwrap()
+            .at(Path::new(&bench.path("pods/a")))
+            .unwrap()
+            .fs_type,
+        "xfs"
+    );
+    is(
+        bench.publish("v", &bench.path("pods/b"), ext4()).await,
+        Code::FailedPrecondition,
+        "staged as xfs",
+    );
+}
+
+#[tokio::test]
+async fn a_raw_block_volume_grows_by_whatever_path_the_kubelet_names() {
+    let bench = Bench::new();
+    bench.volume("v", 16 * MIB).await;
+    bench.stage("v", block()).await.unwrap();
+    bench.enlarge("v", 32 * MIB).await;
+    let path = bench.path("plugins/kubernetes.io/csi/volumeDevices/v/dev");
+    assert_eq!(bench.expand("v", &path, 32 * MIB, 0).await.unwrap(), 32 * MIB as i64);
 }

@@ -291,4 +291,78 @@ mod tests {
             .unwrap_err();
         assert!(error.text().contains("starting no-such-program x"), "{}", error.text());
     }
+
+    /// A file system that takes every request and answers none but the first: who asks it sleeps in the kernel, and
+    /// cannot be killed once the request was taken.
+    struct Sim {
+        path: std::path::PathBuf,
+    }
+
+    impl Sim {
+        fn mount(path: &std::path::Path) -> Sim {
+            use std::io::{Read, Write};
+            use std::os::fd::AsRawFd;
+            let mut device = std::fs::File::options()
+                .read(true)
+                .write(true)
+                .open("/dev/fuse")
+                .unwrap();
+            let data = format!("fd={},rootmode=40000,user_id=0,group_id=0", device.as_raw_fd());
+            let flags = nix::mount::MsFlags::empty();
+            nix::mount::mount(Some("sim"), path, Some("fuse"), flags, Some(data.as_str())).unwrap();
+            std::thread::spawn(move || {
+                let mut request = vec![0; 1 << 20];
+                device.read(&mut request).unwrap();
+                // The answer to INIT: length, no error, the request's id, version 7.31, and zeros.
+                let mut answer = [0; 80];
+                answer[0] = 80;
+                answer[8..16].copy_from_slice(&request[8..16]);
+                answer[16] = 7;
+                answer[20] = 31;
+                device.write_all(&answer).unwrap();
+                // Until the connection is aborted.
+                while device.read(&mut request).is_ok() {}
+            });
+            Sim { path: path.to_owned() }
+        }
+
+        fn abort(&self) {
+            use nix::mount::MntFlags;
+            let _ = nix::mount::umount2(&self.path, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
+        }
+    }
+
+    impl Drop for Sim {
+        fn drop(&mut self) {
+            self.abort();
+        }
+    }
+
+    #[tokio::test]
+    async fn what_hangs_in_the_kernel_is_named_holds_up_only_its_volume_and_is_forgotten_when_it_wakes() {
+        let dir = crate::testing::temp_dir("hung");
+        let sim = Sim::mount(dir.path());
+        let guards = crate::served::Guards::new(HungChildren::default());
+        let tools = guards.hung().tools("v");
+        let error = tools
+            .run(
+                "stat",
+                ["-f".as_ref(), dir.path().as_os_str()],
+                Duration::from_millis(300),
+            )
+            .await;
+        assert!(matches!(error, Err(MountError::Hung { .. })), "{error:?}");
+        let busy = guards.enter("v", "staging").unwrap_err();
+        assert!(busy.contains("stat -f") && busy.contains("cannot be killed"), "{busy}");
+        assert_eq!(guards.hung().count(), 1);
+        let _other = guards.enter("w", "staging").unwrap();
+
+        sim.abort();
+        let woken = async {
+            while guards.enter("v", "staging").is_err() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), woken).await.unwrap();
+    }
 }

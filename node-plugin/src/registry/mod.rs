@@ -236,6 +236,7 @@ impl Directory for Registry {
             Ok(object.map(|object| Found {
                 uid: object.metadata.uid.clone().unwrap_or_default(),
                 attach_to: object.attached_node().map(str::to_owned),
+                fs_type: object.spec.capability.fs_type.clone(),
             }))
         }
         .boxed()

@@ -49,6 +49,7 @@ pub struct Queue<K> {
 struct Inner<K> {
     slots: Mutex<HashMap<K, Arc<Slot>>>,
     work: OnceLock<Box<Work<K>>>,
+    stopped: std::sync::atomic::AtomicBool,
 }
 
 #[derive(Default)]
@@ -63,6 +64,7 @@ impl<K> Default for Queue<K> {
             inner: Arc::new(Inner {
                 slots: Mutex::default(),
                 work: OnceLock::new(),
+                stopped: Default::default(),
             }),
         }
     }
@@ -97,6 +99,11 @@ impl<K: Clone + Debug + Eq + Hash + Send + Sync + 'static> Queue<K> {
         tokio::spawn(run(self.inner.clone(), key, slot));
     }
 
+    /// Begins no further look. One that is under way goes on.
+    pub fn stop(&self) {
+        self.inner.stopped.store(true, std::sync::atomic::Ordering::Release);
+    }
+
     /// How many things are known: a metric.
     pub fn len(&self) -> usize {
         self.inner.slots.lock().unwrap_or_else(PoisonError::into_inner).len()
@@ -121,7 +128,7 @@ impl Slot {
 async fn run<K: Clone + Debug + Eq + Hash + Send + Sync + 'static>(inner: Arc<Inner<K>>, key: K, slot: Arc<Slot>) {
     let work = inner.work.get().expect("nothing is woken before the start");
     let mut backoff = BACKOFF_MIN;
-    loop {
+    while !inner.stopped.load(std::sync::atomic::Ordering::Acquire) {
         slot.take();
         let wait = match work(key.clone()).await {
             Ok(next) => {
