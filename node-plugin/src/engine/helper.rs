@@ -12,6 +12,7 @@ use galleonfs_storage_engine::buffer::{Buf, BufMut};
 use galleonfs_storage_engine::io::{FileId, IoDone, IoFailure, IoId, IoResult};
 
 use super::inbox::Outbox;
+use super::memory::never_wait_for_writeback;
 use super::shard::Message;
 use crate::disk::{ReplicaDir, failure, write_parts};
 
@@ -91,6 +92,7 @@ impl Helper {
                 .name(format!("disk {name}"))
                 .stack_size(256 << 10)
                 .spawn(move || {
+                    never_wait_for_writeback();
                     loop {
                         let next = queue.lock().expect("nobody panics while holding it").recv();
                         let Ok(job) = next else { return };

@@ -1,4 +1,4 @@
-//! How the allocator treats buffers that come and go.
+//! Memory of threads that serve block devices.
 //!
 //! A busy volume frees and allocates page-aligned buffers many thousand times a second. By default the C library gives
 //! the top of its heap back to the kernel again and again, and maps each large buffer anew: then every buffer is paid
@@ -29,5 +29,17 @@ pub(super) fn give_back_freed_memory() {
     // SAFETY: malloc_trim takes no pointers and is safe in any thread.
     unsafe {
         libc::malloc_trim(0);
+    }
+}
+
+/// Tells the kernel that the calling thread serves a block device: when it needs memory, it must not wait for dirty
+/// pages to be written, because those may be waiting for this very thread.
+///
+/// Wants CAP_SYS_RESOURCE. Without it everything works until memory is very short, so it is no reason to refuse service.
+pub(super) fn never_wait_for_writeback() {
+    const PR_SET_IO_FLUSHER: libc::c_int = 57;
+    // SAFETY: this request takes numbers only.
+    if unsafe { libc::prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) } != 0 {
+        tracing::debug!(error = %std::io::Error::last_os_error(), "cannot mark a thread as one that serves a device");
     }
 }

@@ -14,7 +14,7 @@ use super::files::FileBudget;
 use super::helper::{Helper, Outcome, Threads};
 use super::inbox::{Inbox, Outbox};
 use super::limits::{DISK_THREADS_WITHOUT_RING, IDLE_BEFORE_TRIM_MS};
-use super::memory::give_back_freed_memory;
+use super::memory::{give_back_freed_memory, never_wait_for_writeback};
 use super::reactor::{Event, Reactor, Source};
 use super::served::{Closed, Served};
 use super::stats::{Counters, DiskPath};
@@ -73,6 +73,7 @@ pub(super) struct Shard {
 
 /// Runs a shard on the calling thread until it is told to stop.
 pub(super) fn run(inbox: Inbox<Message>, outbox: Outbox<Message>, path: Option<DiskPath>, budget: FileBudget) {
+    never_wait_for_writeback();
     let mut shard = Shard {
         inbox,
         outbox,
