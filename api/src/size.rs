@@ -15,8 +15,8 @@ pub const VOLUME_MIN_BYTES: i64 = 16 * MIB;
 pub const VOLUME_MAX_BYTES: i64 = 16 * TIB;
 
 /// What a log needs beside the data: records' headers and checksums, the map, and free segments for the cleaner.
-const OVERHEAD_FIXED_BYTES: i64 = 32 * MIB;
-const OVERHEAD_DIVISOR: i64 = 16;
+const OVERHEAD_FIXED_BYTES: i64 = 80 * MIB;
+const OVERHEAD_DIVISOR: i64 = 5;
 
 const _: () = assert!(VOLUME_MIN_BYTES % VOLUME_STEP_BYTES == 0 && VOLUME_MAX_BYTES % VOLUME_STEP_BYTES == 0);
 const _: () = assert!(VOLUME_STEP_BYTES % crate::volume::BLOCK_SIZE_DEFAULT as i64 == 0);
@@ -40,7 +40,7 @@ pub fn reserved_bytes(size_bytes: i64) -> i64 {
 /// The largest volume for which `free_bytes` suffice; 0 if there is none. The inverse of [`reserved_bytes`].
 pub fn largest_volume(free_bytes: i64) -> i64 {
     let bare = free_bytes.saturating_sub(OVERHEAD_FIXED_BYTES).max(0);
-    // size + size/16 <= bare  <=  size <= bare - bare/17 (rounded towards less)
+    // size + size/5 <= bare  <=  size <= bare - bare/6 (rounded towards less)
     let size = (bare - bare / (OVERHEAD_DIVISOR + 1) - 1).max(0);
     let size = (size / VOLUME_STEP_BYTES * VOLUME_STEP_BYTES).min(VOLUME_MAX_BYTES);
     if size < VOLUME_MIN_BYTES { 0 } else { size }

@@ -190,7 +190,6 @@ fn the_controllers_pod_is_the_controller_and_three_sidecars_that_elect_a_leader(
         "--enable-capacity",
         "--capacity-ownerref-level=2",
         "--extra-create-metadata",
-        "--default-fstype=ext4",
         "--strict-topology",
         "--immediate-topology=false",
     ] {

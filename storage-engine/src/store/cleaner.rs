@@ -101,10 +101,11 @@ impl Store {
         self.job.is_some() || self.cleaner.is_busy() || (self.frozen.is_none() && self.victim(10).is_some())
     }
 
-    /// True while the log holds so much more than the volume that guest writes should wait for the cleaner.
+    /// True while the log holds so much more than the volume that guest writes should wait for the cleaner: a replica
+    /// stays within a fifth more than its volume and 80 MiB, which is what placement sets aside for it.
     pub(super) fn over_limit(&mut self) -> bool {
-        let slack = (self.reserve_target() + 12) as u64 * self.superblock.geometry.segment_bytes;
-        self.allocated_bytes() > self.size_blocks() * BLOCK_BYTES / 4 * 5 + slack && self.reclaimable()
+        let slack = (self.reserve_target() + 8) as u64 * self.superblock.geometry.segment_bytes;
+        self.allocated_bytes() > self.size_blocks() * BLOCK_BYTES / 8 * 9 + slack && self.reclaimable()
     }
 
     fn allocated_bytes(&self) -> u64 {
@@ -131,7 +132,7 @@ impl Store {
 
     fn start_cleaning(&mut self) {
         let slack = (self.reserve_target() + 4) as u64 * self.superblock.geometry.segment_bytes;
-        let large = self.allocated_bytes() > self.size_blocks() * BLOCK_BYTES / 8 * 9 + slack;
+        let large = self.allocated_bytes() > self.size_blocks() * BLOCK_BYTES / 16 * 17 + slack;
         let urgent = self.segments.exhausted || large;
         // Half dead is the normal bar; when space is short, a tenth is enough.
         let Some(victim) = self.victim(if urgent { 10 } else { 50 }) else {
