@@ -155,6 +155,9 @@ impl Node {
             "clusterDNS": [DNS_SERVICE],
             "clusterDomain": "cluster.local",
             "resolvConf": directory.join("resolv.conf"),
+            // A volume is mounted when the node's status says that it is in use; by default it is written every 10 s.
+            "nodeStatusUpdateFrequency": "1s",
+            "nodeStatusReportFrequency": "5m",
             // Not every machine lets root lower this.
             "oomScoreAdj": 0,
             // Images cannot be pulled again, and a developer's disk may be quite full.

@@ -6,6 +6,7 @@
 //! ```text
 //! GALLEONFS_CLUSTER_TESTS=1 cargo test -p galleonfs-tests --test cluster [-- PART-OF-A-NAME]
 //!   GALLEONFS_PROGRAM=file   test this program instead of target/release/galleonfs
+//!   GALLEONFS_LAB_NAME=name  use this lab instead of `test`
 //!   GALLEONFS_LAB_KEEP=1     leave the cluster running, for the next run or for a look
 //! ```
 
@@ -45,7 +46,8 @@ const TESTS: &[Test] = tests![
     claims::two_pods_on_one_node_share_a_claim,
     claims::deleting_a_claim_frees_its_space,
     claims::a_retained_volume_outlives_its_claim,
-    claims::a_claim_grows_while_its_pod_runs,
+    claims::an_xfs_claim_grows_while_its_pod_runs,
+    claims::an_ext4_claim_has_grown_when_its_next_pod_runs,
     claims::a_claim_with_an_unknown_parameter_says_which_ones_exist,
     claims::the_examples_and_the_charts_own_test_work,
     rights::a_nodes_token_cannot_touch_another_nodes_objects,
@@ -89,8 +91,9 @@ fn set(variable: &str) -> bool {
 }
 
 fn run(tests: &[&Test]) -> Result<()> {
+    let name = std::env::var("GALLEONFS_LAB_NAME").unwrap_or_else(|_| LAB.to_string());
     let lab = Lab::up(&Options {
-        name: LAB.to_string(),
+        name: name.clone(),
         nodes: NODES,
     })?;
     let program = std::env::var_os("GALLEONFS_PROGRAM").map(PathBuf::from);
@@ -127,7 +130,7 @@ fn run(tests: &[&Test]) -> Result<()> {
         }
     }
     if !set("GALLEONFS_LAB_KEEP") {
-        Lab::down(LAB)?;
+        Lab::down(&name)?;
     }
     println!("\n{} passed, {} failed", tests.len() - failed.len(), failed.len());
     if !failed.is_empty() {
