@@ -312,7 +312,7 @@ mod tests {
             nix::mount::mount(Some("sim"), path, Some("fuse"), flags, Some(data.as_str())).unwrap();
             std::thread::spawn(move || {
                 let mut request = vec![0; 1 << 20];
-                device.read(&mut request).unwrap();
+                assert!(device.read(&mut request).unwrap() >= 16, "INIT comes first");
                 // The answer to INIT: length, no error, the request's id, version 7.31, and zeros.
                 let mut answer = [0; 80];
                 answer[0] = 80;
