@@ -94,20 +94,24 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // What a failed test left attached.
-        let runtime_dir = self.dir.join("run");
-        for device in run("losetup", &["-n", "-O", "NAME,BACK-FILE"]).lines() {
-            if let Some((device, backing)) = device.split_once(char::is_whitespace)
-                && backing.trim().starts_with(&*runtime_dir.to_string_lossy())
-            {
-                let _ = Command::new("losetup").args(["-d", device]).output();
-            }
-        }
-        for volume in fs::read_dir(&runtime_dir).into_iter().flatten().flatten() {
-            let _ = nix::mount::umount2(&volume.path(), nix::mount::MntFlags::MNT_DETACH);
-        }
-        let _ = fs::remove_dir_all(&self.dir);
+        clean_up(&self.dir);
     }
+}
+
+/// Removes the directory of a test, and what a failed test left attached below it.
+fn clean_up(dir: &Path) {
+    let runtime_dir = dir.join("run");
+    for device in run("losetup", &["-n", "-O", "NAME,BACK-FILE"]).lines() {
+        if let Some((device, backing)) = device.split_once(char::is_whitespace)
+            && backing.trim().starts_with(&*runtime_dir.to_string_lossy())
+        {
+            drop(Command::new("losetup").args(["-d", device]).output());
+        }
+    }
+    for volume in fs::read_dir(&runtime_dir).into_iter().flatten().flatten() {
+        let _ = nix::mount::umount2(&volume.path(), nix::mount::MntFlags::MNT_DETACH);
+    }
+    let _ = fs::remove_dir_all(dir);
 }
 
 /// A file system of a test, unmounted in the end.

@@ -60,7 +60,7 @@ impl Real {
 
 impl Drop for Real {
     fn drop(&mut self) {
-        drop(fs::remove_dir_all(&self.dir));
+        clean_up(&self.dir);
     }
 }
 
