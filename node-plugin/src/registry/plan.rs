@@ -27,6 +27,8 @@ pub struct Local {
     pub staged: bool,
     /// What is on record is mounted on the present device.
     pub restored: bool,
+    /// What its engine wants a person to know.
+    pub trouble: Option<String>,
     /// It is known that no predecessor of ours is still its primary.
     pub settled: bool,
 }
@@ -92,7 +94,7 @@ pub fn next(node: &str, wanted: Option<&GalleonVolume>, replica: Option<&Galleon
         Step::Grow(size)
     } else if local.staged && !local.restored {
         Step::Restore
-    } else if !reported(node, volume, device) {
+    } else if !reported(node, volume, device, local.trouble.as_deref()) {
         Step::Report
     } else {
         Step::Nothing
@@ -149,22 +151,34 @@ fn device_status(node: &str, device: &Device) -> DeviceStatus {
     }
 }
 
-/// Whether the object says already that this device is ready.
-pub fn reported(node: &str, volume: &GalleonVolume, device: &Device) -> bool {
-    let Some(status) = &volume.status else { return false };
-    let attached = condition::get(&status.conditions, condition_type::ATTACHED);
-    status.device.as_ref() == Some(&device_status(node, device)) && attached.is_some_and(Condition::is_true)
+/// What is said of a device that is there. One with trouble is still there: its pods may be reading what is whole.
+fn attached(node: &str, device: &Device, trouble: Option<&str>) -> Condition {
+    let at = format!("{} on node {node}", device.path.display());
+    match trouble {
+        None => Condition::new(condition_type::ATTACHED, true, reason::READY, at),
+        Some(trouble) => Condition::new(
+            condition_type::ATTACHED,
+            true,
+            reason::IO_ERROR,
+            format!("{at}, but: {trouble}"),
+        ),
+    }
 }
 
-/// Puts the ready device into the status. True when that changed anything.
-pub fn report(node: &str, volume: &mut GalleonVolume, device: &Device) -> bool {
+/// Whether the object says already how this device fares.
+pub fn reported(node: &str, volume: &GalleonVolume, device: &Device, trouble: Option<&str>) -> bool {
+    let Some(status) = &volume.status else { return false };
+    let wanted = attached(node, device, trouble);
+    let said = condition::get(&status.conditions, condition_type::ATTACHED);
+    status.device.as_ref() == Some(&device_status(node, device))
+        && said.is_some_and(|said| said.is_true() && said.reason == wanted.reason && said.message == wanted.message)
+}
+
+/// Puts the device into the status. True when that changed anything.
+pub fn report(node: &str, volume: &mut GalleonVolume, device: &Device, trouble: Option<&str>) -> bool {
     let status = volume.status.get_or_insert_default();
     let wanted = Some(device_status(node, device));
-    let text = format!("{} on node {node}", device.path.display());
-    let said = condition::set(
-        &mut status.conditions,
-        Condition::new(condition_type::ATTACHED, true, reason::READY, text),
-    );
+    let said = condition::set(&mut status.conditions, attached(node, device, trouble));
     let moved = status.device != wanted;
     status.device = wanted;
     said || moved

@@ -30,6 +30,8 @@ use crate::testing::{TempDir, temp_dir};
 
 const MIB: i64 = 1 << 20;
 const POOL: &str = "default.n1";
+/// An attached volume with nothing to do is only asked for trouble.
+const AT_REST: Next = Next::Again(Duration::from_secs(30));
 
 #[derive(Default)]
 struct World {
@@ -394,7 +396,7 @@ impl<E: NodeEngine> Bench<E> {
 async fn an_attached_volume_comes_up_under_a_new_epoch_and_then_nothing_is_written_any_more() {
     let bench = Bench::new();
     bench.attach_to(Some("n1"));
-    assert_eq!(bench.run().await, Ok(Next::Wait));
+    assert_eq!(bench.run().await, Ok(AT_REST));
 
     let pool = bench.api.with(|world| world.pools[POOL].clone());
     assert!(pool.is_ready() && pool.status.unwrap().usable_bytes.unwrap() > 0);
@@ -474,7 +476,7 @@ async fn after_a_restart_the_epoch_rises_and_the_mounts_are_made_again() {
     );
 
     let dead = bench.restart();
-    assert_eq!(bench.run().await, Ok(Next::Wait));
+    assert_eq!(bench.run().await, Ok(AT_REST));
     assert_eq!(bench.volume().config().unwrap().epoch, 2);
     assert_eq!(std::fs::read(&file).unwrap(), b"bytes");
     std::fs::write(&file, b"more").unwrap();
@@ -511,7 +513,7 @@ async fn without_the_api_server_no_engine_is_started_and_none_is_stopped() {
     bench.api.with(|world| world.failing = None);
     bench.run().await.unwrap();
     bench.api.with(|world| world.failing = Some(away));
-    assert_eq!(bench.registry.reconcile(&key).await, Ok(Next::Wait));
+    assert_eq!(bench.registry.reconcile(&key).await, Ok(AT_REST));
     assert!(bench.device().is_some());
     // It is closed when it is released, and the primary is cleared when that can be said again.
     bench.registry.cache.volumes.replace(vec![]);
@@ -567,6 +569,28 @@ async fn a_failed_attach_says_why_once_and_heals() {
     bench.run().await.unwrap();
     assert!(bench.attached().is_true());
     assert_eq!(bench.replica().phase(), ReplicaPhase::Ready);
+}
+
+#[tokio::test]
+async fn trouble_of_the_engine_is_told_once_and_stands_in_the_status() {
+    let bench = Bench::new();
+    bench.attach_to(Some("n1"));
+    bench.run().await.unwrap();
+    bench.engine.tell_trouble("v", "block 7 is damaged");
+    for _ in 0..3 {
+        bench.run().await.unwrap();
+    }
+    let attached = bench.attached();
+    assert!(attached.is_true() && attached.reason == reason::IO_ERROR);
+    assert!(attached.message.contains("block 7 is damaged"), "{}", attached.message);
+    let told = bench.api.with(|world| world.notices.clone());
+    assert_eq!(
+        told.iter()
+            .filter(|(_, notice)| notice.text.contains("block 7"))
+            .count(),
+        1,
+        "{told:?}"
+    );
 }
 
 #[tokio::test]
@@ -715,7 +739,7 @@ async fn on_the_real_engine_a_file_is_found_again_after_release_growth_and_a_new
     std::fs::create_dir_all(&config.runtime_dir).unwrap();
     let bench = Bench::with(dir, Arc::new(RealEngine::start(config).unwrap()), Arc::new(RealDisks));
     bench.attach_to(Some("n1"));
-    assert_eq!(bench.run().await, Ok(Next::Wait));
+    assert_eq!(bench.run().await, Ok(AT_REST));
     bench.stage().await;
     let file = bench.staged().path.join("file");
     std::fs::write(&file, vec![7; 3 << 20]).unwrap();
@@ -729,7 +753,7 @@ async fn on_the_real_engine_a_file_is_found_again_after_release_growth_and_a_new
         |world| &mut world.replicas,
         |replica| replica.spec.size_bytes = 64 * MIB,
     );
-    assert_eq!(bench.run().await, Ok(Next::Wait));
+    assert_eq!(bench.run().await, Ok(AT_REST));
     assert_eq!(bench.device().unwrap().size_bytes, 64 << 20);
     bench.unstage().await;
     bench.attach_to(None);

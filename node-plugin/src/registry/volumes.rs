@@ -14,6 +14,9 @@ use crate::mount::MountError;
 use crate::pool::{Pool, REPLICAS};
 use crate::served::{AttachSpec, Device, Presence, Unguarded};
 
+/// How often an attached volume is asked for trouble: a look at memory.
+const TROUBLE_EVERY: Duration = Duration::from_secs(30);
+
 /// How long one look waits for mounts to be made again. They go on by themselves after that.
 const RESTORE_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -95,8 +98,14 @@ impl Registry {
             (Step::Restore, Some(object)) => self.restore(name, &object).await,
             (Step::Report, Some(_)) => self.report(name).await,
             (Step::Nothing, Some(object)) => {
-                self.forget_notice(&about(name, Some(&object)));
-                Ok(Next::Wait)
+                match local.trouble {
+                    None => self.forget_notice(&about(name, Some(&object))),
+                    Some(text) => {
+                        self.notice(about(name, Some(&object)), warning(reason::IO_ERROR, "Serve", text))
+                            .await;
+                    }
+                }
+                Ok(Next::Again(TROUBLE_EVERY))
             }
             (Step::TakeOver | Step::Attach | Step::Grow(_) | Step::Restore | Step::Report | Step::Nothing, None) => {
                 unreachable!("these steps are for volumes that are to be attached here")
@@ -107,10 +116,12 @@ impl Registry {
     fn local(&self, name: &str) -> Local {
         let device = self.engine.device(name);
         let staged = self.stager.records().staged(name).is_some();
+        let trouble = self.engine.trouble(name);
         self.own(|own| Local {
             grant: own.grants.get(name).copied(),
             device,
             staged,
+            trouble,
             restored: own.restored.contains(name),
             settled: own.settled.contains(name),
         })
@@ -360,7 +371,8 @@ impl Registry {
             return Ok(Next::Wait);
         };
         self.served.set(name, Some(Presence::Here(device.clone())));
-        if self.serves(name, &object) && plan::report(&self.node, &mut object, &device) {
+        let trouble = self.engine.trouble(name);
+        if self.serves(name, &object) && plan::report(&self.node, &mut object, &device, trouble.as_deref()) {
             self.objects.put_volume_status(&object).await?;
         }
         Ok(Next::Wait)

@@ -54,6 +54,8 @@ pub trait NodeEngine: Send + Sync + 'static {
     fn grow<'a>(&'a self, volume: &'a str, size_bytes: u64) -> BoxFuture<'a, Result<Device, EngineError>>;
     /// The device, while there is one that works.
     fn device(&self, volume: &str) -> Option<Device>;
+    /// The last thing about an attached volume that a person should know: damage, a failed disk, an engine that stopped.
+    fn trouble(&self, volume: &str) -> Option<String>;
     /// Counters of every attached volume, by name.
     fn metrics(&self) -> Vec<(String, VolumeMetrics)>;
     /// Whether the engine itself runs; the text says what is wrong with it.

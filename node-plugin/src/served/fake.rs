@@ -18,6 +18,7 @@ pub struct FakeEngine {
     /// What the next attach of a volume fails with.
     failures: Mutex<HashMap<String, String>>,
     attached: Mutex<Vec<AttachSpec>>,
+    troubles: Mutex<HashMap<String, String>>,
 }
 
 impl FakeEngine {
@@ -28,6 +29,12 @@ impl FakeEngine {
             Some(why) => drop(failures.insert(volume.to_owned(), why.to_owned())),
             None => drop(failures.remove(volume)),
         }
+    }
+
+    /// Lets the engine tell of trouble with a volume.
+    pub fn tell_trouble(&self, volume: &str, text: &str) {
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.insert(volume.to_owned(), text.to_owned());
     }
 
     /// Every attach that was asked for, in order.
@@ -143,6 +150,14 @@ impl NodeEngine for FakeEngine {
 
     fn device(&self, volume: &str) -> Option<Device> {
         self.devices
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(volume)
+            .cloned()
+    }
+
+    fn trouble(&self, volume: &str) -> Option<String> {
+        self.troubles
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get(volume)

@@ -83,6 +83,11 @@ impl NodeEngine for RealEngine {
         self.engine.device(volume).map(device)
     }
 
+    fn trouble(&self, volume: &str) -> Option<String> {
+        let stats = self.engine.stats().into_iter().find(|(name, _)| name == volume);
+        stats.and_then(|(_, stats)| stats.last_error)
+    }
+
     fn metrics(&self) -> Vec<(String, VolumeMetrics)> {
         let metrics = |stats: engine::VolumeStats| VolumeMetrics {
             reads: stats.reads,
