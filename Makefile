@@ -1,15 +1,18 @@
 # The commands a person types. Everything they do is in `cargo` and in the program `galleonfs-lab` (tests/).
 
 CARGO ?= cargo
+LAB_DEV := $(CARGO) run --quiet --locked -p galleonfs-tests --bin galleonfs-lab --
 LAB := $(CARGO) run --quiet --release --locked -p galleonfs-tests --no-default-features --bin galleonfs-lab --
 
-.PHONY: help demo demo-down test test-cluster bench check lab-binaries
+.PHONY: help demo demo-down test test-unit test-cluster crash bench check lab-binaries
 
 help:
 	@echo 'make demo          a Kubernetes of three nodes on this machine with GalleonFS in it (root)'
 	@echo '                   KUBECONFIG=file IMAGE=repository:tag   into that cluster instead'
 	@echo 'make demo-down     ends it'
-	@echo 'make test          every test that needs no cluster'
+	@echo 'make test          every test, those in a real Kubernetes included (root)'
+	@echo 'make test-unit     the tests of the crates alone'
+	@echo 'make crash         more crash states of the store: SEEDS=n FIRST=m'
 	@echo 'make test-cluster  the tests in a real Kubernetes (root)'
 	@echo 'make bench         speed through the real device, beside the raw file (root)'
 	@echo 'make check         formatting, lints, licences'
@@ -24,12 +27,26 @@ demo-down:
 lab-binaries:
 	$(LAB) build
 
+# Everything, on a machine that may be new: packages and the cluster's programs first (cached), then the tests of the
+# crates, then those in a real Kubernetes. One profile throughout, so that nothing is compiled twice.
 test:
+	GALLEONFS_LAB_BIN=$$($(LAB_DEV) build) && export GALLEONFS_LAB_BIN && $(CARGO) test --workspace --locked
+	$(CARGO) build --locked -p galleonfs
+	GALLEONFS_PROGRAM=$(CURDIR)/target/debug/galleonfs GALLEONFS_CLUSTER_TESTS=1 \
+		$(CARGO) test --locked -p galleonfs-tests --test cluster
+
+test-unit:
 	$(CARGO) test --workspace --locked
 
 test-cluster:
 	$(CARGO) build --release --locked -p galleonfs
-	GALLEONFS_CLUSTER_TESTS=1 $(CARGO) test --locked -p galleonfs-tests --test cluster
+	GALLEONFS_PROGRAM=$(CURDIR)/target/release/galleonfs GALLEONFS_CLUSTER_TESTS=1 \
+		$(CARGO) test --locked -p galleonfs-tests --test cluster
+
+# More crash states than `make test`: SEEDS of them from FIRST on, each about a thousand states.
+crash:
+	SEEDS=$(or $(SEEDS),500) FIRST=$(or $(FIRST),1000) \
+		$(CARGO) test --locked -p galleonfs-storage-engine --test engine -- crash --nocapture
 
 bench:
 	$(CARGO) run --release --locked -p galleonfs-tests --bin galleonfs-bench

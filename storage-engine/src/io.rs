@@ -72,6 +72,9 @@ pub type IoResult = Result<IoDone, IoFailure>;
 pub enum IoDone {
     /// The filled buffer of a read.
     Read(BufMut),
+    /// A file was made; `pool_tight` tells whether the pool is nearly full, so that engines give back what they can
+    /// spare.
+    Created { pool_tight: bool },
     /// Any other operation.
     Done,
 }

@@ -91,6 +91,11 @@ impl ReplicaDir {
             .map_err(|error| failure("open", file, error))
     }
 
+    /// True if less than a fifth of the pool's file system is free, or nobody can tell.
+    pub fn pool_is_tight(&self) -> bool {
+        nix::sys::statvfs::statvfs(&self.path).map_or(true, |stat| stat.blocks_available() < stat.blocks() / 5)
+    }
+
     /// Performs `Io::Create` and hands the open file back.
     ///
     /// Sync order: the file first, so that no name ever points at a file whose blocks are not there; then the

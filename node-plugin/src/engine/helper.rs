@@ -62,7 +62,8 @@ pub(super) enum Outcome {
     Opened(FileId, Result<Arc<File>, IoFailure>),
     /// With the parts of a write, for reuse.
     Ended(IoId, IoResult, Vec<Buf>),
-    Created(IoId, FileId, Result<Arc<File>, IoFailure>),
+    /// With whether the pool is nearly full.
+    Created(IoId, FileId, Result<(Arc<File>, bool), IoFailure>),
 }
 
 /// The shard's end of a volume's helper. The threads end once it is dropped and they have nothing left to do.
@@ -122,7 +123,10 @@ impl Helper {
 fn perform(dir: &ReplicaDir, job: Job) -> Option<Outcome> {
     Some(match job {
         Job::Open(file) => Outcome::Opened(file, dir.open_file(file).map(Arc::new)),
-        Job::Create { id, file, len } => Outcome::Created(id, file, dir.create_file(file, len).map(Arc::new)),
+        Job::Create { id, file, len } => {
+            let made = dir.create_file(file, len);
+            Outcome::Created(id, file, made.map(|handle| (Arc::new(handle), dir.pool_is_tight())))
+        }
         Job::Remove { id, file, open } => {
             drop(open);
             Outcome::Ended(id, dir.remove_file(file).map(|()| IoDone::Done), Vec::new())

@@ -188,9 +188,9 @@ impl Served {
     pub fn helped(&mut self, outcome: Outcome, reactor: &mut Reactor, buffers: &mut Buffers) {
         match outcome {
             Outcome::Ended(id, result, parts) => self.completed(id, result, parts, buffers),
-            Outcome::Created(id, file, Ok(handle)) => {
+            Outcome::Created(id, file, Ok((handle, pool_tight))) => {
                 self.keep_open(file, handle);
-                self.completed(id, Ok(IoDone::Done), Vec::new(), buffers);
+                self.completed(id, Ok(IoDone::Created { pool_tight }), Vec::new(), buffers);
             }
             Outcome::Created(id, _, Err(error)) => self.completed(id, Err(error), Vec::new(), buffers),
             Outcome::Opened(file, Ok(handle)) => {

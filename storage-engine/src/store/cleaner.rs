@@ -104,6 +104,9 @@ impl Store {
     /// True while the log holds so much more than the volume that guest writes should wait for the cleaner: a replica
     /// stays within a fifth more than its volume and 80 MiB, which is what placement sets aside for it.
     pub(super) fn over_limit(&mut self) -> bool {
+        if !self.pool_tight {
+            return false;
+        }
         let slack = (self.reserve_target() + 8) as u64 * self.superblock.geometry.segment_bytes;
         self.allocated_bytes() > self.size_blocks() * BLOCK_BYTES / 8 * 9 + slack && self.reclaimable()
     }
@@ -132,7 +135,7 @@ impl Store {
 
     fn start_cleaning(&mut self) {
         let slack = (self.reserve_target() + 4) as u64 * self.superblock.geometry.segment_bytes;
-        let large = self.allocated_bytes() > self.size_blocks() * BLOCK_BYTES / 16 * 17 + slack;
+        let large = self.pool_tight && self.allocated_bytes() > self.size_blocks() * BLOCK_BYTES / 16 * 17 + slack;
         let urgent = self.segments.exhausted || large;
         // Half dead is the normal bar; when space is short, a tenth is enough.
         let Some(victim) = self.victim(if urgent { 10 } else { 50 }) else {
@@ -196,7 +199,7 @@ impl Store {
         let len = left.min(record_bytes(super::BLOCKS_MAX));
         work.state = State::Reading;
         let (file, offset) = (FileId::Segment(work.victim), work.at);
-        self.issue(Io::Read { file, offset, buf: BufMut::zeroed(len as usize) }, Purpose::CleanerRead);
+        self.issue(Io::Read { file, offset, buf: BufMut::for_reading(len as usize) }, Purpose::CleanerRead);
     }
 
     pub(super) fn cleaner_read(&mut self, result: Result<Buf, IoFailure>) {

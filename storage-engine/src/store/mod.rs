@@ -160,6 +160,9 @@ pub struct Store {
     /// Background work may take another step before the next poll is empty.
     background_due: bool,
     retry_create_ms: Option<u64>,
+    /// The pool is nearly full, or nobody said otherwise: the log keeps to what placement set aside for it. In a roomy
+    /// pool it may grow further before the cleaner works, which saves most of the cleaning.
+    pool_tight: bool,
     next_io: u64,
     pending: FxHashMap<IoId, Purpose>,
     out: VecDeque<(IoId, Io)>,
@@ -309,7 +312,12 @@ impl Store {
         match (purpose, result) {
             (Purpose::LogWrite { number, segment }, Ok(_)) => self.log_written(number, segment),
             (Purpose::LogSync, Ok(_)) => self.log_synced(),
-            (Purpose::CreateSegment(segment), Ok(_)) => self.segments.created(segment),
+            (Purpose::CreateSegment(segment), Ok(done)) => {
+                if let IoDone::Created { pool_tight } = done {
+                    self.pool_tight = pool_tight;
+                }
+                self.segments.created(segment);
+            }
             (Purpose::CreateSegment(segment), Err(IoFailure::NoSpace)) => {
                 self.segments.create_failed(segment);
                 self.retry_create_ms = Some(self.now_ms + self.options.retry_create_ms);
@@ -326,7 +334,7 @@ impl Store {
             (Purpose::CleanerRead, Err(error)) => self.cleaner_read(Err(error)),
             (Purpose::CleanerWrite, Ok(_)) => self.cleaner_written(),
             (purpose, Err(error)) => self.stop(format!("{}: {error}", purpose.doing())),
-            (purpose, Ok(IoDone::Done)) => unreachable!("a read gives bytes back ({purpose:?})"),
+            (purpose, Ok(IoDone::Done | IoDone::Created { .. })) => unreachable!("a read gives bytes back ({purpose:?})"),
         }
     }
 

@@ -100,7 +100,7 @@ impl Store {
         let all_zeros = out.is_empty();
         for (piece, location, count) in out {
             self.segments.pin(location.segment());
-            let buf = BufMut::zeroed(count * BLOCK_BYTES as usize);
+            let buf = BufMut::for_reading(count * BLOCK_BYTES as usize);
             let io = Io::Read { file: FileId::Segment(location.segment()), offset: location.offset(), buf };
             self.issue(io, Purpose::BlockRead(ReadKey { read: id, piece }));
         }
@@ -117,7 +117,7 @@ impl Store {
         if first {
             let segment = pointer.location.segment();
             self.segments.pin(segment);
-            let buf = BufMut::zeroed(BLOCK_BYTES as usize);
+            let buf = BufMut::for_reading(BLOCK_BYTES as usize);
             let io = Io::Read { file: FileId::Segment(segment), offset: pointer.location.offset(), buf };
             self.issue(io, Purpose::PageRead { key: name, pointer });
         }

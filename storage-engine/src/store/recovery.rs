@@ -659,6 +659,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         last_write_ms: 0,
         background_due: true,
         retry_create_ms: None,
+        pool_tight: true,
         next_io: 0,
         pending: Default::default(),
         out: Default::default(),
