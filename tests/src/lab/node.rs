@@ -158,6 +158,8 @@ impl Node {
             // A volume is mounted when the node's status says that it is in use; by default it is written every 10 s.
             "nodeStatusUpdateFrequency": "1s",
             "nodeStatusReportFrequency": "5m",
+            // A claim that has grown is noticed when its pod is looked at again; by default that is every minute.
+            "syncFrequency": "10s",
             // Not every machine lets root lower this.
             "oomScoreAdj": 0,
             // Images cannot be pulled again, and a developer's disk may be quite full.
