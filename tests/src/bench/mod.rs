@@ -44,11 +44,11 @@ pub struct Options {
     /// The time of each run of a job on the raw file, and of each on our device.
     pub time: Duration,
     pub jobs: Vec<Job>,
-    /// Where the results go.
-    pub results: PathBuf,
+    /// Where the results go, if anywhere.
+    pub results: Option<PathBuf>,
 }
 
-/// Measures, prints the table, and writes the results.
+/// Measures, prints the table, and writes the results if they are wanted.
 pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("this needs root: it mounts a file system and makes a loop device");
@@ -83,14 +83,16 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         .zip(&pairs)
         .flat_map(|(job, pairs)| report::rows(job, SETUP, pairs))
         .collect();
-    write_results(&options.results, &rows)?;
     print!("\n{}", report::table(&rows));
     println!(
         "medians of {} rounds of {:.0} s; latency of write-fsync is the write's and its sync's; CPU is our process's",
         options.rounds,
         options.time.as_secs_f64()
     );
-    say(&format!("written to {}", options.results.display()));
+    if let Some(results) = &options.results {
+        write_results(results, &rows)?;
+        say(&format!("written to {}", results.display()));
+    }
     Ok(())
 }
 

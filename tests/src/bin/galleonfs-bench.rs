@@ -28,7 +28,7 @@ struct Arguments {
     /// Size of the volume and of the raw file.
     #[arg(long, default_value_t = 2048, value_parser = value_parser!(u32).range(16..))]
     size_mib: u32,
-    /// Only these jobs; may be given more than once.
+    /// Only these jobs, and write no results; may be given more than once.
     #[arg(long = "job", value_parser = PossibleValuesParser::new(JOBS.map(|job| job.name)).map(job))]
     jobs: Vec<Job>,
     #[command(subcommand)]
@@ -66,6 +66,8 @@ fn run(arguments: Arguments) -> Result<()> {
         return server::serve(&Scratch::new(&dir)?, size_bytes);
     }
     let interrupt = Interrupt::install()?;
+    // A few jobs are somebody trying something: what is written stays comparable.
+    let results = arguments.jobs.is_empty().then(|| own.join("results.json"));
     let options = bench::Options {
         dir,
         size_bytes: u64::from(arguments.size_mib) << 20,
@@ -76,7 +78,7 @@ fn run(arguments: Arguments) -> Result<()> {
         } else {
             arguments.jobs
         },
-        results: own.join("results.json"),
+        results,
     };
     bench::run(&options, &interrupt)
 }
