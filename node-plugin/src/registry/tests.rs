@@ -43,6 +43,8 @@ struct World {
     notices: Vec<(String, Notice)>,
     /// Every request fails with this.
     failing: Option<ObjectError>,
+    /// The next write is done, and its answer lost.
+    lost: bool,
 }
 
 /// An API server in memory: resource versions, and the rules that the real one enforces on a configuration.
@@ -75,7 +77,12 @@ impl FakeApi {
             check(old, object);
             take(old, object);
             old.meta_mut().resource_version = Some(version);
-            Ok(old.clone())
+            let new = old.clone();
+            if std::mem::take(&mut world.lost) {
+                Err(ObjectError::Away("the answer was lost".into()))
+            } else {
+                Ok(new)
+            }
         })
     }
 }
@@ -569,6 +576,26 @@ async fn a_failed_attach_says_why_once_and_heals() {
     bench.run().await.unwrap();
     assert!(bench.attached().is_true());
     assert_eq!(bench.replica().phase(), ReplicaPhase::Ready);
+}
+
+#[tokio::test]
+async fn a_take_over_whose_answer_was_lost_is_undone_when_the_volume_is_wanted_no_longer() {
+    let bench = Bench::new();
+    bench.run().await.unwrap();
+    bench.attach_to(Some("n1"));
+    bench.see();
+    bench.api.with(|world| world.lost = true);
+    let key = Key::Volume("v".into());
+    assert!(matches!(bench.registry.reconcile(&key).await, Err(Retry::Later(_))));
+    assert_eq!(bench.volume().primary(), Some("n1"));
+    assert_eq!(
+        bench.engine.attached().len(),
+        0,
+        "an epoch that was not confirmed opens nothing"
+    );
+    bench.attach_to(None);
+    bench.run().await.unwrap();
+    assert_eq!(bench.volume().primary(), None);
 }
 
 #[tokio::test]

@@ -157,12 +157,11 @@ impl Registry {
             reason::ATTACHING,
             format!("node {} opens the volume", self.node),
         );
+        // Before the write: if its answer is lost we may be the primary without knowing it, and must look again.
+        self.own(|own| own.settled.remove(name));
         self.objects.put_volume_status(&object).await?;
         tracing::info!(volume = name, epoch = grant.epoch, incarnation = %grant.incarnation, "took the volume over");
-        self.own(|own| {
-            own.grants.insert(name.to_owned(), grant);
-            own.settled.remove(name);
-        });
+        self.own(|own| own.grants.insert(name.to_owned(), grant));
         Ok(Next::Again(Duration::ZERO))
     }
 
