@@ -228,7 +228,7 @@ impl BlockEngine for Mapped {
         let request = self.pending.remove(&id).expect("an operation is completed once");
         let answer = match result {
             Ok(IoDone::Read(buf)) => Ok(Reply::Data(vec![Piece::Bytes(buf.freeze())])),
-            Ok(IoDone::Done) => Ok(Reply::Done),
+            Ok(IoDone::Done | IoDone::Created { .. }) => Ok(Reply::Done),
             Err(IoFailure::NoSpace) => Err(RequestError::NoSpace),
             Err(error) => Err(RequestError::Failed(error.to_string())),
         };
