@@ -4,14 +4,13 @@ CARGO ?= cargo
 LAB_DEV := $(CARGO) run --quiet --locked -p galleonfs-tests --bin galleonfs-lab --
 LAB := $(CARGO) run --quiet --release --locked -p galleonfs-tests --no-default-features --bin galleonfs-lab --
 
-.PHONY: help demo demo-down test test-unit test-cluster crash bench check lab-binaries
+.PHONY: help demo demo-down test test-cluster crash bench check lab-binaries
 
 help:
 	@echo 'make demo          a Kubernetes of three nodes on this machine with GalleonFS in it (root)'
 	@echo '                   KUBECONFIG=file IMAGE=repository:tag   into that cluster instead'
 	@echo 'make demo-down     ends it'
-	@echo 'make test          every test, those in a real Kubernetes included (root)'
-	@echo 'make test-unit     the tests of the crates alone'
+	@echo 'make test          every test but those in a real Kubernetes (root)'
 	@echo 'make crash         more crash states of the store: SEEDS=n FIRST=m'
 	@echo 'make test-cluster  the tests in a real Kubernetes (root)'
 	@echo 'make bench         speed through the real device, beside the raw file (root)'
@@ -27,16 +26,10 @@ demo-down:
 lab-binaries:
 	$(LAB) build
 
-# Everything, on a machine that may be new: packages and the cluster's programs first (cached), then the tests of the
-# crates, then those in a real Kubernetes. One profile throughout, so that nothing is compiled twice.
+# Every test but those in a Kubernetes, on a machine that may be new: packages and the programs that some tests run
+# (helm, etcd, an API server) come first, and are cached.
 test:
 	GALLEONFS_LAB_BIN=$$($(LAB_DEV) build) && export GALLEONFS_LAB_BIN && $(CARGO) test --workspace --locked
-	$(CARGO) build --locked -p galleonfs
-	GALLEONFS_PROGRAM=$(CURDIR)/target/debug/galleonfs GALLEONFS_CLUSTER_TESTS=1 \
-		$(CARGO) test --locked -p galleonfs-tests --test cluster
-
-test-unit:
-	$(CARGO) test --workspace --locked
 
 test-cluster:
 	$(CARGO) build --release --locked -p galleonfs

@@ -52,13 +52,21 @@ impl Drop for BufMut {
 impl BufMut {
     /// A buffer of `len` zero bytes. `len` is a multiple of [`PAGE_BYTES`].
     pub fn zeroed(len: usize) -> Self {
-        assert!(len.is_multiple_of(PAGE_BYTES), "a buffer is made of whole pages, not of {len} bytes");
-        BufMut { pages: bytemuck::zeroed_slice_box(len / PAGE_BYTES) }
+        assert!(
+            len.is_multiple_of(PAGE_BYTES),
+            "a buffer is made of whole pages, not of {len} bytes"
+        );
+        BufMut {
+            pages: bytemuck::zeroed_slice_box(len / PAGE_BYTES),
+        }
     }
 
     /// A buffer of `len` bytes that a read is about to fill: it may hold anything until then.
     pub fn for_reading(len: usize) -> Self {
-        assert!(len.is_multiple_of(PAGE_BYTES), "a buffer is made of whole pages, not of {len} bytes");
+        assert!(
+            len.is_multiple_of(PAGE_BYTES),
+            "a buffer is made of whole pages, not of {len} bytes"
+        );
         let spare = SPARES.try_with(|spares| {
             let mut spares = spares.borrow_mut();
             let spare = spares.by_pages.get_mut(&(len / PAGE_BYTES)).and_then(Vec::pop)?;
@@ -79,7 +87,10 @@ impl BufMut {
     }
 
     /// Length in bytes.
-    #[expect(clippy::len_without_is_empty, reason = "an empty buffer has no use; asking for the length has")]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "an empty buffer has no use; asking for the length has"
+    )]
     pub fn len(&self) -> usize {
         self.pages.len() * PAGE_BYTES
     }
@@ -87,7 +98,10 @@ impl BufMut {
     /// Ends writing and allows sharing.
     pub fn freeze(self) -> Buf {
         let pages = 0..self.pages.len();
-        Buf { all: Arc::new(self), pages }
+        Buf {
+            all: Arc::new(self),
+            pages,
+        }
     }
 }
 
@@ -118,7 +132,10 @@ pub struct Buf {
 
 impl Buf {
     /// Length in bytes.
-    #[expect(clippy::len_without_is_empty, reason = "an empty buffer has no use; asking for the length has")]
+    #[expect(
+        clippy::len_without_is_empty,
+        reason = "an empty buffer has no use; asking for the length has"
+    )]
     pub fn len(&self) -> usize {
         self.pages.len() * PAGE_BYTES
     }
@@ -126,9 +143,16 @@ impl Buf {
     /// The part `range` of this buffer, in bytes; both ends are multiples of [`PAGE_BYTES`].
     pub fn slice(&self, range: Range<usize>) -> Buf {
         assert!(range.start.is_multiple_of(PAGE_BYTES) && range.end.is_multiple_of(PAGE_BYTES));
-        assert!(range.start <= range.end && range.end <= self.len(), "{range:?} of {} bytes", self.len());
+        assert!(
+            range.start <= range.end && range.end <= self.len(),
+            "{range:?} of {} bytes",
+            self.len()
+        );
         let first = self.pages.start;
-        Buf { all: self.all.clone(), pages: first + range.start / PAGE_BYTES..first + range.end / PAGE_BYTES }
+        Buf {
+            all: self.all.clone(),
+            pages: first + range.start / PAGE_BYTES..first + range.end / PAGE_BYTES,
+        }
     }
 
     /// Gives the buffer back for reuse, if nobody else holds a part of it.

@@ -145,7 +145,10 @@ mod tests {
 
     #[test]
     fn versions_order_by_epoch_before_sequence() {
-        let v = |epoch, seq| Version { epoch: Epoch(epoch), seq: Seq(seq) };
+        let v = |epoch, seq| Version {
+            epoch: Epoch(epoch),
+            seq: Seq(seq),
+        };
         assert!(v(2, 1) > v(1, 900));
         assert!(v(2, 2) > v(2, 1));
         assert!(v(1, 1) > Version::default());

@@ -75,7 +75,9 @@ async fn rewrite(from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWri
             (_, Some(_)) => bail!("frame type {kind} inside a header block"),
         }
         if let Some((first_flags, stream, bytes)) = block.take_if(|_| flags & END_HEADERS != 0) {
-            let headers = decoder.decode(&bytes).map_err(|error| anyhow::anyhow!("headers: {error:?}"))?;
+            let headers = decoder
+                .decode(&bytes)
+                .map_err(|error| anyhow::anyhow!("headers: {error:?}"))?;
             let plain = headers.iter().map(|(name, value)| match name.as_slice() {
                 b":authority" => (name.as_slice(), b"localhost".as_slice()),
                 _ => (name.as_slice(), value.as_slice()),
@@ -87,7 +89,10 @@ async fn rewrite(from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWri
             to.write_all(&stream).await?;
             to.write_all(&bytes).await?;
         } else if let Some((_, _, bytes)) = &block {
-            ensure!(bytes.len() <= HEADER_BLOCK_BYTES_MAX, "headers of more than {HEADER_BLOCK_BYTES_MAX} bytes");
+            ensure!(
+                bytes.len() <= HEADER_BLOCK_BYTES_MAX,
+                "headers of more than {HEADER_BLOCK_BYTES_MAX} bytes"
+            );
         }
         to.flush().await?;
     }
@@ -95,7 +100,11 @@ async fn rewrite(from: &mut (impl AsyncReadExt + Unpin), to: &mut (impl AsyncWri
 
 /// The part of a HEADERS frame that belongs to the header block.
 fn fragment(flags: u8, payload: &[u8]) -> Result<&[u8]> {
-    let padding = if flags & PADDED != 0 { usize::from(*payload.first().unwrap_or(&0)) } else { 0 };
+    let padding = if flags & PADDED != 0 {
+        usize::from(*payload.first().unwrap_or(&0))
+    } else {
+        0
+    };
     let start = usize::from(flags & PADDED != 0) + if flags & PRIORITY != 0 { 5 } else { 0 };
     ensure!(start + padding <= payload.len(), "padding longer than its frame");
     Ok(&payload[start..payload.len() - padding])
@@ -107,8 +116,11 @@ mod tests {
 
     #[tokio::test]
     async fn the_path_that_the_kubelet_sends_as_authority_becomes_localhost_and_all_else_stays() {
-        let fields: [(&[u8], &[u8]); 3] =
-            [(b":path", b"/x"), (b":authority", b"%2Fvar%2Flib%2Fkubelet%2Fx.sock"), (b"te", b"trailers")];
+        let fields: [(&[u8], &[u8]); 3] = [
+            (b":path", b"/x"),
+            (b":authority", b"%2Fvar%2Flib%2Fkubelet%2Fx.sock"),
+            (b"te", b"trailers"),
+        ];
         let block = Encoder::new().encode(fields);
         let (first, rest) = block.split_at(5);
         let mut sent = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
@@ -124,7 +136,14 @@ mod tests {
         assert_eq!(unchanged, &sent[..unchanged.len()]);
         assert_eq!(headers[3..9], [HEADERS, END_STREAM | END_HEADERS, 0, 0, 0, 1]);
         let got = Decoder::new().decode(&headers[FRAME_HEADER_BYTES..]).unwrap();
-        let expected = [(b":path".to_vec(), b"/x".to_vec()), (b":authority".to_vec(), b"localhost".to_vec()), (b"te".to_vec(), b"trailers".to_vec())];
-        assert_eq!(got.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect::<Vec<_>>(), expected);
+        let expected = [
+            (b":path".to_vec(), b"/x".to_vec()),
+            (b":authority".to_vec(), b"localhost".to_vec()),
+            (b"te".to_vec(), b"trailers".to_vec()),
+        ];
+        assert_eq!(
+            got.iter().map(|(n, v)| (n.to_vec(), v.to_vec())).collect::<Vec<_>>(),
+            expected
+        );
     }
 }

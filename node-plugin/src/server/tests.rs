@@ -52,9 +52,18 @@ async fn the_kubelet_finds_us_through_the_registration_socket_and_loses_us_when_
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     let mut client = RegistrationClient::new(connect(&path).await);
     let info = client.get_info(InfoRequest {}).await.unwrap().into_inner();
-    assert_eq!((info.r#type.as_str(), info.name.as_str()), ("CSIPlugin", "csi.galleonfs.io"));
-    assert_eq!((info.endpoint.as_str(), info.supported_versions), ("/host/csi.sock", vec!["1.0.0".to_owned()]));
-    let status = RegistrationStatus { plugin_registered: true, error: String::new() };
+    assert_eq!(
+        (info.r#type.as_str(), info.name.as_str()),
+        ("CSIPlugin", "csi.galleonfs.io")
+    );
+    assert_eq!(
+        (info.endpoint.as_str(), info.supported_versions),
+        ("/host/csi.sock", vec!["1.0.0".to_owned()])
+    );
+    let status = RegistrationStatus {
+        plugin_registered: true,
+        error: String::new(),
+    };
     client.notify_registration_status(status).await.unwrap();
     stop.send_replace(true);
     while path.exists() {
@@ -89,13 +98,27 @@ async fn the_csi_socket_is_private_answers_and_is_never_taken_from_a_living_proc
     assert!(bind(&path).unwrap_err().to_string().contains("another process"));
 
     let mut identity = IdentityClient::new(channel.clone());
-    let info = identity.get_plugin_info(GetPluginInfoRequest {}).await.unwrap().into_inner();
+    let info = identity
+        .get_plugin_info(GetPluginInfoRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(info.name, "csi.galleonfs.io");
-    let capabilities = identity.get_plugin_capabilities(GetPluginCapabilitiesRequest {}).await.unwrap().into_inner();
+    let capabilities = identity
+        .get_plugin_capabilities(GetPluginCapabilitiesRequest {})
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(capabilities.capabilities.len(), 3);
-    assert_eq!(identity.probe(ProbeRequest {}).await.unwrap().into_inner().ready, Some(false));
+    assert_eq!(
+        identity.probe(ProbeRequest {}).await.unwrap().into_inner().ready,
+        Some(false)
+    );
     health.saw_api();
-    assert_eq!(identity.probe(ProbeRequest {}).await.unwrap().into_inner().ready, Some(true));
+    assert_eq!(
+        identity.probe(ProbeRequest {}).await.unwrap().into_inner().ready,
+        Some(true)
+    );
     let mut node = NodeClient::new(channel.clone());
     let info = node.node_get_info(NodeGetInfoRequest {}).await.unwrap().into_inner();
     assert_eq!((info.node_id.as_str(), info.max_volumes_per_node), ("n1", 7));
@@ -106,7 +129,10 @@ async fn the_csi_socket_is_private_answers_and_is_never_taken_from_a_living_proc
     let method = tonic::codegen::http::uri::PathAndQuery::from_static("/csi.v1.Node/NodeUnstageVolume");
     // The registration message has the same shape as far as field 1 is concerned.
     let codec = tonic_prost::ProstCodec::<NotUtf8, ProbeRequest>::default();
-    let refused = raw.unary(tonic::Request::new(NotUtf8 { id: vec![0xff, 0xfe] }), method, codec).await.unwrap_err();
+    let refused = raw
+        .unary(tonic::Request::new(NotUtf8 { id: vec![0xff, 0xfe] }), method, codec)
+        .await
+        .unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument, "{}", refused.message());
 
     stop.send_replace(true);

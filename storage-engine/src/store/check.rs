@@ -36,11 +36,16 @@ pub fn check(on: &mut dyn Disk) -> Result<CheckReport, OpenError> {
     let Found { superblock, other, .. } = read_superblocks(on)?;
     let mut report = CheckReport::default();
     if let Some(wrong) = other {
-        report.problems.push(format!("{wrong} (the other one is valid and is used)"));
+        report
+            .problems
+            .push(format!("{wrong} (the other one is valid and is used)"));
     }
     let files: BTreeMap<SegmentId, u64> = on
         .list()
-        .map_err(|cause| OpenError::Disk { doing: "listing the replica directory".into(), cause })?
+        .map_err(|cause| OpenError::Disk {
+            doing: "listing the replica directory".into(),
+            cause,
+        })?
         .into_iter()
         .filter_map(|(file, len)| match file {
             FileId::Segment(id) => Some((id, len)),
@@ -52,13 +57,27 @@ pub fn check(on: &mut dyn Disk) -> Result<CheckReport, OpenError> {
     for id in used.keys().filter(|id| !files.contains_key(id)) {
         report.problems.push(format!("segment {} is missing", id.0));
     }
-    let mut walk = Walk { on, superblock: &superblock, report, live: BTreeMap::new(), blocks: BTreeMap::new() };
+    let mut walk = Walk {
+        on,
+        superblock: &superblock,
+        report,
+        live: BTreeMap::new(),
+        blocks: BTreeMap::new(),
+    };
     for location in table_pages {
         *walk.live.entry(location.segment()).or_default() += 1;
     }
-    let top = PageName { level: superblock.checkpoint.height - 1, index: 0 };
+    let top = PageName {
+        level: superblock.checkpoint.height - 1,
+        index: 0,
+    };
     walk.page(top, superblock.checkpoint.root);
-    let Walk { mut report, live, mut blocks, .. } = walk;
+    let Walk {
+        mut report,
+        live,
+        mut blocks,
+        ..
+    } = walk;
     compare_live(&mut report, &used, &live);
 
     match replay(on, &superblock, &files, &used) {
@@ -85,7 +104,9 @@ pub fn check(on: &mut dyn Disk) -> Result<CheckReport, OpenError> {
             }
             report.replayed_records = tail.report.replayed_records;
             if let Some((segment, offset)) = tail.report.torn_at {
-                report.notes.push(format!("the replica was not closed in order; its log ends at segment {segment} offset {offset}"));
+                report.notes.push(format!(
+                    "the replica was not closed in order; its log ends at segment {segment} offset {offset}"
+                ));
             }
         }
         Err(error) => report.problems.push(error.to_string()),
@@ -98,12 +119,19 @@ fn compare_live(report: &mut CheckReport, used: &BTreeMap<SegmentId, Used>, live
     for (id, counted) in live {
         let noted = used.get(id).map(|row| u64::from(row.live));
         if noted != Some(*counted) {
-            let noted = noted.map_or("is not in the segment table".into(), |noted| format!("is noted with {noted}"));
-            report.problems.push(format!("segment {} holds {counted} needed blocks and {noted}", id.0));
+            let noted = noted.map_or("is not in the segment table".into(), |noted| {
+                format!("is noted with {noted}")
+            });
+            report
+                .problems
+                .push(format!("segment {} holds {counted} needed blocks and {noted}", id.0));
         }
     }
     for (id, row) in used.iter().filter(|(id, row)| row.live > 0 && !live.contains_key(id)) {
-        report.problems.push(format!("segment {} is noted with {} needed blocks and holds none", id.0, row.live));
+        report.problems.push(format!(
+            "segment {} is noted with {} needed blocks and holds none",
+            id.0, row.live
+        ));
     }
 }
 
@@ -125,7 +153,9 @@ impl Walk<'_> {
             Ok(page) => page,
             Err(error) => {
                 let last = name.first().0 + span(name.level) - 1;
-                self.report.problems.push(format!("blocks {} to {last} cannot be found: {error}", name.first().0));
+                self.report
+                    .problems
+                    .push(format!("blocks {} to {last} cannot be found: {error}", name.first().0));
                 return;
             }
         };
@@ -133,7 +163,13 @@ impl Walk<'_> {
         for (slot, entry) in page.entries().into_iter().enumerate() {
             let index = name.index * FANOUT as u64 + slot as u64;
             if name.level > 0 {
-                self.page(PageName { level: name.level - 1, index }, entry);
+                self.page(
+                    PageName {
+                        level: name.level - 1,
+                        index,
+                    },
+                    entry,
+                );
             } else if !entry.location.is_none() {
                 *self.live.entry(entry.location.segment()).or_default() += 1;
                 self.blocks.insert(Lba(index), entry);
@@ -148,7 +184,10 @@ fn verify_blocks(on: &mut dyn Disk, superblock: &Superblock, blocks: &BTreeMap<L
     for (lba, entry) in blocks {
         report.blocks += 1;
         let (segment, offset) = (entry.location.segment(), entry.location.offset());
-        let place = format!("block {} (version {}) at segment {} offset {offset}", lba.0, entry.version, segment.0);
+        let place = format!(
+            "block {} (version {}) at segment {} offset {offset}",
+            lba.0, entry.version, segment.0
+        );
         if lba.0 >= superblock.checkpoint.size_blocks {
             report.problems.push(format!("{place} lies outside the volume"));
         }

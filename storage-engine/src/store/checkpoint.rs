@@ -48,7 +48,9 @@ enum Phase {
     Merge,
     Drop,
     Table,
-    Sync { outstanding: usize },
+    Sync {
+        outstanding: usize,
+    },
     Superblocks,
     /// Given up; its last writes are still out.
     Abandoned,
@@ -131,7 +133,10 @@ impl Store {
         let rows = self.active.len() + self.frozen.as_ref().map_or(0, |frozen| frozen.table.len());
         let tail = self.log.appended.log_index - self.superblock.checkpoint.replay.log_index;
         let idle = !self.active.is_empty() && self.now_ms >= self.last_write_ms + self.options.idle_checkpoint_ms;
-        self.checkpoint_wanted || rows >= self.options.memtable_rows_max || tail >= self.options.tail_segments_max || idle
+        self.checkpoint_wanted
+            || rows >= self.options.memtable_rows_max
+            || tail >= self.options.tail_segments_max
+            || idle
     }
 
     fn start_checkpoint(&mut self) {
@@ -149,7 +154,14 @@ impl Store {
             let table = std::mem::take(&mut self.active);
             let touch = self.cleaner.take_touched();
             let (moved, moved_dirty) = self.cleaner.stream();
-            self.frozen = Some(Frozen { table, position, touch, closed, moved, moved_dirty });
+            self.frozen = Some(Frozen {
+                table,
+                position,
+                touch,
+                closed,
+                moved,
+                moved_dirty,
+            });
         }
         let frozen = self.frozen.as_ref().expect("it was just made");
         let size_blocks = self.grow_to.unwrap_or(0).max(self.size_blocks());
@@ -159,7 +171,12 @@ impl Store {
         if !root.is_vacant() && height > self.map.height {
             for level in (self.map.height..height).rev() {
                 let entries = vec![Entry::default(); FANOUT];
-                path.push(Dirty { name: PageName { level, index: 0 }, entries, old: Entry::default(), changed: false });
+                path.push(Dirty {
+                    name: PageName { level, index: 0 },
+                    entries,
+                    old: Entry::default(),
+                    changed: false,
+                });
             }
             let lowest: &mut Dirty = path.last_mut().expect("there is at least one new level");
             lowest.entries[0] = std::mem::take(&mut root);
@@ -208,7 +225,8 @@ impl Store {
         if let Some(meta) = self.superblock.checkpoint.meta {
             self.map.forget_behind(meta.segment, meta.offset);
         }
-        self.retry_create_ms.get_or_insert(self.now_ms + self.options.retry_create_ms);
+        self.retry_create_ms
+            .get_or_insert(self.now_ms + self.options.retry_create_ms);
     }
 
     /// Makes sure that `pages` pages can be placed without waiting.
@@ -219,16 +237,35 @@ impl Store {
             return Step::Done;
         }
         let Some(segment) = self.segments.take(SegmentKind::Meta, 0) else {
-            return if self.segments.exhausted { Step::NoSpace } else { Step::Wait };
+            return if self.segments.exhausted {
+                Step::NoSpace
+            } else {
+                Step::Wait
+            };
         };
         self.flush_pages(job);
         job.taken.insert(segment);
-        let header = SegmentHeader { kind: SegmentKind::Meta, segment, log_index: 0, epoch: self.superblock.epoch };
+        let header = SegmentHeader {
+            kind: SegmentKind::Meta,
+            segment,
+            log_index: 0,
+            epoch: self.superblock.epoch,
+        };
         let parts = vec![header.encode(&self.superblock.geometry.identity)];
-        self.issue(Io::Write { file: FileId::Segment(segment), offset: 0, parts }, Purpose::MetaWrite);
+        self.issue(
+            Io::Write {
+                file: FileId::Segment(segment),
+                offset: 0,
+                parts,
+            },
+            Purpose::MetaWrite,
+        );
         job.writes_out += 1;
         job.dirty.insert(segment);
-        job.meta = Some(StreamPosition { segment, offset: SEGMENT_HEADER_BYTES });
+        job.meta = Some(StreamPosition {
+            segment,
+            offset: SEGMENT_HEADER_BYTES,
+        });
         Step::Done
     }
 
@@ -253,7 +290,14 @@ impl Store {
     fn flush_pages(&mut self, job: &mut Job) {
         if let Some(at) = job.pages_at.take() {
             let parts = std::mem::take(&mut job.pages);
-            self.issue(Io::Write { file: FileId::Segment(at.segment), offset: at.offset, parts }, Purpose::MetaWrite);
+            self.issue(
+                Io::Write {
+                    file: FileId::Segment(at.segment),
+                    offset: at.offset,
+                    parts,
+                },
+                Purpose::MetaWrite,
+            );
             job.writes_out += 1;
         }
     }
@@ -272,7 +316,9 @@ impl Store {
     // ---- merge ----------------------------------------------------------------------------------------------------
 
     fn merge(&mut self, job: &mut Job) -> Step {
-        let Some(frozen) = self.frozen.take() else { unreachable!("a checkpoint has a frozen table") };
+        let Some(frozen) = self.frozen.take() else {
+            unreachable!("a checkpoint has a frozen table")
+        };
         let mut outcome = Step::Done;
         for _ in 0..ROWS_PER_TURN {
             outcome = self.merge_one(job, &frozen);
@@ -296,7 +342,11 @@ impl Store {
         let block = frozen.table.next_block(job.next_block);
         let zero = frozen.table.next_zero(job.next_zero);
         let touch = job.touch.first().copied();
-        let first = [block.map(|(lba, _)| lba), zero.map(|(lba, ..)| lba), touch.map(|(lba, _)| lba)];
+        let first = [
+            block.map(|(lba, _)| lba),
+            zero.map(|(lba, ..)| lba),
+            touch.map(|(lba, _)| lba),
+        ];
         let Some(first) = first.into_iter().flatten().min() else {
             while !job.path.is_empty() {
                 self.finish_page(job);
@@ -394,10 +444,14 @@ impl Store {
         loop {
             let (name, pointer) = match job.path.last() {
                 Some(top) if top.name.level == level => return true,
-                Some(top) => {
-                    (PageName::of(top.name.level - 1, lba), top.entries[top.name.slot(lba)])
-                }
-                None => (PageName { level: job.height - 1, index: 0 }, job.root),
+                Some(top) => (PageName::of(top.name.level - 1, lba), top.entries[top.name.slot(lba)]),
+                None => (
+                    PageName {
+                        level: job.height - 1,
+                        index: 0,
+                    },
+                    job.root,
+                ),
             };
             let entries = if pointer.location.is_none() {
                 vec![tombstone(pointer.version); FANOUT]
@@ -412,7 +466,12 @@ impl Store {
                     }
                 }
             };
-            job.path.push(Dirty { name, entries, old: pointer, changed: false });
+            job.path.push(Dirty {
+                name,
+                entries,
+                old: pointer,
+                changed: false,
+            });
         }
     }
 
@@ -422,8 +481,16 @@ impl Store {
         if !dirty.changed {
             return;
         }
-        let version = dirty.entries.iter().map(|entry| entry.version).max().unwrap_or_default();
-        let uniform = dirty.entries.iter().all(|entry| entry.location.is_none() && entry.version == version);
+        let version = dirty
+            .entries
+            .iter()
+            .map(|entry| entry.version)
+            .max()
+            .unwrap_or_default();
+        let uniform = dirty
+            .entries
+            .iter()
+            .all(|entry| entry.location.is_none() && entry.version == version);
         let entry = if uniform {
             tombstone(version)
         } else {
@@ -432,7 +499,11 @@ impl Store {
             let location = self.place(job, &page);
             let check = page.check();
             self.map.add(location, page);
-            Entry { location, version, check }
+            Entry {
+                location,
+                version,
+                check,
+            }
         };
         count(&mut job.live, dirty.old, -1);
         match job.path.last_mut() {
@@ -449,7 +520,9 @@ impl Store {
     fn read_ahead(&mut self, job: &mut Job, frozen: &Frozen) {
         let mut from = job.read_ahead.max(job.next_block);
         for _ in 0..READ_AHEAD {
-            let Some((lba, _)) = frozen.table.next_block(from) else { break };
+            let Some((lba, _)) = frozen.table.next_block(from) else {
+                break;
+            };
             if let Found::NeedPage(name, pointer) = self.map.find(lba)
                 && !self.is_fetching(pointer)
             {
@@ -490,7 +563,13 @@ impl Store {
                     count(&mut job.live, entry, -1);
                 } else {
                     let index = name.index * FANOUT as u64 + slot as u64;
-                    job.dropped.push((PageName { level: name.level - 1, index }, entry));
+                    job.dropped.push((
+                        PageName {
+                            level: name.level - 1,
+                            index,
+                        },
+                        entry,
+                    ));
                 }
             }
         }
@@ -516,7 +595,12 @@ impl Store {
         // ones, so where its pages go does not change which they are.
         let home = job.meta.expect("there is room").segment;
         let freed = self.freed_by(job);
-        let replay = self.frozen.as_ref().expect("a checkpoint has a frozen table").position.log_index;
+        let replay = self
+            .frozen
+            .as_ref()
+            .expect("a checkpoint has a frozen table")
+            .position
+            .log_index;
         let listed: Vec<(SegmentId, Used)> = self
             .segments
             .used()
@@ -567,11 +651,18 @@ impl Store {
         let replica = self.superblock.geometry.identity.replica;
         let mut pointers = Vec::with_capacity(entries.len().div_ceil(FANOUT));
         for (index, chunk) in entries.chunks(FANOUT).enumerate() {
-            let name = PageName { level: 0, index: index as u64 };
+            let name = PageName {
+                level: 0,
+                index: index as u64,
+            };
             let page = Page::encode(kind, name, replica, job.number, chunk);
             let location = self.place(job, &page);
             job.table_pages.push(location);
-            pointers.push(Entry { location, version: Version::default(), check: page.check() });
+            pointers.push(Entry {
+                location,
+                version: Version::default(),
+                check: page.check(),
+            });
         }
         pointers
     }
@@ -579,7 +670,11 @@ impl Store {
     /// Segments that this checkpoint leaves without anything needed in them.
     fn freed_by(&self, job: &Job) -> BTreeSet<SegmentId> {
         let frozen = self.frozen.as_ref().expect("a checkpoint has a frozen table");
-        let open = [job.meta, frozen.moved].into_iter().flatten().map(|at| at.segment).collect::<BTreeSet<_>>();
+        let open = [job.meta, frozen.moved]
+            .into_iter()
+            .flatten()
+            .map(|at| at.segment)
+            .collect::<BTreeSet<_>>();
         let mut candidates: Vec<SegmentId> = frozen.closed.iter().copied().collect();
         // The meta segment that this checkpoint went past, and those it took and filled.
         candidates.extend(self.superblock.checkpoint.meta.map(|at| at.segment));
@@ -605,15 +700,24 @@ impl Store {
             return;
         }
         let files: BTreeSet<SegmentId> = job.dirty.iter().chain(&frozen.moved_dirty).copied().collect();
-        job.phase = Phase::Sync { outstanding: files.len() };
+        job.phase = Phase::Sync {
+            outstanding: files.len(),
+        };
         for segment in files {
-            self.issue(Io::Sync { file: FileId::Segment(segment) }, Purpose::CheckpointSync);
+            self.issue(
+                Io::Sync {
+                    file: FileId::Segment(segment),
+                },
+                Purpose::CheckpointSync,
+            );
         }
     }
 
     pub(super) fn checkpoint_synced(&mut self) {
         let job = self.job.as_mut().expect("a sync belongs to a checkpoint");
-        let Phase::Sync { outstanding } = &mut job.phase else { unreachable!("syncs end in the sync phase") };
+        let Phase::Sync { outstanding } = &mut job.phase else {
+            unreachable!("syncs end in the sync phase")
+        };
         *outstanding -= 1;
         if *outstanding == 0 {
             job.phase = Phase::Superblocks;
@@ -624,14 +728,23 @@ impl Store {
     fn write_superblock(&mut self, slot: u8) {
         let job = self.job.as_ref().expect("superblocks belong to a checkpoint");
         let bytes = job.next.as_ref().expect("it was made before the sync").encode();
-        let io = Io::Write { file: FileId::Superblock(slot), offset: 0, parts: vec![bytes] };
+        let io = Io::Write {
+            file: FileId::Superblock(slot),
+            offset: 0,
+            parts: vec![bytes],
+        };
         self.issue(io, Purpose::Superblock { slot, synced: false });
     }
 
     pub(super) fn superblock_done(&mut self, slot: u8, synced: bool) {
         match (slot, synced) {
             (slot, false) => {
-                self.issue(Io::Sync { file: FileId::Superblock(slot) }, Purpose::Superblock { slot, synced: true });
+                self.issue(
+                    Io::Sync {
+                        file: FileId::Superblock(slot),
+                    },
+                    Purpose::Superblock { slot, synced: true },
+                );
             }
             (0, true) => self.write_superblock(1),
             (_, true) => self.commit(),
@@ -665,7 +778,8 @@ impl Store {
             self.segments.release(id);
         }
         let segments = &self.segments;
-        self.cleaner.committed(&frozen.moved_dirty, |id| segments.get(id).is_some());
+        self.cleaner
+            .committed(&frozen.moved_dirty, |id| segments.get(id).is_some());
         self.stats.checkpoints += 1;
         if let Some(size) = self.grow_to.filter(|size| *size <= self.size_blocks()) {
             self.grow_to = None;

@@ -28,6 +28,9 @@ pub struct Cleaner {
     stream: Option<StreamPosition>,
     dirty: BTreeSet<SegmentId>,
     touched: BTreeSet<(Lba, u8)>,
+    /// Something happened that may make a segment worth cleaning: a commit, a full pool. Looking costs a walk over all
+    /// segments, too much to do it after every request.
+    due: bool,
     work: Option<Work>,
     cleaned: usize,
     /// Cleaned, waiting for the checkpoint that frees them.
@@ -66,7 +69,11 @@ enum Candidate {
 
 impl Cleaner {
     pub fn new(stream: Option<StreamPosition>) -> Cleaner {
-        Cleaner { stream, ..Cleaner::default() }
+        Cleaner {
+            stream,
+            due: true,
+            ..Cleaner::default()
+        }
     }
 
     pub fn is_busy(&self) -> bool {
@@ -83,6 +90,7 @@ impl Cleaner {
 
     /// A checkpoint that synced these segments is committed; `used` tells which segments it left in use.
     pub fn committed(&mut self, synced: &BTreeSet<SegmentId>, used: impl Fn(SegmentId) -> bool) {
+        self.due = true;
         self.dirty.retain(|segment| !synced.contains(segment));
         let cleaned = std::mem::take(&mut self.skip);
         self.stuck.retain(|segment| used(*segment));
@@ -98,7 +106,11 @@ impl Store {
             self.checkpoint_wanted = true;
             return true;
         }
-        self.job.is_some() || self.cleaner.is_busy() || (self.frozen.is_none() && self.victim(10).is_some())
+        if self.job.is_some() || self.cleaner.is_busy() {
+            return true;
+        }
+        self.cleaner.due = true;
+        self.frozen.is_none() && self.victim(10).is_some()
     }
 
     /// True while the log holds so much more than the volume that guest writes should wait for the cleaner: a replica
@@ -121,7 +133,9 @@ impl Store {
             return;
         }
         if self.cleaner.work.is_none() {
-            self.start_cleaning();
+            if self.cleaner.due {
+                self.start_cleaning();
+            }
             return;
         }
         let work = self.cleaner.work.as_mut().expect("it is there");
@@ -139,6 +153,7 @@ impl Store {
         let urgent = self.segments.exhausted || large;
         // Half dead is the normal bar; when space is short, a tenth is enough.
         let Some(victim) = self.victim(if urgent { 10 } else { 50 }) else {
+            self.cleaner.due = false;
             if self.cleaner.cleaned > 0 {
                 self.cleaner.cleaned = 0;
                 self.checkpoint_wanted = true;
@@ -155,7 +170,15 @@ impl Store {
         let kind = self.segments.get(victim).expect("a victim is used").kind;
         self.segments.pin(victim);
         let (candidates, batch) = (VecDeque::new(), Vec::new());
-        let work = Work { victim, kind, at: SEGMENT_HEADER_BYTES, candidates, batch, writing: 0, state: State::Reading };
+        let work = Work {
+            victim,
+            kind,
+            at: SEGMENT_HEADER_BYTES,
+            candidates,
+            batch,
+            writing: 0,
+            state: State::Reading,
+        };
         self.cleaner.work = Some(work);
         self.read_victim();
     }
@@ -174,7 +197,10 @@ impl Store {
             .filter_map(|meta| {
                 let candidates = || {
                     let of_kind = move |used: &Used| (used.kind == SegmentKind::Meta) == meta;
-                    self.segments.used().iter().filter(move |(_, used)| of_kind(used) && closed(used))
+                    self.segments
+                        .used()
+                        .iter()
+                        .filter(move |(_, used)| of_kind(used) && closed(used))
                 };
                 let (total, dead) = candidates().fold((0, 0), |(total, dead), (_, used)| {
                     (total + capacity, dead + capacity - u64::from(used.live).min(capacity))
@@ -199,7 +225,14 @@ impl Store {
         let len = left.min(record_bytes(super::BLOCKS_MAX));
         work.state = State::Reading;
         let (file, offset) = (FileId::Segment(work.victim), work.at);
-        self.issue(Io::Read { file, offset, buf: BufMut::for_reading(len as usize) }, Purpose::CleanerRead);
+        self.issue(
+            Io::Read {
+                file,
+                offset,
+                buf: BufMut::for_reading(len as usize),
+            },
+            Purpose::CleanerRead,
+        );
     }
 
     pub(super) fn cleaner_read(&mut self, result: Result<Buf, IoFailure>) {
@@ -219,7 +252,8 @@ impl Store {
             if work.kind == SegmentKind::Meta {
                 let found = Page::decode_unreferenced(buf.slice(at..at + BLOCK_BYTES as usize));
                 if let Some((_, PageKind::Map, name)) = found {
-                    work.candidates.push_back(Candidate::Page(name, Location::block(work.victim, place)));
+                    work.candidates
+                        .push_back(Candidate::Page(name, Location::block(work.victim, place)));
                 }
                 at += BLOCK_BYTES as usize;
                 continue;
@@ -254,7 +288,9 @@ impl Store {
             if work.batch.len() == MOVED_MAX {
                 break;
             }
-            let Some(candidate) = work.candidates.pop_front() else { break };
+            let Some(candidate) = work.candidates.pop_front() else {
+                break;
+            };
             let (found, location) = match &candidate {
                 Candidate::Block(block, location, _) => {
                     let found = match self.lookup_memory(block.lba) {
@@ -303,7 +339,11 @@ impl Store {
         } else if sifted && !read_all {
             self.read_victim();
         } else if !sifted {
-            self.background_due |= self.cleaner.work.as_ref().is_some_and(|work| work.state == State::Sifting);
+            self.background_due |= self
+                .cleaner
+                .work
+                .as_ref()
+                .is_some_and(|work| work.state == State::Sifting);
         } else {
             self.background_due = true;
             let work = self.cleaner.work.take().expect("it was just put there");
@@ -334,12 +374,22 @@ impl Store {
         let count = work.batch.len().min(room(*at) - header_blocks);
         let len = record_bytes(count);
         let blocks = work.batch[..count].iter().map(|(block, _)| *block).collect();
-        let header = Header { epoch: self.superblock.epoch, flushed: Seq(0), chain: 0, body: Body::Moved { blocks } };
+        let header = Header {
+            epoch: self.superblock.epoch,
+            flushed: Seq(0),
+            chain: 0,
+            body: Body::Moved { blocks },
+        };
         let mut parts = Vec::with_capacity(count + 2);
         let offset = at.offset;
         if offset == 0 {
             let (segment, epoch) = (at.segment, self.superblock.epoch);
-            let header = SegmentHeader { kind: SegmentKind::Moved, segment, log_index: 0, epoch };
+            let header = SegmentHeader {
+                kind: SegmentKind::Moved,
+                segment,
+                log_index: 0,
+                epoch,
+            };
             parts.push(header.encode(&self.superblock.geometry.identity));
             at.offset = SEGMENT_HEADER_BYTES;
         }
@@ -366,7 +416,14 @@ impl Store {
             at += BLOCK_BYTES;
             let newer = self.frozen.as_ref().and_then(|frozen| frozen.table.get(block.lba));
             if newer.is_none_or(|entry| entry.version <= block.version) {
-                self.active.insert(block.lba, Entry { location, version: block.version, check: block.check });
+                self.active.insert(
+                    block.lba,
+                    Entry {
+                        location,
+                        version: block.version,
+                        check: block.check,
+                    },
+                );
             }
         }
     }
@@ -376,14 +433,22 @@ impl Store {
 fn blocks_of(header: &Header) -> Vec<MovedBlock> {
     match &header.body {
         Body::Moved { blocks } => blocks.clone(),
-        Body::Data { first_seq, writes, checks } => {
+        Body::Data {
+            first_seq,
+            writes,
+            checks,
+        } => {
             let mut checks = checks.iter();
             let mut blocks = Vec::with_capacity(checks.len());
             for (n, write) in writes.iter().enumerate().filter(|(_, write)| !write.zero) {
                 let version = version_of(header.epoch, *first_seq, n);
                 for block in 0..u64::from(write.blocks) {
                     let check = *checks.next().expect("a header has a check for each block");
-                    blocks.push(MovedBlock { lba: Lba(write.lba.0 + block), version, check });
+                    blocks.push(MovedBlock {
+                        lba: Lba(write.lba.0 + block),
+                        version,
+                        check,
+                    });
                 }
             }
             blocks
@@ -394,5 +459,8 @@ fn blocks_of(header: &Header) -> Vec<MovedBlock> {
 
 /// The version of the write in place `n` of a record.
 pub fn version_of(epoch: Epoch, first_seq: Seq, n: usize) -> Version {
-    Version { epoch, seq: Seq(first_seq.0 + n as u64) }
+    Version {
+        epoch,
+        seq: Seq(first_seq.0 + n as u64),
+    }
 }

@@ -58,7 +58,9 @@ impl<'a> Get<'a> {
     }
 
     pub fn array<const N: usize>(&mut self) -> [u8; N] {
-        let value = self.bytes[self.at..self.at + N].try_into().expect("the slice has N bytes");
+        let value = self.bytes[self.at..self.at + N]
+            .try_into()
+            .expect("the slice has N bytes");
         self.at += N;
         value
     }

@@ -86,10 +86,17 @@ impl Store {
             self.background_due = true;
             return Room::Wait;
         }
-        let reserve = if zero_only { super::RESERVE_SEGMENTS - 1 } else { self.reserve_target() };
+        let reserve = if zero_only {
+            super::RESERVE_SEGMENTS - 1
+        } else {
+            self.reserve_target()
+        };
         if self.segments.free_count() > reserve {
             self.switch_segment();
-            debug_assert!(self.fits(payload_blocks), "the largest record fits into an empty segment");
+            debug_assert!(
+                self.fits(payload_blocks),
+                "the largest record fits into an empty segment"
+            );
             return Room::Ready;
         }
         if !self.segments.exhausted {
@@ -108,7 +115,10 @@ impl Store {
     fn switch_segment(&mut self) {
         let old = self.log.position.segment;
         let log_index = self.log.position.log_index + 1;
-        let next = self.segments.take(SegmentKind::Data, log_index).expect("the caller saw a free segment");
+        let next = self
+            .segments
+            .take(SegmentKind::Data, log_index)
+            .expect("the caller saw a free segment");
         self.segments.close(old);
         let (block, _) = self.seals.encode(&Header {
             epoch: self.superblock.epoch,
@@ -117,28 +127,54 @@ impl Store {
             body: Body::Next { next: next.0 },
         });
         self.log_write(old, self.log.position.offset, vec![block], Vec::new());
-        let header = SegmentHeader { kind: SegmentKind::Data, segment: next, log_index, epoch: self.superblock.epoch };
+        let header = SegmentHeader {
+            kind: SegmentKind::Data,
+            segment: next,
+            log_index,
+            epoch: self.superblock.epoch,
+        };
         self.log.position.segment = next;
         self.log.position.offset = SEGMENT_HEADER_BYTES;
         self.log.position.log_index = log_index;
-        self.log_write(next, 0, vec![header.encode(&self.superblock.geometry.identity)], Vec::new());
+        self.log_write(
+            next,
+            0,
+            vec![header.encode(&self.superblock.geometry.identity)],
+            Vec::new(),
+        );
     }
 
     /// What records may say is durable: writes of this epoch only.
     pub fn flushed(&self) -> Seq {
-        if self.log.durable.epoch == self.superblock.epoch { self.log.durable.seq } else { Seq(0) }
+        if self.log.durable.epoch == self.superblock.epoch {
+            self.log.durable.seq
+        } else {
+            Seq(0)
+        }
     }
 
     /// Appends a record, for which [`Store::room`] said ready.
     pub fn append(&mut self, record: Record) {
-        let Body::Data { first_seq, writes, checks } = &record.header.body else {
+        let Body::Data {
+            first_seq,
+            writes,
+            checks,
+        } = &record.header.body
+        else {
             panic!("only data records are appended from outside")
         };
         let epoch = self.superblock.epoch;
         let last = self.log.position.last;
         let expected = if last.epoch == epoch { last.seq.next() } else { Seq(1) };
-        assert_eq!((record.header.epoch, *first_seq), (epoch, expected), "I10: the log has no gap");
-        assert_eq!(record.header.chain, self.log.position.chain, "a record names the one before it");
+        assert_eq!(
+            (record.header.epoch, *first_seq),
+            (epoch, expected),
+            "I10: the log has no gap"
+        );
+        assert_eq!(
+            record.header.chain, self.log.position.chain,
+            "a record names the one before it"
+        );
         assert!(self.fits(checks.len()), "room() was asked first");
 
         let (segment, offset) = (self.log.position.segment, self.log.position.offset);
@@ -151,7 +187,11 @@ impl Store {
             } else {
                 for n in 0..u64::from(write.blocks) {
                     let check = *checks_left.next().expect("the header has a check for each block");
-                    let entry = Entry { location: Location::block(segment, at), version, check };
+                    let entry = Entry {
+                        location: Location::block(segment, at),
+                        version,
+                        check,
+                    };
                     ops.push(Op::Block(Lba(write.lba.0 + n), entry));
                     at += BLOCK_BYTES;
                 }
@@ -160,9 +200,15 @@ impl Store {
         }
         self.stats.written_bytes += checks.len() as u64 * BLOCK_BYTES;
         self.log.position.offset = at;
-        self.log.position.last = Version { epoch, seq: Seq(seq.0 - 1) };
+        self.log.position.last = Version {
+            epoch,
+            seq: Seq(seq.0 - 1),
+        };
         self.log.position.chain = record.check;
-        self.log.marked = self.log.marked.max(Version { epoch, seq: record.header.flushed });
+        self.log.marked = self.log.marked.max(Version {
+            epoch,
+            seq: record.header.flushed,
+        });
         self.last_write_ms = self.now_ms;
         let mut parts = record.payload;
         parts.insert(0, record.header_bytes);
@@ -171,8 +217,16 @@ impl Store {
 
     fn log_write(&mut self, segment: SegmentId, offset: u64, parts: Vec<Buf>, ops: Vec<Op>) {
         let number = self.log.first_inflight + self.log.inflight.len() as u64;
-        self.log.inflight.push_back(Inflight { done: false, ops, end: self.log.position });
-        let io = Io::Write { file: FileId::Segment(segment), offset, parts };
+        self.log.inflight.push_back(Inflight {
+            done: false,
+            ops,
+            end: self.log.position,
+        });
+        let io = Io::Write {
+            file: FileId::Segment(segment),
+            offset,
+            parts,
+        };
         self.issue(io, Purpose::LogWrite { number, segment });
     }
 
@@ -227,7 +281,12 @@ impl Store {
         }
         self.log.sync = Some((covers, files.len()));
         for segment in files {
-            self.issue(Io::Sync { file: FileId::Segment(segment) }, Purpose::LogSync);
+            self.issue(
+                Io::Sync {
+                    file: FileId::Segment(segment),
+                },
+                Purpose::LogSync,
+            );
         }
     }
 

@@ -30,7 +30,11 @@ pub enum Found {
 
 impl Map {
     pub fn new(root: Entry, height: u8, cache_pages_max: usize) -> Map {
-        Map { root, height, cache: Cache::new(cache_pages_max) }
+        Map {
+            root,
+            height,
+            cache: Cache::new(cache_pages_max),
+        }
     }
 
     /// Looks up one block.
@@ -78,7 +82,8 @@ impl Map {
 
     /// Forgets the pages of a segment from `offset` on: they were never committed, others will take their places.
     pub fn forget_behind(&mut self, segment: SegmentId, offset: u64) {
-        self.cache.forget(|location| location.segment() == segment && location.offset() >= offset);
+        self.cache
+            .forget(|location| location.segment() == segment && location.offset() >= offset);
     }
 
     /// Pages in the cache.
@@ -103,7 +108,11 @@ struct Cached {
 
 impl Cache {
     fn new(pages_max: usize) -> Cache {
-        Cache { pages: FxHashMap::default(), clock: VecDeque::new(), pages_max }
+        Cache {
+            pages: FxHashMap::default(),
+            clock: VecDeque::new(),
+            pages_max,
+        }
     }
 
     fn get(&mut self, pointer: Entry) -> Option<&Page> {

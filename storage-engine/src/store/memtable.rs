@@ -100,7 +100,11 @@ impl Memtable {
 
 /// The entry of a block that was zeroed at `version`.
 pub fn tombstone(version: Version) -> Entry {
-    Entry { location: Location::NONE, version, check: 0 }
+    Entry {
+        location: Location::NONE,
+        version,
+        check: 0,
+    }
 }
 
 #[cfg(test)]
@@ -110,11 +114,18 @@ mod tests {
     use crate::types::{Epoch, Seq};
 
     fn version(seq: u64) -> Version {
-        Version { epoch: Epoch(1), seq: Seq(seq) }
+        Version {
+            epoch: Epoch(1),
+            seq: Seq(seq),
+        }
     }
 
     fn block(seq: u64) -> Entry {
-        Entry { location: Location::block(SegmentId(1), seq * 4096), version: version(seq), check: 0 }
+        Entry {
+            location: Location::block(SegmentId(1), seq * 4096),
+            version: version(seq),
+            check: 0,
+        }
     }
 
     #[test]
@@ -137,7 +148,10 @@ mod tests {
         table.zero(Lba(40), Lba(60), version(2));
         table.zero(Lba(50), Lba(120), version(3));
         let at = |lba| table.get(Lba(lba)).map(|entry| entry.version.seq.0);
-        assert_eq!([at(0), at(39), at(40), at(49), at(50), at(119), at(120)], [Some(1), Some(1), Some(2), Some(2), Some(3), Some(3), None]);
+        assert_eq!(
+            [at(0), at(39), at(40), at(49), at(50), at(119), at(120)],
+            [Some(1), Some(1), Some(2), Some(2), Some(3), Some(3), None]
+        );
         assert_eq!(table.next_zero(Lba(45)), Some((Lba(45), Lba(50), version(2))));
         assert_eq!(table.next_zero(Lba(120)), None);
     }

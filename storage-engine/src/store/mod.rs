@@ -172,7 +172,9 @@ pub struct Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store").field("checkpoint", &self.superblock.checkpoint.number).finish_non_exhaustive()
+        f.debug_struct("Store")
+            .field("checkpoint", &self.superblock.checkpoint.number)
+            .finish_non_exhaustive()
     }
 }
 
@@ -234,10 +236,16 @@ impl Store {
         if self.closing {
             return background;
         }
-        let mark = self.log.unmarked().then_some(self.last_write_ms + self.options.mark_after_ms);
+        let mark = self
+            .log
+            .unmarked()
+            .then_some(self.last_write_ms + self.options.mark_after_ms);
         let quiet = self.job.is_none() && self.frozen.is_none() && !self.cleaner.is_busy();
         let idle = (quiet && !self.active.is_empty()).then_some(self.last_write_ms + self.options.idle_checkpoint_ms);
-        [background, mark, idle, self.retry_create_ms].into_iter().flatten().min()
+        [background, mark, idle, self.retry_create_ms]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Makes the volume larger; reported by [`Event::Grown`].
@@ -266,7 +274,9 @@ impl Store {
 
     /// True when an orderly end is complete, or nothing more can be done.
     pub fn is_closed(&self) -> bool {
-        self.closing && self.pending.is_empty() && (self.superblock.clean || self.close_unclean || self.stopped.is_some())
+        self.closing
+            && self.pending.is_empty()
+            && (self.superblock.clean || self.close_unclean || self.stopped.is_some())
     }
 
     /// Space and work figures.
@@ -323,7 +333,9 @@ impl Store {
                 self.retry_create_ms = Some(self.now_ms + self.options.retry_create_ms);
             }
             (Purpose::RemoveSegment(segment), Ok(_)) => self.segments.removed(segment),
-            (Purpose::PageRead { key, pointer }, Ok(IoDone::Read(buf))) => self.page_read(key, pointer, Ok(buf.freeze())),
+            (Purpose::PageRead { key, pointer }, Ok(IoDone::Read(buf))) => {
+                self.page_read(key, pointer, Ok(buf.freeze()))
+            }
             (Purpose::PageRead { key, pointer }, Err(error)) => self.page_read(key, pointer, Err(error)),
             (Purpose::BlockRead(key), Ok(IoDone::Read(buf))) => self.block_read(key, Ok(buf.freeze())),
             (Purpose::BlockRead(key), Err(error)) => self.block_read(key, Err(error)),
@@ -334,7 +346,9 @@ impl Store {
             (Purpose::CleanerRead, Err(error)) => self.cleaner_read(Err(error)),
             (Purpose::CleanerWrite, Ok(_)) => self.cleaner_written(),
             (purpose, Err(error)) => self.stop(format!("{}: {error}", purpose.doing())),
-            (purpose, Ok(IoDone::Done | IoDone::Created { .. })) => unreachable!("a read gives bytes back ({purpose:?})"),
+            (purpose, Ok(IoDone::Done | IoDone::Created { .. })) => {
+                unreachable!("a read gives bytes back ({purpose:?})")
+            }
         }
     }
 
@@ -381,16 +395,29 @@ impl Store {
         {
             let id = self.segments.begin_create();
             let len = self.superblock.geometry.segment_bytes;
-            self.issue(Io::Create { file: FileId::Segment(id), len }, Purpose::CreateSegment(id));
+            self.issue(
+                Io::Create {
+                    file: FileId::Segment(id),
+                    len,
+                },
+                Purpose::CreateSegment(id),
+            );
         }
         while self.segments.free_count() > target + SURPLUS_SEGMENTS {
             let id = self.segments.begin_remove().expect("there are free ones");
-            self.issue(Io::Remove { file: FileId::Segment(id) }, Purpose::RemoveSegment(id));
+            self.issue(
+                Io::Remove {
+                    file: FileId::Segment(id),
+                },
+                Purpose::RemoveSegment(id),
+            );
         }
     }
 
     fn lookup_memory(&self, lba: Lba) -> Option<page::Entry> {
-        self.active.get(lba).or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.table.get(lba)))
+        self.active
+            .get(lba)
+            .or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.table.get(lba)))
     }
 }
 

@@ -39,13 +39,19 @@ impl Entry {
     }
 
     pub(super) fn put(self, put: &mut Put<'_>) {
-        put.u64(self.location.bits()).u32(self.version.epoch.0).u64(self.version.seq.0).u32(self.check);
+        put.u64(self.location.bits())
+            .u32(self.version.epoch.0)
+            .u64(self.version.seq.0)
+            .u32(self.check);
     }
 
     pub(super) fn get(get: &mut Get<'_>) -> Entry {
         Entry {
             location: Location::from_bits(get.u64()),
-            version: Version { epoch: Epoch(get.u32()), seq: Seq(get.u64()) },
+            version: Version {
+                epoch: Epoch(get.u32()),
+                seq: Seq(get.u64()),
+            },
             check: get.u32(),
         }
     }
@@ -72,7 +78,9 @@ impl PageKind {
     }
 
     fn from_code(code: u8) -> Option<PageKind> {
-        [PageKind::Map, PageKind::Table, PageKind::TableIndex].into_iter().find(|kind| kind.code() == code)
+        [PageKind::Map, PageKind::Table, PageKind::TableIndex]
+            .into_iter()
+            .find(|kind| kind.code() == code)
     }
 }
 
@@ -98,7 +106,10 @@ pub fn height_for(blocks: u64) -> u8 {
 impl PageName {
     /// The page of `level` that `lba` belongs to.
     pub fn of(level: u8, lba: Lba) -> PageName {
-        PageName { level, index: lba.0 / span(level) }
+        PageName {
+            level,
+            index: lba.0 / span(level),
+        }
     }
 
     /// First block below this page.
@@ -134,8 +145,15 @@ impl Page {
         let mut buf = BufMut::zeroed(PAGE_BYTES);
         let bytes = buf.as_mut();
         let mut put = Put::new(bytes);
-        put.u32(MAGIC).u16(FORMAT_VERSION).u8(kind.code()).u8(name.level).u64(name.index);
-        put.bytes(&replica).u64(checkpoint).u32(entries.len() as u32).seek(HEADER_BYTES);
+        put.u32(MAGIC)
+            .u16(FORMAT_VERSION)
+            .u8(kind.code())
+            .u8(name.level)
+            .u64(name.index);
+        put.bytes(&replica)
+            .u64(checkpoint)
+            .u32(entries.len() as u32)
+            .seek(HEADER_BYTES);
         for entry in entries {
             entry.put(&mut put);
         }
@@ -145,7 +163,13 @@ impl Page {
     }
 
     /// Takes bytes read from the disk; `check` is what the entry that led here says.
-    pub fn decode(bytes: Buf, kind: PageKind, name: PageName, replica: [u8; 16], check: u32) -> Result<Page, PageError> {
+    pub fn decode(
+        bytes: Buf,
+        kind: PageKind,
+        name: PageName,
+        replica: [u8; 16],
+        check: u32,
+    ) -> Result<Page, PageError> {
         let page = Page { bytes };
         let found = check_around(0, page.bytes.as_ref(), CHECK_AT);
         if found != check || page.check() != check {
@@ -170,7 +194,10 @@ impl Page {
             return None;
         }
         let kind = PageKind::from_code(get.u8())?;
-        let name = PageName { level: get.u8(), index: get.u64() };
+        let name = PageName {
+            level: get.u8(),
+            index: get.u64(),
+        };
         Some((kind, name, get.array()))
     }
 
@@ -206,7 +233,10 @@ mod tests {
         let entries: Vec<Entry> = (0..FANOUT as u64)
             .map(|i| Entry {
                 location: Location::block(SegmentId(i as u32), i * 4096),
-                version: Version { epoch: Epoch(i as u32), seq: Seq(i * 3) },
+                version: Version {
+                    epoch: Epoch(i as u32),
+                    seq: Seq(i * 3),
+                },
                 check: i as u32 * 7,
             })
             .collect();
@@ -227,7 +257,10 @@ mod tests {
         for bit in 0..PAGE_BYTES * 8 {
             let mut bytes = BufMut::copy_of(page.bytes().as_ref());
             bytes.as_mut()[bit / 8] ^= 1 << (bit % 8);
-            assert!(Page::decode(bytes.freeze(), PageKind::Map, name, [9; 16], page.check()).is_err(), "bit {bit}");
+            assert!(
+                Page::decode(bytes.freeze(), PageKind::Map, name, [9; 16], page.check()).is_err(),
+                "bit {bit}"
+            );
         }
     }
 
@@ -248,6 +281,9 @@ mod tests {
         assert_eq!(height_for(1 << 28), 4, "1 TiB");
         assert_eq!(height_for(1 << 32), 5, "16 TiB");
         let name = PageName::of(1, Lba(168 * 168 + 5));
-        assert_eq!((name.index, name.first(), name.slot(Lba(168 * 168 + 169))), (1, Lba(168 * 168), 1));
+        assert_eq!(
+            (name.index, name.first(), name.slot(Lba(168 * 168 + 169))),
+            (1, Lba(168 * 168), 1)
+        );
     }
 }

@@ -38,7 +38,11 @@ struct Read {
 #[derive(Debug)]
 enum Part {
     Zeros(u64),
-    Stored { lba: Lba, entries: Vec<Entry>, bytes: Option<Buf> },
+    Stored {
+        lba: Lba,
+        entries: Vec<Entry>,
+        bytes: Option<Buf>,
+    },
 }
 
 /// Who wants a page.
@@ -55,7 +59,14 @@ impl Store {
         debug_assert!(lba.0 + blocks <= self.size_blocks());
         let id = self.reads.next;
         self.reads.next += 1;
-        let read = Read { token, lba, blocks, pieces: Vec::new(), outstanding: 0, failed: None };
+        let read = Read {
+            token,
+            lba,
+            blocks,
+            pieces: Vec::new(),
+            outstanding: 0,
+            failed: None,
+        };
         self.reads.under_way.insert(id, read);
         self.resolve(id);
     }
@@ -101,7 +112,11 @@ impl Store {
         for (piece, location, count) in out {
             self.segments.pin(location.segment());
             let buf = BufMut::for_reading(count * BLOCK_BYTES as usize);
-            let io = Io::Read { file: FileId::Segment(location.segment()), offset: location.offset(), buf };
+            let io = Io::Read {
+                file: FileId::Segment(location.segment()),
+                offset: location.offset(),
+                buf,
+            };
             self.issue(io, Purpose::BlockRead(ReadKey { read: id, piece }));
         }
         if all_zeros {
@@ -118,7 +133,11 @@ impl Store {
             let segment = pointer.location.segment();
             self.segments.pin(segment);
             let buf = BufMut::for_reading(BLOCK_BYTES as usize);
-            let io = Io::Read { file: FileId::Segment(segment), offset: pointer.location.offset(), buf };
+            let io = Io::Read {
+                file: FileId::Segment(segment),
+                offset: pointer.location.offset(),
+                buf,
+            };
             self.issue(io, Purpose::PageRead { key: name, pointer });
         }
     }
@@ -130,15 +149,25 @@ impl Store {
 
     pub(super) fn page_read(&mut self, name: PageName, pointer: Entry, result: Result<Buf, IoFailure>) {
         self.segments.unpin(pointer.location.segment());
-        let waiters = self.reads.fetching.remove(&pointer.location).expect("somebody waits for each page");
+        let waiters = self
+            .reads
+            .fetching
+            .remove(&pointer.location)
+            .expect("somebody waits for each page");
         let replica = self.superblock.geometry.identity.replica;
         let page = match result {
             Ok(bytes) => Page::decode(bytes, PageKind::Map, name, replica, pointer.check).map_err(|error| {
                 self.stats.damaged_blocks += 1;
-                let text = format!("map page {} of level {} at {:?}: {error}", name.index, name.level, pointer.location);
+                let text = format!(
+                    "map page {} of level {} at {:?}: {error}",
+                    name.index, name.level, pointer.location
+                );
                 RequestError::Corrupt(text)
             }),
-            Err(error) => Err(RequestError::Failed(format!("reading the map at {:?}: {error}", pointer.location))),
+            Err(error) => Err(RequestError::Failed(format!(
+                "reading the map at {:?}: {error}",
+                pointer.location
+            ))),
         };
         let failed = match page {
             Ok(page) => {
@@ -157,7 +186,11 @@ impl Store {
                     read.outstanding -= 1;
                     read.failed = read.failed.take().or_else(|| failed.clone());
                     if read.outstanding == 0 {
-                        if read.failed.is_some() { self.finish_read(id) } else { self.resolve(id) }
+                        if read.failed.is_some() {
+                            self.finish_read(id)
+                        } else {
+                            self.resolve(id)
+                        }
                     }
                 }
                 (Waiter::Background, Some(error)) => self.stop(format!("the map cannot be kept: {error}")),
@@ -167,7 +200,11 @@ impl Store {
     }
 
     pub(super) fn block_read(&mut self, key: ReadKey, result: Result<Buf, IoFailure>) {
-        let read = self.reads.under_way.get_mut(&key.read).expect("a read waits for its blocks");
+        let read = self
+            .reads
+            .under_way
+            .get_mut(&key.read)
+            .expect("a read waits for its blocks");
         read.outstanding -= 1;
         let Part::Stored { lba, entries, bytes } = &mut read.pieces[key.piece] else {
             unreachable!("only stored blocks are read")
@@ -175,7 +212,11 @@ impl Store {
         let segment = entries[0].location.segment();
         match result {
             Ok(buf) => {
-                for (n, (entry, block)) in entries.iter().zip(buf.as_ref().chunks(BLOCK_BYTES as usize)).enumerate() {
+                for (n, (entry, block)) in entries
+                    .iter()
+                    .zip(buf.as_ref().chunks(BLOCK_BYTES as usize))
+                    .enumerate()
+                {
                     let at = Lba(lba.0 + n as u64);
                     if self.seals.block(at, entry.version, block) != entry.check {
                         self.stats.damaged_blocks += 1;
@@ -229,5 +270,9 @@ fn add_block(parts: &mut Vec<Part>, lba: Lba, entry: Entry) {
             return;
         }
     }
-    parts.push(Part::Stored { lba, entries: vec![entry], bytes: None });
+    parts.push(Part::Stored {
+        lba,
+        entries: vec![entry],
+        bytes: None,
+    });
 }

@@ -52,7 +52,11 @@ pub struct MovedBlock {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
     /// Guest writes, numbered from `first_seq`; `checks` has one check for each payload block, in order.
-    Data { first_seq: Seq, writes: Vec<WriteEntry>, checks: Vec<u32> },
+    Data {
+        first_seq: Seq,
+        writes: Vec<WriteEntry>,
+        checks: Vec<u32>,
+    },
     /// The log goes on in segment `next`.
     Next { next: u32 },
     /// Nothing but the header's `flushed`.
@@ -122,7 +126,10 @@ impl Seals {
     /// another time is noticed.
     pub fn block(&self, lba: Lba, version: Version, bytes: &[u8]) -> u32 {
         let mut address = [0; 20];
-        Put::new(&mut address).u64(lba.0).u32(version.epoch.0).u64(version.seq.0);
+        Put::new(&mut address)
+            .u64(lba.0)
+            .u32(version.epoch.0)
+            .u64(version.seq.0);
         crc32c::crc32c_append(crc32c::crc32c_append(self.block, &address), bytes)
     }
 
@@ -140,7 +147,10 @@ impl Seals {
         let mut put = Put::new(bytes);
         put.u32(MAGIC).u16(FORMAT_VERSION).u8(header.body.code()).u8(0).u32(0);
         put.u32(HEADER_BYTES as u32).u32(payload as u32).u32(writes as u32);
-        put.bytes(&self.volume).u32(header.epoch.0).u64(first_seq.0).u64(header.flushed.0);
+        put.bytes(&self.volume)
+            .u32(header.epoch.0)
+            .u64(first_seq.0)
+            .u64(header.flushed.0);
         put.u32(header.chain).u32(next).seek(FIXED_BYTES);
         match &header.body {
             Body::Data { writes, checks, .. } => {
@@ -155,12 +165,19 @@ impl Seals {
             Body::Moved { blocks } => {
                 assert!(blocks.len() <= MOVED_MAX);
                 for block in blocks {
-                    put.u64(block.lba.0).u32(block.version.epoch.0).u64(block.version.seq.0).u32(block.check);
+                    put.u64(block.lba.0)
+                        .u32(block.version.epoch.0)
+                        .u64(block.version.seq.0)
+                        .u32(block.check);
                 }
             }
             Body::Next { .. } | Body::FlushMark => {}
         }
-        let covered = if header.body == Body::FlushMark { MARK_BYTES } else { HEADER_BYTES };
+        let covered = if header.body == Body::FlushMark {
+            MARK_BYTES
+        } else {
+            HEADER_BYTES
+        };
         let check = check_around(self.header, &bytes[..covered], CHECK_AT);
         bytes[CHECK_AT..CHECK_AT + 4].copy_from_slice(&check.to_le_bytes());
         if header.body == Body::FlushMark {
@@ -178,7 +195,8 @@ impl Seals {
             // The second copy counts only for a flush mark, the one kind that has it.
             let mut copy = vec![0; HEADER_BYTES];
             copy[..MARK_BYTES].copy_from_slice(&block[MARK_BYTES..2 * MARK_BYTES]);
-            self.decode_one(&copy).filter(|(header, _)| header.body == Body::FlushMark)
+            self.decode_one(&copy)
+                .filter(|(header, _)| header.body == Body::FlushMark)
         })
     }
 
@@ -194,20 +212,31 @@ impl Seals {
         let (first_seq, flushed) = (Seq(get.u64()), Seq(get.u64()));
         let (chain, next) = (get.u32(), get.u32());
         let covered = if code == 3 { MARK_BYTES } else { HEADER_BYTES };
-        if volume != self.volume || header_bytes != HEADER_BYTES || check_around(self.header, &block[..covered], CHECK_AT) != check {
+        if volume != self.volume
+            || header_bytes != HEADER_BYTES
+            || check_around(self.header, &block[..covered], CHECK_AT) != check
+        {
             return None;
         }
         get.seek(FIXED_BYTES);
         let body = match code {
             1 if writes <= WRITES_MAX && payload <= BLOCKS_MAX => {
                 let writes: Vec<WriteEntry> = (0..writes)
-                    .map(|_| WriteEntry { lba: Lba(get.u64()), blocks: get.u32(), zero: get.u32() == 1 })
+                    .map(|_| WriteEntry {
+                        lba: Lba(get.u64()),
+                        blocks: get.u32(),
+                        zero: get.u32() == 1,
+                    })
                     .collect();
                 let blocks: u64 = writes.iter().filter(|w| !w.zero).map(|w| u64::from(w.blocks)).sum();
                 if blocks != payload as u64 {
                     return None;
                 }
-                Body::Data { first_seq, writes, checks: (0..payload).map(|_| get.u32()).collect() }
+                Body::Data {
+                    first_seq,
+                    writes,
+                    checks: (0..payload).map(|_| get.u32()).collect(),
+                }
             }
             2 => Body::Next { next },
             3 => Body::FlushMark,
@@ -215,14 +244,25 @@ impl Seals {
                 blocks: (0..payload)
                     .map(|_| MovedBlock {
                         lba: Lba(get.u64()),
-                        version: Version { epoch: Epoch(get.u32()), seq: Seq(get.u64()) },
+                        version: Version {
+                            epoch: Epoch(get.u32()),
+                            seq: Seq(get.u64()),
+                        },
                         check: get.u32(),
                     })
                     .collect(),
             },
             _ => return None,
         };
-        Some((Header { epoch, flushed, chain, body }, check))
+        Some((
+            Header {
+                epoch,
+                flushed,
+                chain,
+                body,
+            },
+            check,
+        ))
     }
 }
 
@@ -231,18 +271,45 @@ mod tests {
     use super::*;
 
     fn seals() -> Seals {
-        Seals::new(&Identity { cluster: [1; 16], volume: [2; 16], replica: [3; 16] }, 99)
+        Seals::new(
+            &Identity {
+                cluster: [1; 16],
+                volume: [2; 16],
+                replica: [3; 16],
+            },
+            99,
+        )
     }
 
     fn sample(body: Body) -> Header {
-        Header { epoch: Epoch(7), flushed: Seq(40), chain: 0xdead_beef, body }
+        Header {
+            epoch: Epoch(7),
+            flushed: Seq(40),
+            chain: 0xdead_beef,
+            body,
+        }
     }
 
     fn bodies() -> [Body; 4] {
-        let write = |lba, blocks, zero| WriteEntry { lba: Lba(lba), blocks, zero };
-        let moved = MovedBlock { lba: Lba(4), version: Version { epoch: Epoch(2), seq: Seq(9) }, check: 77 };
+        let write = |lba, blocks, zero| WriteEntry {
+            lba: Lba(lba),
+            blocks,
+            zero,
+        };
+        let moved = MovedBlock {
+            lba: Lba(4),
+            version: Version {
+                epoch: Epoch(2),
+                seq: Seq(9),
+            },
+            check: 77,
+        };
         [
-            Body::Data { first_seq: Seq(41), writes: vec![write(5, 2, false), write(9, 900, true)], checks: vec![1, 2] },
+            Body::Data {
+                first_seq: Seq(41),
+                writes: vec![write(5, 2, false), write(9, 900, true)],
+                checks: vec![1, 2],
+            },
             Body::Next { next: 12 },
             Body::FlushMark,
             Body::Moved { blocks: vec![moved; 3] },
@@ -278,13 +345,23 @@ mod tests {
     #[test]
     fn a_header_made_without_the_salt_is_no_header() {
         let (block, _) = seals().encode(&sample(Body::FlushMark));
-        let other = Seals::new(&Identity { cluster: [1; 16], volume: [2; 16], replica: [3; 16] }, 98);
+        let other = Seals::new(
+            &Identity {
+                cluster: [1; 16],
+                volume: [2; 16],
+                replica: [3; 16],
+            },
+            98,
+        );
         assert_eq!(other.decode(block.as_ref()), None);
     }
 
     #[test]
     fn the_check_of_a_block_depends_on_its_address_and_version() {
-        let version = Version { epoch: Epoch(1), seq: Seq(1) };
+        let version = Version {
+            epoch: Epoch(1),
+            seq: Seq(1),
+        };
         let bytes = [5; 4096];
         let check = seals().block(Lba(1), version, &bytes);
         assert_ne!(check, seals().block(Lba(2), version, &bytes));

@@ -94,11 +94,17 @@ pub enum OpenError {
     #[error("there is a replica here already")]
     AlreadyFormatted,
     /// Made by a newer version.
-    #[error("the replica has format version {0}, this program reads up to 1: run the version that wrote it, or a newer one")]
+    #[error(
+        "the replica has format version {0}, this program reads up to 1: run the version that wrote it, or a newer one"
+    )]
     NewerFormat(u16),
     /// Another volume's, replica's or cluster's.
     #[error("the replica belongs to another {what}: found {found}, expected {expected}")]
-    WrongIdentity { what: &'static str, found: String, expected: String },
+    WrongIdentity {
+        what: &'static str,
+        found: String,
+        expected: String,
+    },
     /// What must be there is missing or does not pass its check.
     #[error("the replica is damaged: {0}")]
     Damaged(String),
@@ -125,34 +131,55 @@ fn disk<T>(result: Result<T, IoFailure>, doing: impl FnOnce() -> String) -> Resu
 
 /// Bytes in a segment of a volume of so many blocks: about 256 segments, between 4 and 64 MiB.
 pub fn segment_bytes_for(size_blocks: u64) -> u64 {
-    (size_blocks * BLOCK_BYTES / 256).next_power_of_two().clamp(4 << 20, 64 << 20)
+    (size_blocks * BLOCK_BYTES / 256)
+        .next_power_of_two()
+        .clamp(4 << 20, 64 << 20)
 }
 
 /// Makes a replica in an empty directory. What an interrupted attempt left behind is taken over.
 pub fn format_replica(on: &mut dyn Disk, options: &FormatOptions) -> Result<(), OpenError> {
-    let segment_bytes = options.segment_bytes.unwrap_or_else(|| segment_bytes_for(options.size_blocks));
+    let segment_bytes = options
+        .segment_bytes
+        .unwrap_or_else(|| segment_bytes_for(options.size_blocks));
     let smallest = record_bytes(super::BLOCKS_MAX) + SEGMENT_HEADER_BYTES + HEADER_BYTES as u64;
     if options.size_blocks == 0 || !segment_bytes.is_multiple_of(BLOCK_BYTES) {
-        return Err(OpenError::Invalid("a volume has at least one block, and segments are made of whole blocks".into()));
+        return Err(OpenError::Invalid(
+            "a volume has at least one block, and segments are made of whole blocks".into(),
+        ));
     }
     if !(smallest..=SEGMENT_BYTES_MAX).contains(&segment_bytes) {
-        return Err(OpenError::Invalid(format!("a segment has {smallest} to {SEGMENT_BYTES_MAX} bytes, not {segment_bytes}")));
+        return Err(OpenError::Invalid(format!(
+            "a segment has {smallest} to {SEGMENT_BYTES_MAX} bytes, not {segment_bytes}"
+        )));
     }
     if !matches!(read_superblocks(on), Err(OpenError::NotFormatted)) {
         return Err(OpenError::AlreadyFormatted);
     }
     let first = SegmentId(0);
     for n in 0..=(RESERVE_SEGMENTS + 1) as u32 {
-        disk(on.create(FileId::Segment(SegmentId(n)), segment_bytes), || format!("making segment {n}"))?;
+        disk(on.create(FileId::Segment(SegmentId(n)), segment_bytes), || {
+            format!("making segment {n}")
+        })?;
     }
-    let header = SegmentHeader { kind: SegmentKind::Data, segment: first, log_index: 0, epoch: Epoch(0) };
+    let header = SegmentHeader {
+        kind: SegmentKind::Data,
+        segment: first,
+        log_index: 0,
+        epoch: Epoch(0),
+    };
     let bytes = header.encode(&options.identity);
-    disk(on.write(FileId::Segment(first), 0, &[bytes]), || "writing the first segment".into())?;
+    disk(on.write(FileId::Segment(first), 0, &[bytes]), || {
+        "writing the first segment".into()
+    })?;
     disk(on.sync(FileId::Segment(first)), || "syncing the first segment".into())?;
     let (segment, offset) = (first, SEGMENT_HEADER_BYTES);
     let superblock = Superblock {
         generation: 1,
-        geometry: Geometry { identity: options.identity, segment_bytes, salt: options.salt },
+        geometry: Geometry {
+            identity: options.identity,
+            segment_bytes,
+            salt: options.salt,
+        },
         epoch: Epoch(0),
         clean: true,
         checkpoint: Checkpoint {
@@ -160,7 +187,13 @@ pub fn format_replica(on: &mut dyn Disk, options: &FormatOptions) -> Result<(), 
             size_blocks: options.size_blocks,
             height: height_for(options.size_blocks),
             root: Entry::default(),
-            replay: LogPosition { segment, offset, log_index: 0, last: Version::default(), chain: 0 },
+            replay: LogPosition {
+                segment,
+                offset,
+                log_index: 0,
+                last: Version::default(),
+                chain: 0,
+            },
             table: Vec::new(),
             meta: None,
             moved: None,
@@ -168,7 +201,9 @@ pub fn format_replica(on: &mut dyn Disk, options: &FormatOptions) -> Result<(), 
         epoch_ends: Vec::new(),
     };
     for slot in 0..2 {
-        disk(on.create(FileId::Superblock(slot), SUPERBLOCK_BYTES as u64), || format!("making superblock {slot}"))?;
+        disk(on.create(FileId::Superblock(slot), SUPERBLOCK_BYTES as u64), || {
+            format!("making superblock {slot}")
+        })?;
     }
     write_superblocks(on, &superblock, 0)
 }
@@ -177,7 +212,9 @@ pub fn format_replica(on: &mut dyn Disk, options: &FormatOptions) -> Result<(), 
 fn write_superblocks(on: &mut dyn Disk, superblock: &Superblock, first: u8) -> Result<(), OpenError> {
     for slot in [first, 1 - first] {
         let file = FileId::Superblock(slot);
-        disk(on.write(file, 0, &[superblock.encode()]), || format!("writing superblock {slot}"))?;
+        disk(on.write(file, 0, &[superblock.encode()]), || {
+            format!("writing superblock {slot}")
+        })?;
         disk(on.sync(file), || format!("syncing superblock {slot}"))?;
     }
     Ok(())
@@ -217,7 +254,11 @@ pub(super) fn read_superblocks(on: &mut dyn Disk) -> Result<Found, OpenError> {
         }
     }
     match good.into_iter().max_by_key(|(superblock, _)| superblock.generation) {
-        Some((superblock, slot)) => Ok(Found { superblock, slot, other: bad.pop() }),
+        Some((superblock, slot)) => Ok(Found {
+            superblock,
+            slot,
+            other: bad.pop(),
+        }),
         None if !written => Err(OpenError::NotFormatted),
         None => Err(OpenError::Damaged(format!(
             "neither superblock is valid ({}): remove this replica if another copy exists, or restore from a backup",
@@ -243,7 +284,11 @@ fn check_identity(found: &Identity, expected: &Identity) -> Result<(), OpenError
     ];
     for (what, found, expected) in parts {
         if found != expected {
-            return Err(OpenError::WrongIdentity { what, found: hex(&found), expected: hex(&expected) });
+            return Err(OpenError::WrongIdentity {
+                what,
+                found: hex(&found),
+                expected: hex(&expected),
+            });
         }
     }
     Ok(())
@@ -262,13 +307,23 @@ pub(super) fn read_table(
     };
     for (n, pointer) in superblock.checkpoint.table.iter().enumerate() {
         let index = read(*pointer, PageKind::TableIndex, n as u64)?;
-        for (slot, pointer) in index.entries().into_iter().enumerate().filter(|(_, entry)| !entry.location.is_none()) {
+        for (slot, pointer) in index
+            .entries()
+            .into_iter()
+            .enumerate()
+            .filter(|(_, entry)| !entry.location.is_none())
+        {
             let table = read(pointer, PageKind::Table, (n * FANOUT + slot) as u64)?;
             used.extend(table.entries().into_iter().filter_map(from_row));
         }
     }
     let replay = &superblock.checkpoint.replay;
-    let log = Used { kind: SegmentKind::Data, live: 0, log_index: replay.log_index, open: false };
+    let log = Used {
+        kind: SegmentKind::Data,
+        live: 0,
+        log_index: replay.log_index,
+        open: false,
+    };
     used.entry(replay.segment).or_insert(log);
     Ok((used, pages))
 }
@@ -289,7 +344,8 @@ pub(super) fn read_page(
         result => disk(result, doing)?,
     }
     let replica = superblock.geometry.identity.replica;
-    Page::decode(buf.freeze(), kind, name, replica, pointer.check).map_err(|error| OpenError::Damaged(format!("{}: {error}", doing())))
+    Page::decode(buf.freeze(), kind, name, replica, pointer.check)
+        .map_err(|error| OpenError::Damaged(format!("{}: {error}", doing())))
 }
 
 /// What replaying the log found.
@@ -301,14 +357,31 @@ pub(super) struct Replay {
 }
 
 /// Reads the records behind the checkpoint.
-pub(super) fn replay(on: &mut dyn Disk, superblock: &Superblock, files: &BTreeMap<SegmentId, u64>, used: &BTreeMap<SegmentId, Used>) -> Result<Replay, OpenError> {
+pub(super) fn replay(
+    on: &mut dyn Disk,
+    superblock: &Superblock,
+    files: &BTreeMap<SegmentId, u64>,
+    used: &BTreeMap<SegmentId, Used>,
+) -> Result<Replay, OpenError> {
     let seals = Seals::new(&superblock.geometry.identity, superblock.geometry.salt);
     let start = superblock.checkpoint.replay;
     // An earlier opening settled where its epochs ended, and synced what lies before: that was served.
     let settled = superblock.epoch_ends.iter().filter(|end| end.end > Seq(0));
-    let served = settled.map(|end| Version { epoch: end.last, seq: end.end }).max().unwrap_or_default();
+    let served = settled
+        .map(|end| Version {
+            epoch: end.last,
+            seq: end.end,
+        })
+        .max()
+        .unwrap_or_default();
     let flushed = start.last.max(served);
-    let mut tail = Tail { on, superblock, seals, end: start, flushed };
+    let mut tail = Tail {
+        on,
+        superblock,
+        seals,
+        end: start,
+        flushed,
+    };
     let mut report = OpenReport::default();
     let mut ops = Vec::new();
     let mut segments = vec![(start.segment, start.log_index)];
@@ -318,21 +391,39 @@ pub(super) fn replay(on: &mut dyn Disk, superblock: &Superblock, files: &BTreeMa
         if superblock.clean {
             break false;
         }
-        let Some((header, check)) = tail.header_at(tail.end)? else { break true };
+        let Some((header, check)) = tail.header_at(tail.end)? else {
+            break true;
+        };
         if !tail.continues(&header) {
             break true;
         }
         match header.body.clone() {
-            Body::Data { first_seq, writes, checks } => {
+            Body::Data {
+                first_seq,
+                writes,
+                checks,
+            } => {
                 let at = tail.end;
-                let last = Version { epoch: header.epoch, seq: Seq(first_seq.0 + writes.len() as u64 - 1) };
+                let last = Version {
+                    epoch: header.epoch,
+                    seq: Seq(first_seq.0 + writes.len() as u64 - 1),
+                };
                 if header.flushed.0 > 0 {
-                    tail.flushed = tail.flushed.max(Version { epoch: header.epoch, seq: header.flushed });
+                    tail.flushed = tail.flushed.max(Version {
+                        epoch: header.epoch,
+                        seq: header.flushed,
+                    });
                 }
                 let bad = tail.replay_record(&header, first_seq, &writes, &checks, &mut ops)?;
                 if !bad.is_empty() {
                     let ops_before = ops.len() - ops_of(&writes);
-                    doubtful.push(Doubtful { last, at, ops_before, records_before: report.replayed_records, bad });
+                    doubtful.push(Doubtful {
+                        last,
+                        at,
+                        ops_before,
+                        records_before: report.replayed_records,
+                        bad,
+                    });
                 }
                 report.replayed_records += 1;
                 tail.end.offset += record_bytes(checks.len());
@@ -340,18 +431,29 @@ pub(super) fn replay(on: &mut dyn Disk, superblock: &Superblock, files: &BTreeMa
                 tail.end.chain = check;
             }
             Body::FlushMark => {
-                tail.flushed = tail.flushed.max(Version { epoch: header.epoch, seq: header.flushed });
+                tail.flushed = tail.flushed.max(Version {
+                    epoch: header.epoch,
+                    seq: header.flushed,
+                });
                 tail.end.offset += HEADER_BYTES as u64;
             }
             Body::Next { next } => {
-                tail.flushed = tail.flushed.max(Version { epoch: header.epoch, seq: header.flushed });
+                tail.flushed = tail.flushed.max(Version {
+                    epoch: header.epoch,
+                    seq: header.flushed,
+                });
                 let next = SegmentId(next);
                 let log_index = tail.end.log_index + 1;
                 if !tail.segment_is(next, log_index, files)? {
                     break true;
                 }
                 segments.push((next, log_index));
-                tail.end = LogPosition { segment: next, offset: SEGMENT_HEADER_BYTES, log_index, ..tail.end };
+                tail.end = LogPosition {
+                    segment: next,
+                    offset: SEGMENT_HEADER_BYTES,
+                    log_index,
+                    ..tail.end
+                };
             }
             Body::Moved { .. } => break true,
         }
@@ -381,7 +483,12 @@ pub(super) fn replay(on: &mut dyn Disk, superblock: &Superblock, files: &BTreeMa
         report.torn_at = Some((end.segment.0, end.offset));
     }
     report.damaged_blocks = doubtful.into_iter().flat_map(|record| record.bad).collect();
-    Ok(Replay { ops, end, segments, report })
+    Ok(Replay {
+        ops,
+        end,
+        segments,
+        report,
+    })
 }
 
 /// A record whose header is good and whose payload is not.
@@ -396,7 +503,10 @@ struct Doubtful {
 
 /// Changes of the map that these writes make.
 fn ops_of(writes: &[super::WriteEntry]) -> usize {
-    writes.iter().map(|write| if write.zero { 1 } else { write.blocks as usize }).sum()
+    writes
+        .iter()
+        .map(|write| if write.zero { 1 } else { write.blocks as usize })
+        .sum()
 }
 
 struct Tail<'a> {
@@ -428,7 +538,11 @@ impl Tail<'_> {
         }
         match &header.body {
             Body::Data { first_seq, writes, .. } => {
-                let expected = if header.epoch == last.epoch { last.seq.next() } else { Seq(1) };
+                let expected = if header.epoch == last.epoch {
+                    last.seq.next()
+                } else {
+                    Seq(1)
+                };
                 let last_seq = first_seq.0 + writes.len() as u64 - 1;
                 let settled = self.superblock.end_of(header.epoch);
                 *first_seq == expected && !writes.is_empty() && settled.is_none_or(|end| last_seq <= end.0)
@@ -438,7 +552,12 @@ impl Tail<'_> {
         }
     }
 
-    fn segment_is(&mut self, segment: SegmentId, log_index: u64, files: &BTreeMap<SegmentId, u64>) -> Result<bool, OpenError> {
+    fn segment_is(
+        &mut self,
+        segment: SegmentId,
+        log_index: u64,
+        files: &BTreeMap<SegmentId, u64>,
+    ) -> Result<bool, OpenError> {
         if !files.contains_key(&segment) {
             return Ok(false);
         }
@@ -468,10 +587,15 @@ impl Tail<'_> {
         if !checks.is_empty() {
             let offset = at.offset + HEADER_BYTES as u64;
             if offset + payload.len() as u64 > self.superblock.geometry.segment_bytes {
-                return Err(OpenError::Damaged(format!("segment {} has a record that reaches over its end", at.segment.0)));
+                return Err(OpenError::Damaged(format!(
+                    "segment {} has a record that reaches over its end",
+                    at.segment.0
+                )));
             }
             let read = self.on.read(FileId::Segment(at.segment), offset, payload.as_mut());
-            disk(read, || format!("reading the log at segment {} offset {offset}", at.segment.0))?;
+            disk(read, || {
+                format!("reading the log at segment {} offset {offset}", at.segment.0)
+            })?;
         }
         let mut blocks = payload.as_ref().chunks(BLOCK_BYTES as usize).zip(checks).enumerate();
         let mut bad = Vec::new();
@@ -489,7 +613,14 @@ impl Tail<'_> {
                 }
                 let offset = at.offset + HEADER_BYTES as u64 + index as u64 * BLOCK_BYTES;
                 let location = Location::block(at.segment, offset);
-                ops.push(Op::Block(lba, Entry { location, version, check: *check }));
+                ops.push(Op::Block(
+                    lba,
+                    Entry {
+                        location,
+                        version,
+                        check: *check,
+                    },
+                ));
             }
         }
         Ok(bad)
@@ -504,9 +635,14 @@ impl Tail<'_> {
     ) -> Result<(), OpenError> {
         self.scan(self.end.segment, self.end.offset)?;
         let replayed: BTreeSet<SegmentId> = replayed.iter().map(|(id, _)| *id).collect();
-        for segment in files.keys().filter(|id| !used.contains_key(id) && !replayed.contains(id)) {
+        for segment in files
+            .keys()
+            .filter(|id| !used.contains_key(id) && !replayed.contains(id))
+        {
             let later = self.segment_header(*segment)?.is_some_and(|header| {
-                header.kind == SegmentKind::Data && header.log_index > self.end.log_index && header.epoch >= self.end.last.epoch
+                header.kind == SegmentKind::Data
+                    && header.log_index > self.end.log_index
+                    && header.epoch >= self.end.last.epoch
             });
             if later {
                 self.scan(*segment, SEGMENT_HEADER_BYTES)?;
@@ -523,7 +659,9 @@ impl Tail<'_> {
             let len = CHUNK.min(segment_bytes - offset);
             let mut buf = BufMut::zeroed(len as usize);
             let read = self.on.read(FileId::Segment(segment), offset, buf.as_mut());
-            disk(read, || format!("reading the log at segment {} offset {offset}", segment.0))?;
+            disk(read, || {
+                format!("reading the log at segment {} offset {offset}", segment.0)
+            })?;
             for block in buf.as_ref().chunks(HEADER_BYTES) {
                 if let Some((header, _)) = self.seals.decode(block) {
                     self.weigh(&header)?;
@@ -541,7 +679,10 @@ impl Tail<'_> {
         if !current || matches!(header.body, Body::Moved { .. }) {
             return Ok(());
         }
-        let flushed = Version { epoch: header.epoch, seq: header.flushed };
+        let flushed = Version {
+            epoch: header.epoch,
+            seq: header.flushed,
+        };
         let settled = self.superblock.end_of(header.epoch);
         if settled.is_some_and(|end| header.flushed > end) {
             return Ok(());
@@ -559,10 +700,17 @@ impl Tail<'_> {
 
 /// Opens a replica for `options.epoch`. The promise of that epoch is durable when this returns.
 pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, OpenReport), OpenError> {
-    let Found { mut superblock, slot: in_use, other: repaired } = read_superblocks(on)?;
+    let Found {
+        mut superblock,
+        slot: in_use,
+        other: repaired,
+    } = read_superblocks(on)?;
     check_identity(&superblock.geometry.identity, &options.identity)?;
     if options.epoch <= superblock.epoch {
-        return Err(OpenError::Fenced { promised: superblock.epoch.0, asked: options.epoch.0 });
+        return Err(OpenError::Fenced {
+            promised: superblock.epoch.0,
+            asked: options.epoch.0,
+        });
     }
     let files: BTreeMap<SegmentId, u64> = disk(on.list(), || "listing the replica directory".into())?
         .into_iter()
@@ -577,12 +725,21 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         match files.get(id) {
             None => return Err(OpenError::Damaged(format!("segment {} is missing", id.0))),
             Some(len) if *len < segment_bytes => {
-                return Err(OpenError::Damaged(format!("segment {} has {len} bytes instead of {segment_bytes}", id.0)));
+                return Err(OpenError::Damaged(format!(
+                    "segment {} has {len} bytes instead of {segment_bytes}",
+                    id.0
+                )));
             }
             Some(_) => {}
         }
     }
-    let Replay { ops, end, segments: replayed, mut report, .. } = replay(on, &superblock, &files, &used)?;
+    let Replay {
+        ops,
+        end,
+        segments: replayed,
+        mut report,
+        ..
+    } = replay(on, &superblock, &files, &used)?;
     report.superblock_repaired = repaired;
 
     let mut segments = Segments::default();
@@ -592,7 +749,15 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
     }
     for (id, log_index) in &replayed {
         let live = used.get(id).map_or(0, |row| row.live);
-        segments.load(*id, Used { kind: SegmentKind::Data, live, log_index: *log_index, open: *id == end.segment });
+        segments.load(
+            *id,
+            Used {
+                kind: SegmentKind::Data,
+                live,
+                log_index: *log_index,
+                open: *id == end.segment,
+            },
+        );
     }
     for (id, len) in &files {
         if segments.get(*id).is_some() {
@@ -602,10 +767,15 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
             segments.load_free(*id);
         } else {
             // Left half made by a crash; nothing uses it.
-            disk(on.remove(FileId::Segment(*id)), || format!("removing the unfinished segment {}", id.0))?;
+            disk(on.remove(FileId::Segment(*id)), || {
+                format!("removing the unfinished segment {}", id.0)
+            })?;
         }
     }
-    for stream in [superblock.checkpoint.meta, superblock.checkpoint.moved].into_iter().flatten() {
+    for stream in [superblock.checkpoint.meta, superblock.checkpoint.moved]
+        .into_iter()
+        .flatten()
+    {
         segments.reopen(stream.segment);
     }
     let mut active = Memtable::default();

@@ -38,7 +38,9 @@ impl SegmentKind {
     }
 
     fn from_code(code: u8) -> Option<SegmentKind> {
-        [SegmentKind::Data, SegmentKind::Moved, SegmentKind::Meta].into_iter().find(|kind| kind.code() == code)
+        [SegmentKind::Data, SegmentKind::Moved, SegmentKind::Meta]
+            .into_iter()
+            .find(|kind| kind.code() == code)
     }
 }
 
@@ -74,7 +76,12 @@ impl SegmentHeader {
         let kind = SegmentKind::from_code(get.u8())?;
         get.u8();
         let check = get.u32();
-        let header = SegmentHeader { kind, segment: SegmentId(get.u32()), log_index: get.u64(), epoch: Epoch(get.u32()) };
+        let header = SegmentHeader {
+            kind,
+            segment: SegmentId(get.u32()),
+            log_index: get.u64(),
+            epoch: Epoch(get.u32()),
+        };
         let owner: ([u8; 16], [u8; 16]) = (get.array(), get.array());
         let ours = owner == (identity.volume, identity.replica);
         (ours && check_around(0, bytes, CHECK_AT) == check).then_some(header)
@@ -97,7 +104,10 @@ pub struct Used {
 pub fn row(id: SegmentId, used: &Used) -> Entry {
     Entry {
         location: Location::from_bits(u64::from(id.0) << 32 | u64::from(used.kind.code())),
-        version: Version { epoch: Epoch(used.live), seq: Seq(used.log_index) },
+        version: Version {
+            epoch: Epoch(used.live),
+            seq: Seq(used.log_index),
+        },
         check: 1,
     }
 }
@@ -106,7 +116,15 @@ pub fn row(id: SegmentId, used: &Used) -> Entry {
 pub fn from_row(entry: Entry) -> Option<(SegmentId, Used)> {
     let kind = SegmentKind::from_code(entry.location.bits() as u8)?;
     let (live, log_index) = (entry.version.epoch.0, entry.version.seq.0);
-    (entry.check == 1).then_some((entry.location.segment(), Used { kind, live, log_index, open: false }))
+    (entry.check == 1).then_some((
+        entry.location.segment(),
+        Used {
+            kind,
+            live,
+            log_index,
+            open: false,
+        },
+    ))
 }
 
 /// Every segment of a replica. Invariant: a segment is in exactly one of used, free, creating, leaving.
@@ -158,7 +176,15 @@ impl Segments {
     /// Gives a free segment to a stream.
     pub fn take(&mut self, kind: SegmentKind, log_index: u64) -> Option<SegmentId> {
         let id = self.free.pop_front()?;
-        let before = self.used.insert(id, Used { kind, live: 0, log_index, open: true });
+        let before = self.used.insert(
+            id,
+            Used {
+                kind,
+                live: 0,
+                log_index,
+                open: true,
+            },
+        );
         assert!(before.is_none(), "segment {} was free and used", id.0);
         Some(id)
     }
@@ -170,7 +196,10 @@ impl Segments {
 
     /// Opens again a segment that its stream goes on with after a restart.
     pub fn reopen(&mut self, id: SegmentId) {
-        self.used.get_mut(&id).expect("only a used segment is opened again").open = true;
+        self.used
+            .get_mut(&id)
+            .expect("only a used segment is opened again")
+            .open = true;
     }
 
     /// A number for a new segment; it counts as being created until [`Segments::created`].
@@ -182,12 +211,17 @@ impl Segments {
                 || self.leaving.contains(id)
                 || self.removing.contains(id)
         };
-        let highest = [self.used.keys().next_back(), self.creating.last(), self.leaving.last(), self.removing.last()]
-            .into_iter()
-            .flatten()
-            .chain(self.free.iter())
-            .max()
-            .map_or(0, |id| id.0 + 1);
+        let highest = [
+            self.used.keys().next_back(),
+            self.creating.last(),
+            self.leaving.last(),
+            self.removing.last(),
+        ]
+        .into_iter()
+        .flatten()
+        .chain(self.free.iter())
+        .max()
+        .map_or(0, |id| id.0 + 1);
         // A low number that was given back is used first, so that numbers stay small.
         let low = (0..highest).take(64).map(SegmentId).find(|id| !taken(id));
         let id = low.unwrap_or(SegmentId(highest));
@@ -254,7 +288,11 @@ impl Segments {
 
     /// Blocks that the committed map needs, in data and moved segments.
     pub fn live_blocks(&self) -> u64 {
-        self.used.values().filter(|used| used.kind != SegmentKind::Meta).map(|used| u64::from(used.live)).sum()
+        self.used
+            .values()
+            .filter(|used| used.kind != SegmentKind::Meta)
+            .map(|used| u64::from(used.live))
+            .sum()
     }
 }
 
@@ -269,17 +307,34 @@ mod tests {
 
     #[test]
     fn a_segment_header_gives_back_what_it_was_made_of_and_knows_its_owner() {
-        let identity = Identity { cluster: [1; 16], volume: [2; 16], replica: [3; 16] };
-        let header = SegmentHeader { kind: SegmentKind::Moved, segment: SegmentId(9), log_index: 4, epoch: Epoch(2) };
+        let identity = Identity {
+            cluster: [1; 16],
+            volume: [2; 16],
+            replica: [3; 16],
+        };
+        let header = SegmentHeader {
+            kind: SegmentKind::Moved,
+            segment: SegmentId(9),
+            log_index: 4,
+            epoch: Epoch(2),
+        };
         let bytes = header.encode(&identity);
         assert_eq!(SegmentHeader::decode(bytes.as_ref(), &identity), Some(header));
-        let other = Identity { replica: [4; 16], ..identity };
+        let other = Identity {
+            replica: [4; 16],
+            ..identity
+        };
         assert_eq!(SegmentHeader::decode(bytes.as_ref(), &other), None);
     }
 
     #[test]
     fn a_row_gives_back_the_segment() {
-        let used = Used { kind: SegmentKind::Data, live: 1023, log_index: 1 << 40, open: false };
+        let used = Used {
+            kind: SegmentKind::Data,
+            live: 1023,
+            log_index: 1 << 40,
+            open: false,
+        };
         assert_eq!(from_row(row(SegmentId(77), &used)), Some((SegmentId(77), used)));
         assert_eq!(from_row(Entry::default()), None);
     }

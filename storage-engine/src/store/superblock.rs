@@ -115,13 +115,21 @@ impl Superblock {
         let mut put = Put::new(bytes);
         let (geometry, checkpoint) = (&self.geometry, &self.checkpoint);
         put.u64(MAGIC).u16(FORMAT_VERSION).u16(0).u32(0).u64(self.generation);
-        put.bytes(&geometry.identity.cluster).bytes(&geometry.identity.volume).bytes(&geometry.identity.replica);
+        put.bytes(&geometry.identity.cluster)
+            .bytes(&geometry.identity.volume)
+            .bytes(&geometry.identity.replica);
         put.u64(geometry.segment_bytes).u64(geometry.salt);
-        put.u32(self.epoch.0).u8(u8::from(self.clean)).u8(checkpoint.height).u16(0);
+        put.u32(self.epoch.0)
+            .u8(u8::from(self.clean))
+            .u8(checkpoint.height)
+            .u16(0);
         put.u64(checkpoint.number).u64(checkpoint.size_blocks);
         checkpoint.root.put(&mut put);
         let replay = &checkpoint.replay;
-        put.u32(replay.segment.0).u32(replay.chain).u64(replay.offset).u64(replay.log_index);
+        put.u32(replay.segment.0)
+            .u32(replay.chain)
+            .u64(replay.offset)
+            .u64(replay.log_index);
         put.u32(replay.last.epoch.0).u64(replay.last.seq.0);
         put_stream(&mut put, checkpoint.meta);
         put_stream(&mut put, checkpoint.moved);
@@ -150,15 +158,26 @@ impl Superblock {
         if check_around(0, bytes, CHECK_AT) != check {
             return Err(SuperblockError::Check);
         }
-        let identity = Identity { cluster: get.array(), volume: get.array(), replica: get.array() };
-        let geometry = Geometry { identity, segment_bytes: get.u64(), salt: get.u64() };
+        let identity = Identity {
+            cluster: get.array(),
+            volume: get.array(),
+            replica: get.array(),
+        };
+        let geometry = Geometry {
+            identity,
+            segment_bytes: get.u64(),
+            salt: get.u64(),
+        };
         let (epoch, clean, height) = (Epoch(get.u32()), get.u8() == 1, get.u8());
         get.u16();
         let (number, size_blocks) = (get.u64(), get.u64());
         let root = Entry::get(&mut get);
         let (segment, chain) = (SegmentId(get.u32()), get.u32());
         let (offset, log_index) = (get.u64(), get.u64());
-        let last = Version { epoch: Epoch(get.u32()), seq: Seq(get.u64()) };
+        let last = Version {
+            epoch: Epoch(get.u32()),
+            seq: Seq(get.u64()),
+        };
         let (meta, moved) = (get_stream(&mut get), get_stream(&mut get));
         let (tables, ends) = (get.u16() as usize, get.u16() as usize);
         if tables > INDEX_MAX || ends > ENDS_MAX || size_blocks == 0 || offset > geometry.segment_bytes {
@@ -166,16 +185,45 @@ impl Superblock {
         }
         let table = (0..tables).map(|_| Entry::get(&mut get)).collect();
         let epoch_ends = (0..ends)
-            .map(|_| EpochEnd { first: Epoch(get.u32()), last: Epoch(get.u32()), end: Seq(get.u64()) })
+            .map(|_| EpochEnd {
+                first: Epoch(get.u32()),
+                last: Epoch(get.u32()),
+                end: Seq(get.u64()),
+            })
             .collect();
-        let replay = LogPosition { segment, offset, log_index, last, chain };
-        let checkpoint = Checkpoint { number, size_blocks, height, root, replay, table, meta, moved };
-        Ok(Superblock { generation, geometry, epoch, clean, checkpoint, epoch_ends })
+        let replay = LogPosition {
+            segment,
+            offset,
+            log_index,
+            last,
+            chain,
+        };
+        let checkpoint = Checkpoint {
+            number,
+            size_blocks,
+            height,
+            root,
+            replay,
+            table,
+            meta,
+            moved,
+        };
+        Ok(Superblock {
+            generation,
+            geometry,
+            epoch,
+            clean,
+            checkpoint,
+            epoch_ends,
+        })
     }
 
     /// Where the log of `epoch` ends, if that is settled; writes behind it are stale.
     pub fn end_of(&self, epoch: Epoch) -> Option<Seq> {
-        self.epoch_ends.iter().find(|end| (end.first..=end.last).contains(&epoch)).map(|end| end.end)
+        self.epoch_ends
+            .iter()
+            .find(|end| (end.first..=end.last).contains(&epoch))
+            .map(|end| end.end)
     }
 
     /// Settles that the log of every epoch in `first..=last` ends at `end`. Empty epochs in a row share one row.
@@ -189,12 +237,16 @@ impl Superblock {
 
 /// An absent stream has a segment number that no segment has.
 fn put_stream(put: &mut Put<'_>, at: Option<StreamPosition>) {
-    put.u32(at.map_or(u32::MAX, |at| at.segment.0)).u64(at.map_or(0, |at| at.offset));
+    put.u32(at.map_or(u32::MAX, |at| at.segment.0))
+        .u64(at.map_or(0, |at| at.offset));
 }
 
 fn get_stream(get: &mut Get<'_>) -> Option<StreamPosition> {
     let (segment, offset) = (get.u32(), get.u64());
-    (segment != u32::MAX).then_some(StreamPosition { segment: SegmentId(segment), offset })
+    (segment != u32::MAX).then_some(StreamPosition {
+        segment: SegmentId(segment),
+        offset,
+    })
 }
 
 #[cfg(test)]
@@ -205,13 +257,20 @@ mod tests {
     fn sample() -> Superblock {
         let entry = |n: u64| Entry {
             location: Location::block(SegmentId(n as u32), 4096 * n),
-            version: Version { epoch: Epoch(1), seq: Seq(n) },
+            version: Version {
+                epoch: Epoch(1),
+                seq: Seq(n),
+            },
             check: n as u32,
         };
         Superblock {
             generation: 12,
             geometry: Geometry {
-                identity: Identity { cluster: [1; 16], volume: [2; 16], replica: [3; 16] },
+                identity: Identity {
+                    cluster: [1; 16],
+                    volume: [2; 16],
+                    replica: [3; 16],
+                },
                 segment_bytes: 4 << 20,
                 salt: 5,
             },
@@ -226,15 +285,25 @@ mod tests {
                     segment: SegmentId(8),
                     offset: 8192,
                     log_index: 77,
-                    last: Version { epoch: Epoch(8), seq: Seq(6) },
+                    last: Version {
+                        epoch: Epoch(8),
+                        seq: Seq(6),
+                    },
                     chain: 1,
                 },
                 table: (0..INDEX_MAX as u64).map(entry).collect(),
-                meta: Some(StreamPosition { segment: SegmentId(4), offset: 4096 }),
+                meta: Some(StreamPosition {
+                    segment: SegmentId(4),
+                    offset: 4096,
+                }),
                 moved: None,
             },
             epoch_ends: (0..ENDS_MAX as u32)
-                .map(|n| EpochEnd { first: Epoch(n), last: Epoch(n), end: Seq(u64::from(n)) })
+                .map(|n| EpochEnd {
+                    first: Epoch(n),
+                    last: Epoch(n),
+                    end: Seq(u64::from(n)),
+                })
                 .collect(),
         }
     }
@@ -270,7 +339,10 @@ mod tests {
         superblock.settle(Epoch(2), Epoch(2), Seq(0));
         superblock.settle(Epoch(3), Epoch(3), Seq(0));
         assert_eq!(superblock.epoch_ends.len(), 2);
-        assert_eq!((superblock.end_of(Epoch(1)), superblock.end_of(Epoch(3))), (Some(Seq(5)), Some(Seq(0))));
+        assert_eq!(
+            (superblock.end_of(Epoch(1)), superblock.end_of(Epoch(3))),
+            (Some(Seq(5)), Some(Seq(0)))
+        );
         assert_eq!(superblock.end_of(Epoch(4)), None);
     }
 }

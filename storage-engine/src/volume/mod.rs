@@ -69,7 +69,10 @@ struct Inflight {
 
 impl std::fmt::Debug for Volume {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Volume").field("store", &self.store).field("next_seq", &self.next_seq).finish_non_exhaustive()
+        f.debug_struct("Volume")
+            .field("store", &self.store)
+            .field("next_seq", &self.next_seq)
+            .finish_non_exhaustive()
     }
 }
 
@@ -123,7 +126,9 @@ impl Volume {
         let aligned = offset.is_multiple_of(BLOCK_BYTES) && len.is_multiple_of(BLOCK_BYTES);
         match offset.checked_add(len) {
             Some(end) if aligned && len > 0 && end <= size => Ok((Lba(offset / BLOCK_BYTES), len / BLOCK_BYTES)),
-            _ => Err(RequestError::Invalid(format!("{len} bytes at {offset} of a volume of {size}"))),
+            _ => Err(RequestError::Invalid(format!(
+                "{len} bytes at {offset} of a volume of {size}"
+            ))),
         }
     }
 
@@ -142,19 +147,40 @@ impl Volume {
                 let len = data.len() as u64;
                 let (lba, blocks) = self.blocks(offset, len)?;
                 if len > WRITE_BYTES_MAX {
-                    return Err(RequestError::Invalid(format!("a write of {len} bytes; at most {WRITE_BYTES_MAX}")));
+                    return Err(RequestError::Invalid(format!(
+                        "a write of {len} bytes; at most {WRITE_BYTES_MAX}"
+                    )));
                 }
                 self.check_writable()?;
-                let entry = WriteEntry { lba, blocks: blocks as u32, zero: false };
-                self.waiting.push_back(Waiting { id, entry, data: Some(data), fua });
+                let entry = WriteEntry {
+                    lba,
+                    blocks: blocks as u32,
+                    zero: false,
+                };
+                self.waiting.push_back(Waiting {
+                    id,
+                    entry,
+                    data: Some(data),
+                    fua,
+                });
             }
             Request::Zero { offset, len, fua } => {
                 self.counters.zeroes += 1;
                 let (lba, blocks) = self.blocks(offset, len)?;
                 self.check_writable()?;
-                let blocks = u32::try_from(blocks).map_err(|_| RequestError::Invalid(format!("zeroing {len} bytes at once")))?;
-                let entry = WriteEntry { lba, blocks, zero: true };
-                self.waiting.push_back(Waiting { id, entry, data: None, fua });
+                let blocks =
+                    u32::try_from(blocks).map_err(|_| RequestError::Invalid(format!("zeroing {len} bytes at once")))?;
+                let entry = WriteEntry {
+                    lba,
+                    blocks,
+                    zero: true,
+                };
+                self.waiting.push_back(Waiting {
+                    id,
+                    entry,
+                    data: None,
+                    fua,
+                });
             }
             Request::Flush => {
                 self.counters.flushes += 1;
@@ -164,7 +190,10 @@ impl Volume {
             Request::Grow { len } => {
                 self.check_writable()?;
                 if !len.is_multiple_of(BLOCK_BYTES) || len < self.size_bytes() {
-                    let text = format!("growing a volume of {} bytes to {len}; a volume never shrinks", self.size_bytes());
+                    let text = format!(
+                        "growing a volume of {} bytes to {len}; a volume never shrinks",
+                        self.size_bytes()
+                    );
                     return Err(RequestError::Invalid(text));
                 }
                 self.growing.push((len / BLOCK_BYTES, id));
@@ -197,7 +226,11 @@ impl Volume {
         while !self.waiting.is_empty() && self.records_inflight.len() < RECORDS_INFLIGHT_MAX {
             let (mut writes, mut blocks) = (0, 0);
             for write in self.waiting.iter().take(WRITES_MAX) {
-                let more = if write.entry.zero { 0 } else { write.entry.blocks as usize };
+                let more = if write.entry.zero {
+                    0
+                } else {
+                    write.entry.blocks as usize
+                };
                 if blocks + more > BLOCKS_MAX {
                     break;
                 }
@@ -210,8 +243,9 @@ impl Volume {
                 Room::NoSpace => {
                     // Zeroes still find room, so that a full volume can be trimmed; the others are refused.
                     let keep_zeroes = blocks > 0;
-                    let (kept, refused): (VecDeque<_>, VecDeque<_>) =
-                        std::mem::take(&mut self.waiting).into_iter().partition(|write| keep_zeroes && write.entry.zero);
+                    let (kept, refused): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.waiting)
+                        .into_iter()
+                        .partition(|write| keep_zeroes && write.entry.zero);
                     self.waiting = kept;
                     for write in refused {
                         self.answer(write.id, Err(RequestError::NoSpace));
@@ -225,7 +259,10 @@ impl Volume {
         let (seals, epoch, first_seq) = (self.store.seals(), self.store.epoch(), self.next_seq);
         let (mut writes, mut checks, mut payload) = (Vec::with_capacity(count), Vec::new(), Vec::new());
         for write in self.waiting.drain(..count) {
-            let version = Version { epoch, seq: self.next_seq };
+            let version = Version {
+                epoch,
+                seq: self.next_seq,
+            };
             if let Some(data) = write.data {
                 for (n, block) in data.as_ref().chunks(BLOCK_BYTES as usize).enumerate() {
                     checks.push(seals.block(Lba(write.entry.lba.0 + n as u64), version, block));
@@ -233,15 +270,33 @@ impl Volume {
                 payload.push(data);
             }
             writes.push(write.entry);
-            self.inflight.push_back(Inflight { id: write.id, seq: self.next_seq, fua: write.fua });
+            self.inflight.push_back(Inflight {
+                id: write.id,
+                seq: self.next_seq,
+                fua: write.fua,
+            });
             self.next_seq = self.next_seq.next();
         }
-        let body = Body::Data { first_seq, writes, checks };
-        let header = Header { epoch, flushed: self.store.flushed(), chain: self.store.chain(), body };
+        let body = Body::Data {
+            first_seq,
+            writes,
+            checks,
+        };
+        let header = Header {
+            epoch,
+            flushed: self.store.flushed(),
+            chain: self.store.chain(),
+            body,
+        };
         let (header_bytes, check) = seals.encode(&header);
         self.counters.records += 1;
         self.records_inflight.push_back(Seq(self.next_seq.0 - 1));
-        self.store.append(Record { header, header_bytes, check, payload });
+        self.store.append(Record {
+            header,
+            header_bytes,
+            check,
+            payload,
+        });
     }
 
     fn handle(&mut self, event: Event) {
@@ -272,7 +327,9 @@ impl Volume {
             }
             Event::Read(token, result) => self.answer(RequestId(token), result.map(Reply::Data)),
             Event::Grown(blocks) => {
-                let (done, still) = std::mem::take(&mut self.growing).into_iter().partition(|(size, _)| *size <= blocks);
+                let (done, still) = std::mem::take(&mut self.growing)
+                    .into_iter()
+                    .partition(|(size, _)| *size <= blocks);
                 self.growing = still;
                 let done: Vec<(u64, RequestId)> = done;
                 for (_, id) in done {

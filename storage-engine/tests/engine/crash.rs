@@ -32,7 +32,15 @@ struct Guest {
 impl Guest {
     fn new(seed: u64) -> Guest {
         let (changes, open, flushes) = (Vec::new(), Vec::new(), Vec::new());
-        Guest { random: Random(seed), changes, open, flushes, flushed: 0, answered: 0, next_stamp: 1 }
+        Guest {
+            random: Random(seed),
+            changes,
+            open,
+            flushes,
+            flushed: 0,
+            answered: 0,
+            next_stamp: 1,
+        }
     }
 
     fn act(&mut self, rig: &mut Rig) {
@@ -52,7 +60,11 @@ impl Guest {
             7 => {
                 let blocks = 1 + random.below(SIZE_BLOCKS - lba);
                 let (offset, len) = (lba * BLOCK_BYTES, blocks * BLOCK_BYTES);
-                let id = rig.submit(Request::Zero { offset, len, fua: false });
+                let id = rig.submit(Request::Zero {
+                    offset,
+                    len,
+                    fua: false,
+                });
                 self.open.push((self.changes.len(), id, false));
                 self.changes.push(Change { lba, blocks, stamp: 0 });
             }
@@ -107,7 +119,11 @@ fn verify(disk: &SimDisk, epoch: u32, guest: &Guest, at_least: usize, what: &str
     let mut again = again;
     let (engine, _) = open(&mut again, epoch + 1).unwrap_or_else(|error| panic!("{what}, opened again: {error}"));
     let mut rig = Rig::new(again, engine);
-    assert_eq!(rig.read_all(SIZE_BLOCKS), state, "{what}: opening again changed what is read");
+    assert_eq!(
+        rig.read_all(SIZE_BLOCKS),
+        state,
+        "{what}: opening again changed what is read"
+    );
     kept
 }
 
@@ -145,13 +161,30 @@ fn run(seed: u64, boundaries: usize) -> usize {
         boundary += 1;
 
         let in_flight = rig.disk_in_flight();
-        let cuts = [Cut::None, Cut::All, Cut::Random(guest.random.next()), Cut::Random(guest.random.next())];
+        let cuts = [
+            Cut::None,
+            Cut::All,
+            Cut::Random(guest.random.next()),
+            Cut::Random(guest.random.next()),
+        ];
         let what = format!("seed {seed} boundary {boundary}");
         let mut kept = Vec::new();
         for cut in cuts {
-            kept.push(verify(&in_flight.cut(cut), epoch + 1, &guest, guest.flushed, &format!("{what} {cut:?}")));
+            kept.push(verify(
+                &in_flight.cut(cut),
+                epoch + 1,
+                &guest,
+                guest.flushed,
+                &format!("{what} {cut:?}"),
+            ));
         }
-        verify(&rig.disk.kill(), epoch + 1, &guest, guest.answered, &format!("{what} kill"));
+        verify(
+            &rig.disk.kill(),
+            epoch + 1,
+            &guest,
+            guest.answered,
+            &format!("{what} kill"),
+        );
         states += cuts.len() + 1;
 
         // Now and then the crash really happens, and life goes on from there.
@@ -174,7 +207,13 @@ fn run(seed: u64, boundaries: usize) -> usize {
     rig.close();
     assert_check_passes(&mut rig.disk);
     let all = guest.changes.len();
-    verify(&rig.disk.cut(Cut::None), epoch + 1, &guest, all, &format!("seed {seed} closed"));
+    verify(
+        &rig.disk.cut(Cut::None),
+        epoch + 1,
+        &guest,
+        all,
+        &format!("seed {seed} closed"),
+    );
     states
 }
 
@@ -199,7 +238,10 @@ fn every_crash_state_recovers_to_a_prefix_that_covers_every_flush() {
                 })
             };
             let halves = [half(first), half(first + 1)];
-            halves.into_iter().map(|half| half.join().expect("no crash state fails")).sum()
+            halves
+                .into_iter()
+                .map(|half| half.join().expect("no crash state fails"))
+                .sum()
         }),
     };
     println!("{states} crash states recovered");

@@ -6,24 +6,40 @@ use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::buffer::BufMut;
 use galleonfs_storage_engine::io::{Disk, FileId, Io, IoId, Output, perform};
 use galleonfs_storage_engine::request::{Answer, Piece, Reply, Request, RequestError, RequestId};
-use galleonfs_storage_engine::store::{FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, open_replica};
+use galleonfs_storage_engine::store::{
+    FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, open_replica,
+};
 use galleonfs_storage_engine::types::{BLOCK_BYTES, Epoch, Identity};
 use galleonfs_storage_engine::volume::Volume;
 
 use crate::sim_disk::{Random, SimDisk};
 
-pub const IDENTITY: Identity = Identity { cluster: [1; 16], volume: [2; 16], replica: [3; 16] };
+pub const IDENTITY: Identity = Identity {
+    cluster: [1; 16],
+    volume: [2; 16],
+    replica: [3; 16],
+};
 /// Small segments, so that a short run fills several.
 pub const SEGMENT_BYTES: u64 = (1 << 20) + 64 * 1024;
 
 pub fn format(disk: &mut SimDisk, size_blocks: u64) {
-    let options = FormatOptions { identity: IDENTITY, size_blocks, segment_bytes: Some(SEGMENT_BYTES), salt: 0x5a17 };
+    let options = FormatOptions {
+        identity: IDENTITY,
+        size_blocks,
+        segment_bytes: Some(SEGMENT_BYTES),
+        salt: 0x5a17,
+    };
     format_replica(disk, &options).expect("an empty disk can be formatted");
 }
 
 /// Small limits, so that a short run makes checkpoints.
 pub fn options(epoch: u32) -> OpenOptions {
-    OpenOptions { memtable_rows_max: 60, tail_segments_max: 2, cache_pages_max: 64, ..OpenOptions::new(IDENTITY, Epoch(epoch)) }
+    OpenOptions {
+        memtable_rows_max: 60,
+        tail_segments_max: 2,
+        cache_pages_max: 64,
+        ..OpenOptions::new(IDENTITY, Epoch(epoch))
+    }
 }
 
 pub fn open(disk: &mut SimDisk, epoch: u32) -> Result<(Volume, OpenReport), OpenError> {
@@ -49,7 +65,11 @@ pub fn stamp_of(block: &[u8]) -> Result<Stamp, String> {
     let stamp = u64::from_le_bytes(block[..8].try_into().unwrap());
     let mut expected = vec![0; block.len()];
     fill(stamp, &mut expected);
-    if expected == block { Ok(stamp) } else { Err(format!("bytes that nobody wrote (stamp {stamp:x})")) }
+    if expected == block {
+        Ok(stamp)
+    } else {
+        Err(format!("bytes that nobody wrote (stamp {stamp:x})"))
+    }
 }
 
 /// One change that the guest made, in the order in which the engine numbered them.
@@ -84,7 +104,14 @@ pub struct Rig {
 
 impl Rig {
     pub fn new(disk: SimDisk, engine: Volume) -> Rig {
-        Rig { disk, engine, outstanding: Vec::new(), answers: BTreeMap::new(), now_ms: 0, next_request: 1 }
+        Rig {
+            disk,
+            engine,
+            outstanding: Vec::new(),
+            answers: BTreeMap::new(),
+            now_ms: 0,
+            next_request: 1,
+        }
     }
 
     pub fn fresh(size_blocks: u64) -> Rig {
@@ -154,7 +181,10 @@ impl Rig {
     }
 
     pub fn read(&mut self, lba: u64, blocks: u64) -> Result<Vec<Stamp>, RequestError> {
-        match self.run(Request::Read { offset: lba * BLOCK_BYTES, len: blocks * BLOCK_BYTES })? {
+        match self.run(Request::Read {
+            offset: lba * BLOCK_BYTES,
+            len: blocks * BLOCK_BYTES,
+        })? {
             Reply::Data(pieces) => Ok(stamps(&pieces)),
             Reply::Done => panic!("a read gives data"),
         }
@@ -205,7 +235,11 @@ pub fn write_request(lba: u64, blocks: u64, stamp: Stamp, fua: bool) -> Request 
     for (n, block) in data.as_mut().chunks_mut(BLOCK_BYTES as usize).enumerate() {
         fill(stamp + n as u64, block);
     }
-    Request::Write { offset: lba * BLOCK_BYTES, data: data.freeze(), fua }
+    Request::Write {
+        offset: lba * BLOCK_BYTES,
+        data: data.freeze(),
+        fua,
+    }
 }
 
 /// Verifies a disk with the offline checker.

@@ -30,7 +30,12 @@ fn the_volume_reads_like_an_array_of_blocks() {
                 12 | 13 => {
                     let blocks = 1 + random.below(size - lba);
                     let (offset, len) = (lba * BLOCK_BYTES, blocks * BLOCK_BYTES);
-                    rig.run(Request::Zero { offset, len, fua: random.chance(20) }).unwrap();
+                    rig.run(Request::Zero {
+                        offset,
+                        len,
+                        fua: random.chance(20),
+                    })
+                    .unwrap();
                     model[lba as usize..(lba + blocks) as usize].fill(0);
                 }
                 14 => drop(rig.flush().unwrap()),
@@ -46,12 +51,19 @@ fn the_volume_reads_like_an_array_of_blocks() {
                 }
                 17 if random.chance(30) => {
                     size += random.below(2_000);
-                    rig.run(Request::Grow { len: size * BLOCK_BYTES }).unwrap();
+                    rig.run(Request::Grow {
+                        len: size * BLOCK_BYTES,
+                    })
+                    .unwrap();
                     model.resize(size as usize, 0);
                 }
                 _ => {
                     let blocks = 1 + random.below((size - lba).min(256));
-                    assert_eq!(rig.read(lba, blocks).unwrap(), model[lba as usize..(lba + blocks) as usize], "seed {seed}");
+                    assert_eq!(
+                        rig.read(lba, blocks).unwrap(),
+                        model[lba as usize..(lba + blocks) as usize],
+                        "seed {seed}"
+                    );
                 }
             }
         }
@@ -65,14 +77,37 @@ fn the_volume_reads_like_an_array_of_blocks() {
 fn requests_outside_the_volume_or_not_aligned_are_refused_and_change_nothing() {
     let mut rig = Rig::fresh(100);
     let end = 100 * BLOCK_BYTES;
-    let bad = [(0, 512), (512, BLOCK_BYTES), (end, BLOCK_BYTES), (end - BLOCK_BYTES, 2 * BLOCK_BYTES), (u64::MAX - 4095, 4096), (0, 0)];
+    let bad = [
+        (0, 512),
+        (512, BLOCK_BYTES),
+        (end, BLOCK_BYTES),
+        (end - BLOCK_BYTES, 2 * BLOCK_BYTES),
+        (u64::MAX - 4095, 4096),
+        (0, 0),
+    ];
     for (offset, len) in bad {
         let answer = rig.run(Request::Read { offset, len });
-        assert!(matches!(answer, Err(RequestError::Invalid(_))), "read of {len} at {offset}: {answer:?}");
-        let answer = rig.run(Request::Zero { offset, len, fua: false });
-        assert!(matches!(answer, Err(RequestError::Invalid(_))), "zero of {len} at {offset}: {answer:?}");
+        assert!(
+            matches!(answer, Err(RequestError::Invalid(_))),
+            "read of {len} at {offset}: {answer:?}"
+        );
+        let answer = rig.run(Request::Zero {
+            offset,
+            len,
+            fua: false,
+        });
+        assert!(
+            matches!(answer, Err(RequestError::Invalid(_))),
+            "zero of {len} at {offset}: {answer:?}"
+        );
     }
-    assert!(matches!(rig.run(Request::Grow { len: end - BLOCK_BYTES }), Err(RequestError::Invalid(_))), "never smaller");
+    assert!(
+        matches!(
+            rig.run(Request::Grow { len: end - BLOCK_BYTES }),
+            Err(RequestError::Invalid(_))
+        ),
+        "never smaller"
+    );
 }
 
 #[test]
@@ -86,16 +121,30 @@ fn a_map_of_four_levels_works_like_one_of_two() {
         rig.write(lba, 1, n + 1).unwrap();
         written.push((lba, n + 1));
     }
-    rig.run(Request::Zero { offset: 0, len: blocks / 2 * BLOCK_BYTES, fua: true }).unwrap();
+    rig.run(Request::Zero {
+        offset: 0,
+        len: blocks / 2 * BLOCK_BYTES,
+        fua: true,
+    })
+    .unwrap();
     rig.pass_time(20_000);
     for (lba, stamp) in &written {
         let expected = if *lba < blocks / 2 { 0 } else { *stamp };
         assert_eq!(rig.read(*lba, 1).unwrap(), [expected], "block {lba}");
     }
-    rig.run(Request::Zero { offset: 0, len: blocks * BLOCK_BYTES, fua: true }).unwrap();
+    rig.run(Request::Zero {
+        offset: 0,
+        len: blocks * BLOCK_BYTES,
+        fua: true,
+    })
+    .unwrap();
     rig.close();
     assert_check_passes(&mut rig.disk);
-    assert_eq!(rig.engine.store_stats().live_bytes, 0, "a volume that was zeroed whole needs nothing");
+    assert_eq!(
+        rig.engine.store_stats().live_bytes,
+        0,
+        "a volume that was zeroed whole needs nothing"
+    );
 }
 
 #[test]
@@ -110,8 +159,15 @@ fn memory_is_bounded_by_the_budget_and_not_by_the_volume() {
         rig.read(random.below(blocks), 1).unwrap();
     }
     let stats = rig.engine.store_stats();
-    assert!(stats.cached_pages <= 64, "{} map pages in memory, the budget is 64", stats.cached_pages);
-    assert!(rig.disk.allocated() < 120 * SEGMENT_BYTES, "a thin volume takes what was written, not 1 TiB");
+    assert!(
+        stats.cached_pages <= 64,
+        "{} map pages in memory, the budget is 64",
+        stats.cached_pages
+    );
+    assert!(
+        rig.disk.allocated() < 120 * SEGMENT_BYTES,
+        "a thin volume takes what was written, not 1 TiB"
+    );
 }
 
 #[test]
@@ -159,7 +215,10 @@ fn a_failed_write_stops_the_store_and_is_never_retried() {
     rig.flush().unwrap();
     rig.disk.fail_next = true;
     assert!(matches!(rig.write(2, 1, 2), Err(RequestError::Failed(_))));
-    assert!(matches!(rig.write(3, 1, 3), Err(RequestError::Failed(_))), "nothing is written after a failed write");
+    assert!(
+        matches!(rig.write(3, 1, 3), Err(RequestError::Failed(_))),
+        "nothing is written after a failed write"
+    );
     assert!(matches!(rig.flush(), Err(RequestError::Failed(_))));
     assert_eq!(rig.read(1, 1).unwrap(), [1], "what is there can still be read");
 }

@@ -5,8 +5,20 @@ use std::path::Path;
 /// What the engine may depend on; anything else is a decision to be argued for here.
 const DEPENDENCIES: [&str; 4] = ["bytemuck", "crc32c", "rustc-hash", "thiserror"];
 const FORBIDDEN: [&str; 14] = [
-    "std::fs", "std::net", "std::thread", "std::time", "std::process", "std::env", "std::io", "Instant", "SystemTime",
-    "tokio", "async fn", "rand::", "HashMap<", "HashSet<",
+    "std::fs",
+    "std::net",
+    "std::thread",
+    "std::time",
+    "std::process",
+    "std::env",
+    "std::io",
+    "Instant",
+    "SystemTime",
+    "tokio",
+    "async fn",
+    "rand::",
+    "HashMap<",
+    "HashSet<",
 ];
 
 #[test]
@@ -17,7 +29,11 @@ fn the_engine_has_no_file_no_clock_no_task_and_no_randomness_of_its_own() {
         for word in FORBIDDEN {
             // FxHashMap has a fixed hasher: the same run visits it in the same order.
             let found = text.replace("FxHashMap<", "").contains(word);
-            assert!(!found, "{} uses {word}: make it an effect or an argument", path.display());
+            assert!(
+                !found,
+                "{} uses {word}: make it an effect or an argument",
+                path.display()
+            );
         }
     });
     assert!(files > 10, "the sources were found");
@@ -37,7 +53,13 @@ fn visit(folder: &Path, look: &mut dyn FnMut(&Path, &str)) {
 #[test]
 fn the_engine_depends_on_little() {
     let manifest = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).unwrap();
-    let listed = manifest.split("[dependencies]").nth(1).unwrap().split('[').next().unwrap();
+    let listed = manifest
+        .split("[dependencies]")
+        .nth(1)
+        .unwrap()
+        .split('[')
+        .next()
+        .unwrap();
     for line in listed.lines().filter(|line| !line.trim().is_empty()) {
         let name = line.split(['.', ' ', '=']).next().unwrap();
         assert!(DEPENDENCIES.contains(&name), "the engine grew a dependency on {name}");

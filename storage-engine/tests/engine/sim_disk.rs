@@ -47,7 +47,10 @@ impl Pages {
             if len == PAGE as usize {
                 self.0.insert(page, part.into());
             } else {
-                let mut whole = self.0.get(&page).map_or_else(|| vec![0; PAGE as usize], |old| old.to_vec());
+                let mut whole = self
+                    .0
+                    .get(&page)
+                    .map_or_else(|| vec![0; PAGE as usize], |old| old.to_vec());
                 whole[inside..inside + len].copy_from_slice(part);
                 self.0.insert(page, whole.into());
             }
@@ -193,7 +196,10 @@ impl Disk for SimDisk {
         }
         let file = self.file(file)?;
         let bytes = join(parts);
-        assert!(offset.is_multiple_of(PAGE) && offset + bytes.len() as u64 <= file.len, "writes stay inside the file");
+        assert!(
+            offset.is_multiple_of(PAGE) && offset + bytes.len() as u64 <= file.len,
+            "writes stay inside the file"
+        );
         file.current.write(offset, &bytes);
         file.unsynced.push((offset, bytes));
         Ok(())
@@ -211,7 +217,10 @@ impl Disk for SimDisk {
 
     fn create(&mut self, file: FileId, len: u64) -> Result<(), IoFailure> {
         let have = self.files.get(&file).map_or(0, |file| file.len);
-        if self.capacity.is_some_and(|capacity| self.allocated() - have + len > capacity) {
+        if self
+            .capacity
+            .is_some_and(|capacity| self.allocated() - have + len > capacity)
+        {
             return Err(IoFailure::NoSpace);
         }
         self.files.entry(file).or_default().len = len;

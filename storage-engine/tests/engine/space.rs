@@ -25,7 +25,12 @@ fn a_full_pool_refuses_writes_and_damages_nothing() {
     rig.flush().unwrap();
 
     // Trimming works on a full pool, and makes room by itself.
-    rig.run(Request::Zero { offset: 0, len: blocks / 2 * BLOCK_BYTES, fua: true }).unwrap();
+    rig.run(Request::Zero {
+        offset: 0,
+        len: blocks / 2 * BLOCK_BYTES,
+        fua: true,
+    })
+    .unwrap();
     model[..blocks as usize / 2].fill(0);
     for _ in 0..20 {
         rig.pass_time(2_000);
@@ -56,10 +61,18 @@ fn overwriting_for_ever_takes_bounded_space() {
         most = most.max(rig.disk.allocated());
     }
     let volume = blocks * BLOCK_BYTES;
-    assert!(most < volume / 4 * 5 + 24 * SEGMENT_BYTES, "{} segments for a volume of {}", most / SEGMENT_BYTES, volume / SEGMENT_BYTES);
+    assert!(
+        most < volume / 4 * 5 + 24 * SEGMENT_BYTES,
+        "{} segments for a volume of {}",
+        most / SEGMENT_BYTES,
+        volume / SEGMENT_BYTES
+    );
     let stats = rig.engine.store_stats();
     assert!(stats.moved_bytes > 0, "the cleaner had to work");
-    println!("write amplification {:.2}", 1.0 + (stats.moved_bytes + stats.map_bytes) as f64 / stats.written_bytes as f64);
+    println!(
+        "write amplification {:.2}",
+        1.0 + (stats.moved_bytes + stats.map_bytes) as f64 / stats.written_bytes as f64
+    );
     assert_eq!(rig.read_all(blocks), model);
     rig.close();
     assert_check_passes(&mut rig.disk);
@@ -73,10 +86,20 @@ fn trimmed_space_goes_back_to_the_pool() {
         rig.write(n * 100, 100, n * 100 + 1).unwrap();
     }
     let full = rig.disk.allocated();
-    rig.run(Request::Zero { offset: 0, len: blocks * BLOCK_BYTES, fua: true }).unwrap();
+    rig.run(Request::Zero {
+        offset: 0,
+        len: blocks * BLOCK_BYTES,
+        fua: true,
+    })
+    .unwrap();
     for _ in 0..6 {
         rig.pass_time(11_000);
     }
     let after = rig.disk.allocated();
-    assert!(after < full / 2, "{} of {} segments are still taken", after / SEGMENT_BYTES, full / SEGMENT_BYTES);
+    assert!(
+        after < full / 2,
+        "{} of {} segments are still taken",
+        after / SEGMENT_BYTES,
+        full / SEGMENT_BYTES
+    );
 }

@@ -32,7 +32,11 @@ fn an_unreadable_record_that_no_flush_covers_is_a_torn_tail() {
     let (engine, report) = open(&mut disk, 2).unwrap();
     assert_eq!(report.torn_at, Some((0, FIRST_RECORD + 8192)));
     let mut rig = Rig::new(disk, engine);
-    assert_eq!(rig.read(1, 3).unwrap(), [10, 0, 0], "the log is cut there, and what is behind it is gone");
+    assert_eq!(
+        rig.read(1, 3).unwrap(),
+        [10, 0, 0],
+        "the log is cut there, and what is behind it is gone"
+    );
 }
 
 #[test]
@@ -41,7 +45,10 @@ fn an_unreadable_record_that_a_flush_covers_is_damage_and_nothing_is_cut() {
     disk.flip(segment(0), FIRST_RECORD + 8192, 0);
     let before = disk.clone();
     let error = open(&mut disk, 2).unwrap_err();
-    assert!(matches!(&error, OpenError::Damaged(text) if text.contains("was flushed")), "{error}");
+    assert!(
+        matches!(&error, OpenError::Damaged(text) if text.contains("was flushed")),
+        "{error}"
+    );
     assert_eq!(before.file_ids(), disk.file_ids());
     assert!(open(&mut disk, 2).is_err(), "and it is refused again");
 }
@@ -77,7 +84,12 @@ fn one_damaged_superblock_is_noticed_and_written_anew() {
         let mut disk = three_writes(true).cut(Cut::All);
         disk.flip(FileId::Superblock(slot), 100, 1);
         let (_, report) = open(&mut disk, 2).unwrap();
-        assert!(report.superblock_repaired.unwrap().contains(&format!("superblock {slot}")));
+        assert!(
+            report
+                .superblock_repaired
+                .unwrap()
+                .contains(&format!("superblock {slot}"))
+        );
         let (_, report) = open(&mut disk, 3).unwrap();
         assert_eq!(report.superblock_repaired, None);
     }
@@ -89,7 +101,10 @@ fn two_damaged_superblocks_are_refused_with_what_to_do() {
     disk.flip(FileId::Superblock(0), 100, 1);
     disk.flip(FileId::Superblock(1), 100, 1);
     let error = open(&mut disk, 2).unwrap_err().to_string();
-    assert!(error.contains("neither superblock is valid") && error.contains("restore from a backup"), "{error}");
+    assert!(
+        error.contains("neither superblock is valid") && error.contains("restore from a backup"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -102,12 +117,32 @@ fn a_newer_format_is_refused_by_its_number() {
 #[test]
 fn a_replica_of_another_volume_is_refused_with_both_names() {
     for (what, other) in [
-        ("cluster", Identity { cluster: [9; 16], ..IDENTITY }),
-        ("volume", Identity { volume: [9; 16], ..IDENTITY }),
-        ("replica", Identity { replica: [9; 16], ..IDENTITY }),
+        (
+            "cluster",
+            Identity {
+                cluster: [9; 16],
+                ..IDENTITY
+            },
+        ),
+        (
+            "volume",
+            Identity {
+                volume: [9; 16],
+                ..IDENTITY
+            },
+        ),
+        (
+            "replica",
+            Identity {
+                replica: [9; 16],
+                ..IDENTITY
+            },
+        ),
     ] {
         let mut disk = three_writes(true);
-        let error = open_replica(&mut disk, OpenOptions::new(other, Epoch(2))).unwrap_err().to_string();
+        let error = open_replica(&mut disk, OpenOptions::new(other, Epoch(2)))
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(what) && error.contains("0909"), "{error}");
     }
 }
@@ -117,7 +152,10 @@ fn an_epoch_that_is_not_higher_is_refused() {
     let mut disk = SimDisk::default();
     format(&mut disk, 100);
     open(&mut disk, 5).unwrap();
-    assert!(matches!(open(&mut disk, 5), Err(OpenError::Fenced { promised: 5, asked: 5 })));
+    assert!(matches!(
+        open(&mut disk, 5),
+        Err(OpenError::Fenced { promised: 5, asked: 5 })
+    ));
     assert!(matches!(open(&mut disk, 4), Err(OpenError::Fenced { .. })));
     open(&mut disk, 6).unwrap();
 }
@@ -137,8 +175,16 @@ fn an_interrupted_format_is_begun_again_and_a_finished_one_is_not() {
     disk.create(FileId::Superblock(0), 4096).unwrap();
     assert!(matches!(open(&mut disk, 1), Err(OpenError::NotFormatted)));
     format(&mut disk, 100);
-    let options = FormatOptions { identity: IDENTITY, size_blocks: 100, segment_bytes: Some(SEGMENT_BYTES), salt: 1 };
-    assert!(matches!(format_replica(&mut disk, &options), Err(OpenError::AlreadyFormatted)));
+    let options = FormatOptions {
+        identity: IDENTITY,
+        size_blocks: 100,
+        segment_bytes: Some(SEGMENT_BYTES),
+        salt: 1,
+    };
+    assert!(matches!(
+        format_replica(&mut disk, &options),
+        Err(OpenError::AlreadyFormatted)
+    ));
 }
 
 #[test]
@@ -167,7 +213,11 @@ struct Failing {
 
 impl Failing {
     fn alive(&self) -> Result<(), IoFailure> {
-        if self.dead { Err(IoFailure::Failed("the power is off".into())) } else { Ok(()) }
+        if self.dead {
+            Err(IoFailure::Failed("the power is off".into()))
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -225,7 +275,12 @@ fn a_power_cut_while_opening_leaves_a_valid_superblock() {
             disk = rig.disk.cut(Cut::None);
         }
         disk.flip(FileId::Superblock(damaged), 100, 1);
-        let mut dying = Failing { disk, tear_superblock: true, dead: false, superblocks_unreadable: false };
+        let mut dying = Failing {
+            disk,
+            tear_superblock: true,
+            dead: false,
+            superblocks_unreadable: false,
+        };
         open_replica(&mut dying, options(41)).unwrap_err();
         let (engine, _) = open(&mut dying.disk, 42).unwrap();
         let mut rig = Rig::new(dying.disk, engine);
@@ -261,10 +316,26 @@ fn a_replica_whose_superblocks_cannot_be_read_is_never_formatted_anew() {
     let mut rig = Rig::fresh(500);
     rig.write(1, 1, 10).unwrap();
     rig.close();
-    let mut disk = Failing { disk: rig.disk, tear_superblock: false, dead: false, superblocks_unreadable: true };
-    assert!(matches!(open_replica(&mut disk, options(5)), Err(OpenError::Damaged(_))));
-    let new = FormatOptions { identity: IDENTITY, size_blocks: 500, segment_bytes: Some(SEGMENT_BYTES), salt: 1 };
-    assert!(matches!(format_replica(&mut disk, &new), Err(OpenError::AlreadyFormatted)));
+    let mut disk = Failing {
+        disk: rig.disk,
+        tear_superblock: false,
+        dead: false,
+        superblocks_unreadable: true,
+    };
+    assert!(matches!(
+        open_replica(&mut disk, options(5)),
+        Err(OpenError::Damaged(_))
+    ));
+    let new = FormatOptions {
+        identity: IDENTITY,
+        size_blocks: 500,
+        segment_bytes: Some(SEGMENT_BYTES),
+        salt: 1,
+    };
+    assert!(matches!(
+        format_replica(&mut disk, &new),
+        Err(OpenError::AlreadyFormatted)
+    ));
 }
 
 #[test]
@@ -275,7 +346,11 @@ fn the_segment_table_counts_itself_right_when_it_takes_several_pages() {
         rig.write(n * 256, 256, n * 256 + 1).unwrap();
         if n > 160 {
             rig.close();
-            assert_eq!(check(&mut rig.disk).unwrap().problems, Vec::<String>::new(), "after {n} segments");
+            assert_eq!(
+                check(&mut rig.disk).unwrap().problems,
+                Vec::<String>::new(),
+                "after {n} segments"
+            );
             epoch += 1;
             let mut disk = rig.disk;
             let (engine, _) = open(&mut disk, epoch).unwrap();

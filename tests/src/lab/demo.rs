@@ -10,7 +10,7 @@ use super::install::{self, Installation, NAMESPACE};
 use super::kubectl::Kubectl;
 use super::layout::Layout;
 use super::run::{say, step};
-use super::{Lab, Options, binaries};
+use super::{Lab, Options, binaries, prerequisites};
 
 /// The lab that the demo runs in.
 pub const NAME: &str = "demo";
@@ -36,11 +36,13 @@ pub fn run(demo: &Demo) -> Result<()> {
     let kubectl = match foreign {
         Some(kubeconfig) => install_elsewhere(&layout, kubeconfig, demo.image.as_deref())?,
         None => {
+            // What may be missing is said first, and the long build is not slowed by a cluster that waits for it.
+            prerequisites::ensure()?;
+            let program = install::build_program(&layout, demo.program.as_deref())?;
             let lab = Lab::up(&Options {
                 name: NAME.to_string(),
                 nodes: demo.nodes,
             })?;
-            let program = install::build_program(&layout, demo.program.as_deref())?;
             install::into_lab(&lab, &program)?;
             lab.kubectl()
         }
