@@ -6,7 +6,7 @@ use super::log::Op;
 use super::memtable::Memtable;
 use super::page::{Entry, FANOUT, PageKind, PageName, span};
 use super::record::Seals;
-use super::recovery::{Found, OpenError, read_page, read_superblocks, read_table, replay};
+use super::recovery::{Found, OpenError, read_page, read_superblocks, read_table, replay, segment_files};
 use super::segment::Used;
 use super::superblock::Superblock;
 use crate::buffer::BufMut;
@@ -40,18 +40,7 @@ pub fn check(on: &mut dyn Disk) -> Result<CheckReport, OpenError> {
             .problems
             .push(format!("{wrong} (the other one is valid and is used)"));
     }
-    let files: BTreeMap<SegmentId, u64> = on
-        .list()
-        .map_err(|cause| OpenError::Disk {
-            doing: "listing the replica directory".into(),
-            cause,
-        })?
-        .into_iter()
-        .filter_map(|(file, len)| match file {
-            FileId::Segment(id) => Some((id, len)),
-            FileId::Superblock(_) => None,
-        })
-        .collect();
+    let files = segment_files(on)?;
     let (used, table_pages) = read_table(on, &superblock)?;
     report.segments = used.len() as u64;
     for id in used.keys().filter(|id| !files.contains_key(id)) {

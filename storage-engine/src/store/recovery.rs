@@ -294,6 +294,18 @@ fn check_identity(found: &Identity, expected: &Identity) -> Result<(), OpenError
     Ok(())
 }
 
+/// The segment files that are there, with their lengths in bytes.
+pub(super) fn segment_files(on: &mut dyn Disk) -> Result<BTreeMap<SegmentId, u64>, OpenError> {
+    let files = disk(on.list(), || "listing the replica directory".into())?;
+    Ok(files
+        .into_iter()
+        .filter_map(|(file, len)| match file {
+            FileId::Segment(id) => Some((id, len)),
+            FileId::Superblock(_) => None,
+        })
+        .collect())
+}
+
 /// The segment table of a checkpoint, and where its own pages lie.
 pub(super) fn read_table(
     on: &mut dyn Disk,
@@ -712,13 +724,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
             asked: options.epoch.0,
         });
     }
-    let files: BTreeMap<SegmentId, u64> = disk(on.list(), || "listing the replica directory".into())?
-        .into_iter()
-        .filter_map(|(file, len)| match file {
-            FileId::Segment(id) => Some((id, len)),
-            FileId::Superblock(_) => None,
-        })
-        .collect();
+    let files = segment_files(on)?;
     let (used, table_pages) = read_table(on, &superblock)?;
     let segment_bytes = superblock.geometry.segment_bytes;
     for id in used.keys() {
