@@ -99,7 +99,7 @@ impl BufMut {
     pub fn freeze(self) -> Buf {
         let pages = 0..self.pages.len();
         Buf {
-            all: Arc::new(self),
+            all: All::Own(Arc::new(self)),
             pages,
         }
     }
@@ -123,14 +123,40 @@ impl fmt::Debug for BufMut {
     }
 }
 
+/// Memory that its owner lends to [`Buf`]s, such as a place where the kernel put a guest's payload. It begins on a page
+/// boundary, is made of whole pages, and does not change while anybody but its owner holds it.
+pub trait Lent: AsRef<[u8]> + Send + Sync {}
+
 /// A shared, read-only run of pages. Cloning and cutting it copies nothing.
 #[derive(Clone)]
 pub struct Buf {
-    all: Arc<BufMut>,
+    all: All,
     pages: Range<usize>,
 }
 
+/// Where the pages are.
+#[derive(Clone)]
+enum All {
+    Own(Arc<BufMut>),
+    Lent(Arc<dyn Lent>),
+}
+
 impl Buf {
+    /// The first `len` bytes of lent memory, a multiple of [`PAGE_BYTES`]; `memory` is held until the last clone and
+    /// slice is gone.
+    pub fn lent(memory: Arc<dyn Lent>, len: usize) -> Buf {
+        let bytes = (*memory).as_ref();
+        assert!(
+            len.is_multiple_of(PAGE_BYTES) && len <= bytes.len() && bytes.as_ptr().addr().is_multiple_of(PAGE_BYTES),
+            "{len} bytes of {} that were lent are no whole pages",
+            bytes.len()
+        );
+        Buf {
+            all: All::Lent(memory),
+            pages: 0..len / PAGE_BYTES,
+        }
+    }
+
     /// Length in bytes.
     #[expect(
         clippy::len_without_is_empty,
@@ -155,15 +181,22 @@ impl Buf {
         }
     }
 
-    /// Gives the buffer back for reuse, if nobody else holds a part of it.
+    /// Gives the buffer back for reuse, if nobody else holds a part of it. Lent memory just goes back to its owner.
     pub fn try_reclaim(self) -> Option<BufMut> {
-        Arc::into_inner(self.all)
+        match self.all {
+            All::Own(own) => Arc::into_inner(own),
+            All::Lent(_) => None,
+        }
     }
 }
 
 impl AsRef<[u8]> for Buf {
     fn as_ref(&self) -> &[u8] {
-        &(*self.all).as_ref()[self.pages.start * PAGE_BYTES..self.pages.end * PAGE_BYTES]
+        let all = match &self.all {
+            All::Own(own) => (**own).as_ref(),
+            All::Lent(memory) => (**memory).as_ref(),
+        };
+        &all[self.pages.start * PAGE_BYTES..self.pages.end * PAGE_BYTES]
     }
 }
 
