@@ -84,6 +84,7 @@ pub fn judge(pool: &StoragePool, cluster_id: Uuid, own_root: &Path, look: &Look,
                     ),
                 ),
                 (None, _) if space.read_only => refuse(reason::READ_ONLY, read_only(path)),
+                (None, true) if space.available_bytes < FULL_BYTES => refuse(reason::DISK_FULL, full(path, space)),
                 (None, true) => Verdict::Label,
                 (None, false) => refuse(
                     reason::BAD_LABEL,
@@ -127,11 +128,7 @@ pub fn judge(pool: &StoragePool, cluster_id: Uuid, own_root: &Path, look: &Look,
     let trouble = if space.read_only {
         Some((reason::READ_ONLY, read_only(path)))
     } else if space.available_bytes < FULL_BYTES {
-        let free = space.available_bytes;
-        Some((
-            reason::DISK_FULL,
-            format!("the file system of {shown} has {free} bytes left: make room or grow it"),
-        ))
+        Some((reason::DISK_FULL, full(path, space)))
     } else {
         None
     };
@@ -146,6 +143,14 @@ fn read_only(path: &Path) -> String {
     format!(
         "the file system of {} is read-only: look into the node's kernel log, then mount it writable",
         path.display()
+    )
+}
+
+fn full(path: &Path, space: &Space) -> String {
+    format!(
+        "the file system of {} has {} bytes left: make room or grow it",
+        path.display(),
+        space.available_bytes
     )
 }
 
@@ -264,6 +269,13 @@ mod tests {
             ),
             reason::READ_ONLY
         );
+        let space = Space {
+            available_bytes: 4096,
+            read_only: false,
+            ..space
+        };
+        let label = LabelFound::None { empty: true };
+        assert_eq!(why(&new, &Look::Directory { label, space }), reason::DISK_FULL);
     }
 
     #[test]

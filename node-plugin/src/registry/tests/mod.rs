@@ -1,0 +1,287 @@
+//! The registry room against an API server in memory, with a simple engine on real loop devices.
+
+mod api;
+mod pools;
+mod replicas;
+mod volumes;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use galleonfs_api::{
+    AttachTo, Capability, Condition, GalleonReplica, GalleonReplicaSpec, GalleonVolume, GalleonVolumeSpec, MediaType,
+    REPLICA_FINALIZER, StoragePool, StoragePoolSpec, VolumeConfig, VolumeMode, WriteConcern, condition, condition_type,
+};
+use kube::ResourceExt;
+use uuid::Uuid;
+
+use self::api::{FakeApi, World};
+use super::{Key, Next, Parts, Registry, Retry};
+use crate::mount::{HungChildren, Kubelet};
+use crate::pool::{Pools, REPLICAS};
+use crate::served::{Device, FakeDisks, FakeEngine, Guards, NodeEngine, ReplicaDisks, Served};
+use crate::staging::Stager;
+use crate::state::{Access, Kind, Records, Staged};
+use crate::testing::{TempDir, temp_dir};
+
+const MIB: i64 = 1 << 20;
+const POOL: &str = "default.n1";
+/// An attached volume with nothing to do is only asked for trouble.
+const AT_REST: Next = Next::Again(Duration::from_secs(30));
+
+struct Bench<E = FakeEngine> {
+    dir: TempDir,
+    api: Arc<FakeApi>,
+    engine: Arc<E>,
+    disks: Arc<dyn ReplicaDisks>,
+    cluster_id: Uuid,
+    registry: Arc<Registry>,
+}
+
+impl<E> Drop for Bench<E> {
+    fn drop(&mut self) {
+        let at = self.dir.path().join("kubelet/staging");
+        while nix::mount::umount2(&at, nix::mount::MntFlags::MNT_DETACH).is_ok() {}
+    }
+}
+
+fn uid_of(name: &str) -> Uuid {
+    let mut bytes = [7; 16];
+    bytes.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from);
+    Uuid::from_bytes(bytes)
+}
+
+impl Bench {
+    fn new() -> Bench {
+        Bench::with(temp_dir("registry"), Arc::default(), Arc::new(FakeDisks))
+    }
+
+    /// The process dies and starts again: only the disk and the API server remember.
+    fn restart(&mut self) -> Arc<FakeEngine> {
+        let dead = std::mem::take(&mut self.engine);
+        self.registry = Self::start(&self.dir, &self.api, &self.engine, &self.disks, self.cluster_id);
+        dead
+    }
+}
+
+impl<E: NodeEngine> Bench<E> {
+    /// A node with a pool, and a volume `v` with its replica `v-a` on it.
+    fn with(dir: TempDir, engine: Arc<E>, disks: Arc<dyn ReplicaDisks>) -> Bench<E> {
+        let api = Arc::<FakeApi>::default();
+        let cluster_id = Uuid::new_v4();
+        let registry = Self::start(&dir, &api, &engine, &disks, cluster_id);
+        let bench = Bench {
+            dir,
+            api,
+            engine,
+            disks,
+            cluster_id,
+            registry,
+        };
+        let spec = StoragePoolSpec {
+            pool: "default".into(),
+            node_name: "n1".into(),
+            path: bench.pool_path().to_str().unwrap().into(),
+            media: MediaType::Ssd,
+            reserve_bytes: Some(0),
+        };
+        bench.add(StoragePool::new(POOL, spec), |world| &mut world.pools);
+        let spec = GalleonReplicaSpec {
+            volume_name: "v".into(),
+            volume_uid: uid_of("v").to_string(),
+            node_name: "n1".into(),
+            pool_name: POOL.into(),
+            size_bytes: 16 * MIB,
+            reserved_bytes: 20 * MIB,
+        };
+        let mut replica = GalleonReplica::new("v-a", spec);
+        replica.finalizers_mut().push(REPLICA_FINALIZER.into());
+        bench.add(replica, |world| &mut world.replicas);
+        let spec = GalleonVolumeSpec {
+            size_bytes: 16 * MIB,
+            block_size: 4096,
+            replica_count: 1,
+            pool: None,
+            write_concern: WriteConcern::Durable,
+            csi_name: "v".into(),
+            parameters: BTreeMap::new(),
+            capability: Capability {
+                mode: VolumeMode::Filesystem,
+                fs_type: None,
+            },
+            attach_to: None,
+        };
+        let mut volume = GalleonVolume::new("v", spec);
+        let config = VolumeConfig {
+            in_sync: vec!["v-a".into()],
+            ..Default::default()
+        };
+        volume.status.get_or_insert_default().config = Some(config);
+        bench.add(volume, |world| &mut world.volumes);
+        bench
+    }
+
+    fn start(
+        dir: &TempDir,
+        api: &Arc<FakeApi>,
+        engine: &Arc<E>,
+        disks: &Arc<dyn ReplicaDisks>,
+        cluster_id: Uuid,
+    ) -> Arc<Registry> {
+        let records = Records::open(dir.path().join("kubelet/own/state")).unwrap();
+        let kubelet = Kubelet::new(dir.path().join("kubelet"), dir.path().join("kubelet/own"));
+        Registry::new(Parts {
+            node: "n1".into(),
+            cluster_id,
+            own_root: dir.path().into(),
+            objects: api.clone(),
+            engine: engine.clone(),
+            disks: disks.clone(),
+            stager: Stager::new(records, kubelet),
+            guards: Guards::new(HungChildren::default()),
+            served: Served::default(),
+            pools: Pools::default(),
+        })
+    }
+
+    fn pool_path(&self) -> std::path::PathBuf {
+        self.dir.path().join("pools/default")
+    }
+
+    fn replica_path(&self) -> std::path::PathBuf {
+        self.pool_path().join(REPLICAS).join(uid_of("v-a").to_string())
+    }
+
+    fn add<K: ResourceExt>(&self, mut object: K, rows: fn(&mut World) -> &mut BTreeMap<String, K>) {
+        let name = object.name_any();
+        object.meta_mut().uid = Some(uid_of(&name).to_string());
+        object.meta_mut().resource_version = Some("0".into());
+        self.api.with(|world| rows(world).insert(name, object));
+    }
+
+    fn edit<K: ResourceExt>(
+        &self,
+        name: &str,
+        rows: fn(&mut World) -> &mut BTreeMap<String, K>,
+        edit: impl FnOnce(&mut K),
+    ) {
+        self.api.with(|world| {
+            world.version += 1;
+            let version = world.version.to_string();
+            let object = rows(world).get_mut(name).unwrap();
+            edit(object);
+            object.meta_mut().resource_version = Some(version);
+        });
+    }
+
+    fn attach_to(&self, node: Option<&str>) {
+        self.edit(
+            "v",
+            |world| &mut world.volumes,
+            |volume| {
+                volume.spec.attach_to = node.map(|node| AttachTo {
+                    node_name: node.into(),
+                    read_only: false,
+                    access_mode: "SINGLE_NODE_WRITER".into(),
+                    mode: VolumeMode::Filesystem,
+                });
+            },
+        );
+    }
+
+    /// What the watches would do.
+    fn see(&self) {
+        self.api.with(|world| {
+            let cache = &self.registry.cache;
+            let attached = |volume: &&GalleonVolume| volume.attached_node() == Some("n1");
+            cache
+                .volumes
+                .replace(world.volumes.values().filter(attached).cloned().collect());
+            cache.replicas.replace(world.replicas.values().cloned().collect());
+            cache.pools.replace(world.pools.values().cloned().collect());
+        });
+    }
+
+    /// Looks at everything until nothing moves any more, and returns the last look at the volume.
+    async fn run(&self) -> Result<Next, Retry> {
+        let mut last = Ok(Next::Wait);
+        for _ in 0..20 {
+            let before = self.api.with(|world| world.version);
+            let mut still = true;
+            for key in [
+                Key::Pool(POOL.into()),
+                Key::Replica("v-a".into()),
+                Key::Volume("v".into()),
+            ] {
+                self.see();
+                let outcome = self.registry.reconcile(&key).await;
+                still &= !matches!(outcome, Ok(Next::Again(Duration::ZERO)) | Err(Retry::Soon(_)));
+                if matches!(key, Key::Volume(_)) {
+                    last = outcome;
+                }
+            }
+            if still && self.api.with(|world| world.version) == before {
+                return last;
+            }
+        }
+        panic!("it does not come to rest: {last:?}");
+    }
+
+    fn volume(&self) -> GalleonVolume {
+        self.api.with(|world| world.volumes["v"].clone())
+    }
+
+    fn replica(&self) -> GalleonReplica {
+        self.api.with(|world| world.replicas["v-a"].clone())
+    }
+
+    fn attached(&self) -> Condition {
+        let status = self.volume().status.unwrap();
+        condition::get(&status.conditions, condition_type::ATTACHED)
+            .unwrap()
+            .clone()
+    }
+
+    fn device(&self) -> Option<Device> {
+        self.engine.device("v")
+    }
+
+    fn staged(&self) -> Staged {
+        Staged {
+            path: self.dir.path().join("kubelet/staging"),
+            kind: Kind::Filesystem {
+                fs: crate::mount::FsType::Ext4,
+                flags: Default::default(),
+            },
+            access: Access::MultiWriter,
+            read_only: false,
+            targets: Default::default(),
+        }
+    }
+
+    async fn stage(&self) {
+        let tools = self.registry.guards.hung().tools("v");
+        let uid = uid_of("v").to_string();
+        self.registry
+            .stager
+            .stage(&tools, &uid, self.staged(), &self.device().unwrap())
+            .await
+            .unwrap();
+    }
+
+    async fn unstage(&self) {
+        let tools = self.registry.guards.hung().tools("v");
+        let path = self
+            .registry
+            .stager
+            .kubelet()
+            .check("p", self.staged().path.to_str().unwrap())
+            .unwrap();
+        self.registry
+            .stager
+            .unstage(&tools, &path, self.device().as_ref())
+            .await
+            .unwrap();
+    }
+}

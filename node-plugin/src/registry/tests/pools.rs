@@ -1,0 +1,168 @@
+//! Pools, on real file systems: what cannot be used says why and takes no replicas.
+
+use std::path::{Path, PathBuf};
+
+use galleonfs_api::{ReplicaPhase, Reservation, reason};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+
+use super::*;
+
+/// A small file system of its own at the pool's path, gone with the test.
+struct Disk(PathBuf);
+
+impl Disk {
+    fn mount(at: &Path) -> Self {
+        std::fs::create_dir_all(at).unwrap();
+        mount(Some("tmpfs"), at, Some("tmpfs"), MsFlags::empty(), Some("size=128m")).unwrap();
+        Self(at.to_owned())
+    }
+
+    fn remount(&self, flags: MsFlags) {
+        let none = None::<&Path>;
+        mount(none, &self.0, none, MsFlags::MS_REMOUNT | flags, none).unwrap();
+    }
+
+    /// Writes until nothing more fits.
+    fn fill(&self) -> PathBuf {
+        let file = self.0.join("filler");
+        let filled = std::fs::write(&file, vec![1; 129 << 20]);
+        assert_eq!(filled.unwrap_err().kind(), std::io::ErrorKind::StorageFull);
+        file
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = umount2(&self.0, MntFlags::MNT_DETACH);
+    }
+}
+
+impl<E: NodeEngine> Bench<E> {
+    fn pool_condition(&self) -> Condition {
+        self.api.with(|world| world.pools[POOL].ready().unwrap().clone())
+    }
+}
+
+#[tokio::test]
+async fn a_new_pool_on_a_full_disk_waits_for_room_and_then_is_made() {
+    let bench = Bench::new();
+    let disk = Disk::mount(bench.pool_path().parent().unwrap());
+    std::fs::create_dir(bench.pool_path()).unwrap();
+    let filler = disk.fill();
+    bench.run().await.unwrap();
+    let ready = bench.pool_condition();
+    assert!(!ready.is_true() && ready.reason == reason::DISK_FULL, "{ready:?}");
+    assert!(ready.message.contains("make room or grow it"), "{ready:?}");
+    assert_eq!(std::fs::read_dir(bench.pool_path()).unwrap().count(), 0);
+    assert_eq!(bench.replica().trouble().unwrap().reason, reason::POOL_NOT_READY);
+    std::fs::remove_file(filler).unwrap();
+    bench.run().await.unwrap();
+    assert!(bench.pool_condition().is_true());
+    assert_eq!(bench.replica().phase(), ReplicaPhase::Ready);
+}
+
+#[tokio::test]
+async fn a_pool_that_has_filled_up_says_so_until_there_is_room_again() {
+    let bench = Bench::new();
+    let disk = Disk::mount(&bench.pool_path());
+    bench.run().await.unwrap();
+    let filler = disk.fill();
+    bench.run().await.unwrap();
+    let ready = bench.pool_condition();
+    assert!(!ready.is_true() && ready.reason == reason::DISK_FULL, "{ready:?}");
+    let usable = bench
+        .api
+        .with(|world| world.pools[POOL].status.clone())
+        .unwrap()
+        .usable_bytes;
+    // What our replica has taken already may still be counted.
+    assert!(usable.unwrap() < 32 * MIB, "{usable:?}");
+    std::fs::remove_file(filler).unwrap();
+    bench.run().await.unwrap();
+    assert!(bench.pool_condition().is_true());
+}
+
+#[tokio::test]
+async fn a_read_only_pool_takes_nothing_and_says_so() {
+    for label_first in [false, true] {
+        let bench = Bench::new();
+        let disk = Disk::mount(&bench.pool_path());
+        if label_first {
+            bench.run().await.unwrap();
+        }
+        let before = std::fs::read_dir(bench.pool_path()).unwrap().count();
+        disk.remount(MsFlags::MS_RDONLY);
+        bench.run().await.unwrap();
+        let ready = bench.pool_condition();
+        assert!(!ready.is_true() && ready.reason == reason::READ_ONLY, "{ready:?}");
+        assert!(ready.message.contains("mount it writable"), "{ready:?}");
+        assert_eq!(std::fs::read_dir(bench.pool_path()).unwrap().count(), before);
+        disk.remount(MsFlags::empty());
+        bench.run().await.unwrap();
+        assert!(bench.pool_condition().is_true());
+        assert_eq!(bench.replica().phase(), ReplicaPhase::Ready);
+    }
+}
+
+#[tokio::test]
+async fn a_pool_whose_disk_is_gone_fails_its_replicas_and_makes_nothing_in_its_place() {
+    let bench = Bench::new();
+    bench.run().await.unwrap();
+    std::fs::rename(bench.pool_path(), bench.dir.path().join("unplugged")).unwrap();
+    bench.run().await.unwrap();
+    assert!(!bench.pool_path().exists());
+    assert_eq!(bench.replica().trouble().unwrap().reason, reason::POOL_NOT_READY);
+    std::fs::create_dir(bench.pool_path()).unwrap();
+    bench.run().await.unwrap();
+    assert_eq!(std::fs::read_dir(bench.pool_path()).unwrap().count(), 0);
+    std::fs::remove_dir(bench.pool_path()).unwrap();
+    std::fs::rename(bench.dir.path().join("unplugged"), bench.pool_path()).unwrap();
+    bench.run().await.unwrap();
+    assert_eq!(bench.replica().phase(), ReplicaPhase::Ready);
+}
+
+#[tokio::test]
+async fn a_pool_of_another_cluster_is_left_alone() {
+    let bench = Bench::new();
+    let label = crate::pool::Label {
+        format: 1,
+        cluster_id: Uuid::new_v4(),
+        pool_uid: Uuid::new_v4(),
+    };
+    std::fs::create_dir_all(bench.pool_path()).unwrap();
+    crate::pool::write_label(&bench.pool_path(), &label).unwrap();
+    bench.attach_to(Some("n1"));
+    let outcome = bench.run().await;
+    assert!(matches!(outcome, Err(Retry::Later(text)) if text.contains("cluster")));
+    let pool = bench.api.with(|world| world.pools[POOL].clone());
+    assert_eq!(pool.ready().unwrap().reason, reason::OTHER_CLUSTER);
+    assert!(
+        bench
+            .api
+            .with(|world| world.notices.iter().any(|(name, _)| name == POOL))
+    );
+    assert!(!bench.pool_path().join(REPLICAS).exists());
+}
+
+#[tokio::test]
+async fn the_controllers_reservations_in_a_pool_survive_our_writes() {
+    let bench = Bench::new();
+    bench.edit(
+        "default.n1",
+        |world| &mut world.pools,
+        |pool| {
+            let reservation = Reservation {
+                volume_name: "w".into(),
+                bytes: 1,
+            };
+            pool.status
+                .get_or_insert_default()
+                .reservations
+                .insert("uid".into(), reservation);
+        },
+    );
+    bench.run().await.unwrap();
+    let status = bench.api.with(|world| world.pools[POOL].status.clone()).unwrap();
+    assert!(status.pool_uid.is_some());
+    assert_eq!(status.reservations["uid"].volume_name, "w");
+}
