@@ -27,7 +27,8 @@ use request::{Request, RequestId};
 /// from one thread. Every [`Output::Io`] is answered by exactly one [`BlockEngine::completed`], in any order; every
 /// request by exactly one [`Output::Answer`].
 pub trait BlockEngine {
-    /// Takes one guest request. The answer comes through [`BlockEngine::poll`], also when the request is refused.
+    /// Takes one guest request. The answer comes through [`BlockEngine::poll`], also when the request is refused. By
+    /// then the engine holds nothing of a write's payload any more: its memory may be lent, and the answer waits for it.
     fn submit(&mut self, id: RequestId, request: Request);
 
     /// Reports how a disk operation ended.

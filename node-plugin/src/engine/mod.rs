@@ -33,7 +33,7 @@ use galleonfs_storage_engine::BlockEngine;
 use uuid::Uuid;
 
 use crate::disk::FileDisk;
-use crate::frontend::{Export, Frontend, FuseLoop};
+use crate::frontend::{Export, Frontend, FuseLoop, ring_switched_on};
 use files::FileBudget;
 use inbox::{Outbox, inbox};
 use open::MapBudget;
@@ -41,7 +41,7 @@ use served::Closed;
 use shard::{Message, NewVolume};
 use stats::Counters;
 
-pub use crate::frontend::Device;
+pub use crate::frontend::{Device, GuestPath};
 pub use error::{EngineError, ErrorKind};
 pub(crate) use open::explain;
 pub use stats::{DiskPath, VolumeStats};
@@ -55,6 +55,23 @@ pub struct EngineConfig {
     pub map_budget_bytes: usize,
     /// FUSE mount points live below.
     pub runtime_dir: PathBuf,
+}
+
+/// Which ways requests and disk operations take.
+#[derive(Clone, Copy, Debug)]
+pub struct Paths {
+    /// `None` takes the best there is.
+    pub disk: Option<DiskPath>,
+    /// [`GuestPath::Ring`] needs a ring, and a kernel that offers it; otherwise requests come through the device.
+    pub guest: GuestPath,
+}
+
+impl Paths {
+    /// The best that this kernel has.
+    pub const BEST: Paths = Paths {
+        disk: None,
+        guest: GuestPath::Ring,
+    };
 }
 
 /// What to attach.
@@ -142,15 +159,14 @@ impl Engine {
     pub fn start(config: EngineConfig) -> Result<Engine, EngineError> {
         let budget = MapBudget::new(config.map_budget_bytes);
         let open = move |spec: &AttachSpec, disk: FileDisk| open::open_volume(spec, disk, &budget);
-        Engine::start_with(&config, Box::new(open), None)
+        Engine::start_with(&config, Box::new(open), Paths::BEST)
     }
 
-    /// Starts the shards; `open` makes the engines. `path` chooses how disks are served; `None` takes the best there is.
-    pub fn start_with(
-        config: &EngineConfig,
-        open: Box<OpenEngine>,
-        path: Option<DiskPath>,
-    ) -> Result<Engine, EngineError> {
+    /// Starts the shards; `open` makes the engines.
+    pub fn start_with(config: &EngineConfig, open: Box<OpenEngine>, mut paths: Paths) -> Result<Engine, EngineError> {
+        if paths.guest == GuestPath::Ring && !ring_switched_on() {
+            paths.guest = GuestPath::Device;
+        }
         let count = match config.shards {
             0 => std::thread::available_parallelism()
                 .map_or(1, usize::from)
@@ -168,7 +184,7 @@ impl Engine {
                 .name(format!("shard {index}"))
                 .spawn(move || {
                     let _guard = AbortOnPanic;
-                    shard::run(inbox, own, path, budget);
+                    shard::run(inbox, own, paths, budget);
                 })
                 .map_err(|error| EngineError::os(format!("start shard {index}"), error))?;
             shards.push(outbox);

@@ -9,6 +9,7 @@ use galleonfs_storage_engine::io::{IoId, IoResult};
 
 use super::ring::Ring;
 use super::stats::DiskPath;
+use crate::frontend::Command;
 
 /// A descriptor that can be watched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub(super) enum Source {
 pub(super) enum Event {
     /// A watch has ended: there is something to read, or the descriptor has come to its end.
     Readable(Source),
+    /// A command of a volume's session has ended.
+    Command { volume: u32, slot: u32, result: i32 },
     /// A disk operation has ended. `parts` are the buffers of a write, for reuse.
     Disk {
         volume: u32,
@@ -80,6 +83,14 @@ impl Reactor {
                 watched.retain(|(other, _)| *other != source);
                 true
             }
+        }
+    }
+
+    /// Starts a command of a volume's session.
+    pub fn command(&mut self, volume: u32, command: &Command) {
+        match self {
+            Reactor::Ring(ring) => ring.command(volume, command),
+            Reactor::Poll(_) => unreachable!("a session is told that there is a ring before it gives commands"),
         }
     }
 

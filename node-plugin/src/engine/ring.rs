@@ -11,12 +11,13 @@ use std::time::Duration;
 
 use galleonfs_storage_engine::buffer::{Buf, BufMut};
 use galleonfs_storage_engine::io::{FileId, IoDone, IoId};
-use io_uring::{IoUring, opcode, squeue, types};
+use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use slab::Slab;
 
 use super::limits::{RING_COMPLETIONS, RING_ENTRIES, RING_WORKERS_MAX};
 use super::reactor::{Event, Source};
 use crate::disk::failure;
+use crate::frontend::{COMMAND_VECTORS, Command};
 
 /// The most parts of one vectored write (`IOV_MAX`).
 const PARTS_MAX: usize = 1024;
@@ -50,17 +51,29 @@ struct Slot {
     skipped: usize,
 }
 
-/// What a completion belongs to: the kind in the upper half, a volume or a slot in the lower.
+/// What a completion belongs to: the kind in the upper byte, a volume or a slot in the lower half, and for a command
+/// the session's slot between them.
 mod tag {
     pub const IGNORED: u64 = 0;
-    pub const INBOX: u64 = 1 << 32;
-    pub const VOLUME: u64 = 2 << 32;
-    pub const DISK: u64 = 3 << 32;
-    pub const KIND: u64 = !0 << 32;
+    pub const INBOX: u64 = 1 << KIND_AT;
+    pub const VOLUME: u64 = 2 << KIND_AT;
+    pub const DISK: u64 = 3 << KIND_AT;
+    pub const COMMAND: u64 = 4 << KIND_AT;
+    const KIND_AT: u32 = 56;
+    pub const KIND: u64 = !0 << KIND_AT;
+    pub const COMMAND_SLOT_AT: u32 = 32;
+
+    pub fn command(volume: u32, slot: u32) -> u64 {
+        assert!(slot >> (KIND_AT - COMMAND_SLOT_AT) == 0);
+        COMMAND | u64::from(slot) << COMMAND_SLOT_AT | u64::from(volume)
+    }
 }
 
+/// An entry with room for a command of a device.
+type Entry = squeue::Entry128;
+
 pub(super) struct Ring {
-    ring: IoUring,
+    ring: IoUring<Entry, cqueue::Entry>,
     slots: Slab<Slot>,
     /// Completions taken from the ring, and not looked at yet.
     taken: Vec<(u64, i32)>,
@@ -79,13 +92,17 @@ impl std::fmt::Debug for Ring {
 impl Ring {
     /// To be called on the thread that will use it: newer kernels make good use of there being only one.
     pub fn new() -> io::Result<Ring> {
-        let ring = IoUring::builder()
-            .setup_cqsize(RING_COMPLETIONS)
+        let builder = || {
+            let mut builder = IoUring::<Entry, cqueue::Entry>::builder();
+            builder.setup_cqsize(RING_COMPLETIONS);
+            builder
+        };
+        // Both came with Linux 6.1; entries of this size with 5.19.
+        let newer = builder()
             .setup_single_issuer()
             .setup_defer_taskrun()
-            .build(RING_ENTRIES)
-            // Before Linux 6.1.
-            .or_else(|_| IoUring::builder().setup_cqsize(RING_COMPLETIONS).build(RING_ENTRIES))?;
+            .build(RING_ENTRIES);
+        let ring = newer.or_else(|_| builder().build(RING_ENTRIES))?;
         if !ring.params().is_feature_ext_arg() || !ring.params().is_feature_nodrop() {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -107,12 +124,34 @@ impl Ring {
         let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32)
             .build()
             .user_data(tag_of(source));
-        self.push(&entry);
+        self.push(&entry.into());
     }
 
     /// Ends a watch. The watch still reports, so that the caller knows that the kernel has let go of the descriptor.
     pub fn unwatch(&mut self, source: Source) {
-        self.push(&opcode::PollRemove::new(tag_of(source)).build().user_data(tag::IGNORED));
+        self.push(
+            &opcode::PollRemove::new(tag_of(source))
+                .build()
+                .user_data(tag::IGNORED)
+                .into(),
+        );
+    }
+
+    /// Starts a command of a volume's session; it ends as [`Event::Command`].
+    pub fn command(&mut self, volume: u32, command: &Command) {
+        let mut request = [0; 80];
+        let bytes = bytemuck::bytes_of(&command.request);
+        request[..bytes.len()].copy_from_slice(bytes);
+        let vectors = (!command.vectors.is_null()).then_some(command.vectors as u64);
+        let mut entry = opcode::UringCmd80::new(types::Fd(command.dev), command.operation)
+            .cmd(request)
+            .addr(vectors)
+            .build()
+            .user_data(tag::command(volume, command.slot));
+        if vectors.is_some() {
+            set_len(&mut entry, COMMAND_VECTORS);
+        }
+        self.push(&entry);
     }
 
     /// Starts a disk operation; it ends as [`Event::Disk`].
@@ -162,13 +201,14 @@ impl Ring {
             }
             Work::Sync => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
         };
-        self.push(&entry.user_data(tag::DISK | key as u64));
+        self.push(&entry.user_data(tag::DISK | key as u64).into());
     }
 
-    fn push(&mut self, entry: &squeue::Entry) {
+    fn push(&mut self, entry: &Entry) {
         loop {
             // SAFETY: what the entry points to stays where it is until its completion was taken: buffers, vectors and
-            // files are held by a slot, watched descriptors by their volume, which waits for the end of the watch.
+            // files are held by a slot, watched descriptors and the memory of commands by their volume, which waits for the
+            // end of its watch and of its commands.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
                 return;
             }
@@ -209,6 +249,11 @@ impl Ring {
                 tag::INBOX => events.push(Event::Readable(Source::Inbox)),
                 tag::VOLUME => events.push(Event::Readable(Source::Volume(low as u32))),
                 tag::DISK => events.extend(self.ended(low as usize, result)),
+                tag::COMMAND => events.push(Event::Command {
+                    volume: low as u32,
+                    slot: (low >> tag::COMMAND_SLOT_AT) as u32,
+                    result,
+                }),
                 _ => {}
             }
         }
@@ -295,6 +340,21 @@ impl Slot {
             self.skipped += 1;
         }
     }
+}
+
+/// Sets the field `len` of a submission, for which the builder of commands has no setter.
+fn set_len(entry: &mut Entry, len: u32) {
+    /// Of `len` in `struct io_uring_sqe`.
+    const LEN_AT: usize = 24;
+    const _: () = assert!(size_of::<Entry>() == 128);
+    // SAFETY: an entry is the kernel's structure of 128 bytes, plain old data, in C's layout.
+    unsafe {
+        (&raw mut *entry)
+            .cast::<u8>()
+            .add(LEN_AT)
+            .cast::<u32>()
+            .write_unaligned(len)
+    };
 }
 
 fn vector(bytes: &[u8]) -> libc::iovec {

@@ -146,13 +146,23 @@ impl Served {
         }
     }
 
-    /// The session's descriptor is readable: takes a turn's worth of requests.
-    pub fn take_requests(&mut self, buffers: &mut Buffers) {
+    /// The session's descriptor is readable.
+    pub fn readable(&mut self) {
         self.watched = false;
+        self.session.readable();
+    }
+
+    /// A command of the session has ended.
+    pub fn commanded(&mut self, slot: u32, result: i32) {
+        self.session.commanded(slot, result);
+    }
+
+    /// Takes a turn's worth of requests.
+    fn take_requests(&mut self, buffers: &mut Buffers) {
         let lone = std::mem::replace(&mut self.lone, false);
         for taken in 0..REQUESTS_PER_TURN_MAX {
             self.lone = taken == 1;
-            if self.ended || self.is_full() || lone && taken == 1 {
+            if self.ended || self.is_full() || lone && taken == 1 && !self.session.has_arrived() {
                 return;
             }
             match self.session.receive(buffers) {
@@ -208,7 +218,12 @@ impl Served {
     }
 
     /// Lets the engine work until it has nothing more to say, and looks after what follows from that.
-    pub fn pump(&mut self, reactor: &mut Reactor, buffers: &mut Buffers) {
+    ///
+    /// True if it is to be called again soon: requests are waiting, and others on the shard have their turn first.
+    pub fn pump(&mut self, reactor: &mut Reactor, buffers: &mut Buffers) -> bool {
+        if self.leaving.is_none() && (!self.watched || self.session.has_arrived()) {
+            self.take_requests(buffers);
+        }
         loop {
             match self.engine.poll() {
                 Some(Output::Io(id, io)) => {
@@ -229,10 +244,15 @@ impl Served {
         }
         self.next_tick_ms = self.engine.next_tick_ms();
         self.settle_close();
+        while let Some(command) = self.session.command() {
+            reactor.command(self.key, &command);
+        }
         if !self.watched && !self.ended && self.leaving.is_none() && !self.is_full() {
             self.watched = true;
             reactor.watch(Source::Volume(self.key), self.session.descriptor());
         }
+        self.counters.take_path(self.session.path());
+        self.session.has_arrived() && !self.ended && !self.is_full() && self.leaving.is_none()
     }
 
     /// Starts an orderly end and tells `done` when it has come.
@@ -277,7 +297,7 @@ impl Served {
 
     /// The kernel refers to nothing of this volume any more.
     pub fn may_go(&self) -> bool {
-        self.leaving.is_some() && !self.watched && self.out == 0
+        self.leaving.is_some() && !self.watched && self.out == 0 && self.session.commands_out() == 0
     }
 
     /// Lets go of everything: closes the connection, and has the helper close the files.
@@ -296,6 +316,16 @@ impl Served {
     /// A watch has ended, and nobody wants to read.
     pub fn unwatched(&mut self) {
         self.watched = false;
+    }
+
+    /// True while there is memory that [`Served::trim`] would free.
+    pub fn is_warm(&self) -> bool {
+        self.session.is_warm()
+    }
+
+    /// Frees memory that is not in use.
+    pub fn trim(&mut self) {
+        self.session.trim();
     }
 
     pub fn has_requests(&self) -> bool {

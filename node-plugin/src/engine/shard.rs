@@ -18,9 +18,9 @@ use super::memory::{give_back_freed_memory, never_wait_for_writeback};
 use super::reactor::{Event, Reactor, Source};
 use super::served::{Closed, Served};
 use super::stats::{Counters, DiskPath};
-use super::{EngineError, ErrorKind, VolumeEngine};
+use super::{EngineError, ErrorKind, Paths, VolumeEngine};
 use crate::disk::ReplicaDir;
-use crate::frontend::{Buffers, Session};
+use crate::frontend::{Buffers, GuestPath, Session};
 
 /// A volume for a shard.
 pub(super) struct NewVolume {
@@ -61,10 +61,14 @@ pub(super) struct Shard {
     inbox: Inbox<Message>,
     outbox: Outbox<Message>,
     reactor: Reactor,
+    /// How the guests' requests come, where the reactor allows it.
+    guest_path: GuestPath,
     buffers: Buffers,
     volumes: FxHashMap<u32, Served>,
     /// Volumes that something happened to in this round.
     touched: Vec<u32>,
+    /// Volumes that have more requests than one round takes.
+    unfinished: Vec<u32>,
     started: Instant,
     busy_ms: u64,
     stopping: bool,
@@ -72,15 +76,17 @@ pub(super) struct Shard {
 }
 
 /// Runs a shard on the calling thread until it is told to stop.
-pub(super) fn run(inbox: Inbox<Message>, outbox: Outbox<Message>, path: Option<DiskPath>, budget: FileBudget) {
+pub(super) fn run(inbox: Inbox<Message>, outbox: Outbox<Message>, paths: Paths, budget: FileBudget) {
     never_wait_for_writeback();
     let mut shard = Shard {
         inbox,
         outbox,
-        reactor: Reactor::new(path),
+        reactor: Reactor::new(paths.disk),
+        guest_path: paths.guest,
         buffers: Buffers::default(),
         volumes: FxHashMap::default(),
         touched: Vec::new(),
+        unfinished: Vec::new(),
         started: Instant::now(),
         busy_ms: 0,
         stopping: false,
@@ -117,8 +123,21 @@ impl Shard {
                         volume.unwatched();
                     } else {
                         volume.tick(now_ms);
-                        volume.take_requests(&mut self.buffers);
+                        volume.readable();
                     }
+                    touch(&mut self.touched, key, volume);
+                }
+                Event::Command {
+                    volume: key,
+                    slot,
+                    result,
+                } => {
+                    let volume = self
+                        .volumes
+                        .get_mut(&key)
+                        .expect("a volume stays until its commands have ended");
+                    volume.tick(now_ms);
+                    volume.commanded(slot, result);
                     touch(&mut self.touched, key, volume);
                 }
                 Event::Disk {
@@ -143,22 +162,35 @@ impl Shard {
                 touch(&mut self.touched, *key, volume);
             }
         }
+        for key in self.unfinished.drain(..) {
+            if let Some(volume) = self.volumes.get_mut(&key) {
+                touch(&mut self.touched, key, volume);
+            }
+        }
         while let Some(key) = self.touched.pop() {
             let Some(volume) = self.volumes.get_mut(&key) else {
                 continue;
             };
             volume.touched = false;
-            volume.pump(&mut self.reactor, &mut self.buffers);
+            if volume.pump(&mut self.reactor, &mut self.buffers) {
+                self.unfinished.push(key);
+            }
             if volume.may_go()
                 && let Some(volume) = self.volumes.remove(&key)
             {
                 volume.go();
             }
         }
-        if self.buffers.is_warm() && now_ms >= self.busy_ms + IDLE_BEFORE_TRIM_MS && !self.has_requests() {
+        if now_ms >= self.busy_ms + IDLE_BEFORE_TRIM_MS && self.is_warm() && !self.has_requests() {
             self.buffers.trim();
+            self.volumes.values_mut().for_each(Served::trim);
             give_back_freed_memory();
         }
+    }
+
+    /// True while there is memory that a shard without work does not need.
+    fn is_warm(&self) -> bool {
+        self.buffers.is_warm() || self.volumes.values().any(Served::is_warm)
     }
 
     fn message(&mut self, message: Message, now_ms: u64) {
@@ -212,7 +244,7 @@ impl Shard {
         }
     }
 
-    fn add(&mut self, new: NewVolume) -> Result<Arc<Counters>, EngineError> {
+    fn add(&mut self, mut new: NewVolume) -> Result<Arc<Counters>, EngineError> {
         let threads = match self.reactor.path() {
             DiskPath::Ring => 1,
             DiskPath::Threads => DISK_THREADS_WITHOUT_RING,
@@ -224,6 +256,9 @@ impl Shard {
             )
             .because(error)
         })?;
+        if self.guest_path == GuestPath::Ring && self.reactor.path() == DiskPath::Ring {
+            new.session.allow_ring();
+        }
         let counters = Arc::new(Counters::new(self.reactor.path()));
         let served = Served::new(
             new.key,
@@ -239,8 +274,11 @@ impl Shard {
 
     /// How long there is nothing to do unless something happens; `None` for ever.
     fn timeout(&self) -> Option<Duration> {
+        if !self.unfinished.is_empty() {
+            return Some(Duration::ZERO);
+        }
         let mut due = self.volumes.values().filter_map(Served::next_tick_ms).min();
-        if self.buffers.is_warm() && !self.has_requests() {
+        if !self.has_requests() && self.is_warm() {
             let trim = self.busy_ms + IDLE_BEFORE_TRIM_MS;
             due = Some(due.map_or(trim, |due| due.min(trim)));
         }

@@ -1,9 +1,9 @@
 //! What a volume counts. Its shard writes, anybody reads.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crate::frontend::RequestKind;
+use crate::frontend::{GuestPath, RequestKind};
 
 /// How a volume's disk operations are carried out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct VolumeStats {
     /// Requests that are with the engine.
     pub inflight: u64,
     pub path: DiskPath,
+    /// The way that the guest's requests take; [`GuestPath::Device`] until the first one came the other way.
+    pub guest_path: GuestPath,
     /// What the last failed request was told, if it tells of damage, of a failed disk or of an engine that stopped.
     pub last_error: Option<String>,
 }
@@ -37,6 +39,7 @@ pub struct VolumeStats {
 #[derive(Debug)]
 pub(super) struct Counters {
     path: DiskPath,
+    guest_ring: AtomicBool,
     reads: AtomicU64,
     writes: AtomicU64,
     flushes: AtomicU64,
@@ -53,6 +56,7 @@ impl Counters {
     pub fn new(path: DiskPath) -> Counters {
         Counters {
             path,
+            guest_ring: AtomicBool::new(false),
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
@@ -64,6 +68,11 @@ impl Counters {
             inflight: AtomicU64::new(0),
             last_error: Mutex::new(None),
         }
+    }
+
+    /// The way that requests take now.
+    pub fn take_path(&self, path: GuestPath) {
+        self.guest_ring.store(path == GuestPath::Ring, Ordering::Relaxed);
     }
 
     /// A request was handed to the engine.
@@ -113,6 +122,11 @@ impl Counters {
             errors: get(&self.errors),
             inflight: get(&self.inflight),
             path: self.path,
+            guest_path: if self.guest_ring.load(Ordering::Relaxed) {
+                GuestPath::Ring
+            } else {
+                GuestPath::Device
+            },
             last_error: self.last_error.lock().expect("nobody panics while holding it").clone(),
         }
     }

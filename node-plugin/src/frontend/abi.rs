@@ -5,8 +5,8 @@
 use bytemuck::{Pod, Zeroable};
 
 pub const MAJOR: u32 = 7;
-/// The minor version that [`FUSE_HAS_RESEND`] came with. The kernel and we use the smaller of both numbers.
-pub const MINOR: u32 = 40;
+/// The minor version that [`OVER_IO_URING`] came with. The kernel and we use the smaller of both numbers.
+pub const MINOR: u32 = 42;
 /// `fuse_init_out` has its present size, and `FALLOCATE` exists, from here on (Linux 3.15).
 pub const MINOR_MIN: u32 = 23;
 
@@ -42,6 +42,12 @@ pub const PARALLEL_DIROPS: u64 = 1 << 18;
 pub const MAX_PAGES: u64 = 1 << 22;
 pub const INIT_EXT: u64 = 1 << 30;
 pub const HAS_RESEND: u64 = 1 << 39;
+pub const OVER_IO_URING: u64 = 1 << 41;
+
+/// `FUSE_IO_URING_CMD_REGISTER`: gives the kernel a slot.
+pub const RING_REGISTER: u32 = 1;
+/// `FUSE_IO_URING_CMD_COMMIT_AND_FETCH`: answers the request in a slot, and gives the slot back.
+pub const RING_COMMIT_AND_FETCH: u32 = 2;
 
 pub const FOPEN_DIRECT_IO: u32 = 1 << 0;
 pub const FOPEN_NOFLUSH: u32 = 1 << 5;
@@ -228,7 +234,34 @@ pub struct DirentStart {
     pub kind: u32,
 }
 
+/// The header of a slot, `fuse_uring_req_header`; its last part is `fuse_uring_ent_in_out`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct RingHeader {
+    /// [`InHeader`] of a request, [`OutHeader`] of an answer.
+    pub in_out: [u8; 128],
+    /// The fixed arguments of a request.
+    pub operation: [u8; 128],
+    pub flags: u64,
+    pub commit_id: u64,
+    pub payload_bytes: u32,
+    pub padding: u32,
+    pub reserved: u64,
+}
+
+/// What stands in the submission of a command, `fuse_uring_cmd_req`.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub struct RingCommand {
+    pub flags: u64,
+    pub commit_id: u64,
+    pub qid: u16,
+    pub padding: [u16; 3],
+}
+
 const _: () = {
+    assert!(size_of::<RingHeader>() == 288);
+    assert!(size_of::<RingCommand>() == 24);
     assert!(size_of::<InHeader>() == 40);
     assert!(size_of::<OutHeader>() == 16);
     assert!(size_of::<InitIn>() == 64);

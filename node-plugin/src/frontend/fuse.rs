@@ -1,5 +1,9 @@
 //! A FUSE server for one file: the guest's requests arrive as reads, writes, syncs and holes of that file.
 //!
+//! They come in one of two ways: one at a time by reading `/dev/fuse`, or, where the kernel offers it and the shard has
+//! an io_uring, in [`Slots`]. A connection starts with the first, whose first request agrees on the second; a few kinds
+//! of requests keep coming that way.
+//!
 //! Only what reaches the engine is asynchronous: [`Received::Request`] goes to the shard, and the answer comes back
 //! through [`Session::answer`]. Everything else (names, attributes, the handshake) is answered on the spot. What
 //! always holds: a sync is a flush of the engine and is never refused as unknown, because the kernel would take that
@@ -13,7 +17,9 @@ use bytemuck::Pod;
 use galleonfs_storage_engine::request::{Answer, Piece, Reply, Request, RequestError};
 
 use super::buffers::{Buffers, PAYLOAD_BYTES_MAX};
-use super::{BLOCK_BYTES, Received, RequestKind, Session, Ticket, abi};
+use super::one_file::{FILE_ID, Local, OneFile, reply};
+use super::slots::{Arrival, Body, Command, Slots};
+use super::{BLOCK_BYTES, GuestPath, Origin, Received, RequestKind, Session, Ticket, abi};
 
 /// Requests the kernel may have with us at a time. Above the loop driver's queue of 128; a `u16` in the protocol.
 const BACKGROUND_MAX: u16 = 512;
@@ -21,7 +27,6 @@ const BACKGROUND_MAX: u16 = 512;
 /// The header and the arguments of a read or write; a write's payload starts behind it, in memory of its own.
 const HEAD_BYTES: usize = size_of::<abi::InHeader>() + size_of::<abi::WriteIn>();
 
-const FILE_ID: u64 = 2;
 const FALLOC_FL_KEEP_SIZE: u32 = libc::FALLOC_FL_KEEP_SIZE as u32;
 const FALLOC_FL_PUNCH_HOLE: u32 = libc::FALLOC_FL_PUNCH_HOLE as u32;
 const FALLOC_FL_ZERO_RANGE: u32 = libc::FALLOC_FL_ZERO_RANGE as u32;
@@ -34,29 +39,32 @@ static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 pub struct FuseSession {
     /// `/dev/fuse`, non-blocking.
     dev: File,
-    file_name: String,
-    size_bytes: u64,
-    read_only: bool,
+    file: OneFile,
     refusing: bool,
+    /// There may be something to read.
+    readable: bool,
+    /// Whoever serves this session carries out its commands on a ring.
+    may_use_ring: bool,
+    slots: Option<Slots>,
+    /// Why nothing will come any more.
+    ended: Option<String>,
     head: [u8; HEAD_BYTES],
 }
 
-/// How a request that the session answers itself ends.
-enum Local {
-    Reply(Vec<u8>),
-    Error(i32),
-    /// The protocol has no answer to this one.
-    Silent,
-}
-
 impl FuseSession {
-    pub fn new(dev: File, file_name: String, size_bytes: u64, read_only: bool) -> FuseSession {
+    pub fn new(dev: File, name: String, size_bytes: u64, read_only: bool) -> FuseSession {
         FuseSession {
             dev,
-            file_name,
-            size_bytes,
-            read_only,
+            file: OneFile {
+                name,
+                size_bytes,
+                read_only,
+            },
             refusing: false,
+            readable: false,
+            may_use_ring: false,
+            slots: None,
+            ended: None,
             head: [0; HEAD_BYTES],
         }
     }
@@ -71,11 +79,13 @@ impl FuseSession {
     fn data_request(
         &self,
         header: &abi::InHeader,
-        len: usize,
+        origin: Origin,
         buffers: &mut Buffers,
     ) -> Result<(Ticket, Request), DataRefusal> {
+        let len = header.len as usize;
         let ticket = |kind, bytes, handed_over| Ticket {
             unique: header.unique,
+            origin,
             kind,
             bytes,
             handed_over,
@@ -92,7 +102,10 @@ impl FuseSession {
                 let Some(read) = self.arguments::<abi::ReadIn>(len) else {
                     return Err(malformed);
                 };
-                let end = read.offset.saturating_add(u64::from(read.size)).min(self.size_bytes);
+                let end = read
+                    .offset
+                    .saturating_add(u64::from(read.size))
+                    .min(self.file.size_bytes);
                 if read.offset >= end {
                     return Err(DataRefusal::Empty);
                 }
@@ -113,7 +126,7 @@ impl FuseSession {
                     return Err(malformed);
                 };
                 let bytes = u64::from(write.size);
-                if self.read_only {
+                if self.file.read_only {
                     return Err(DataRefusal::Error(libc::EROFS));
                 }
                 if len != HEAD_BYTES + write.size as usize || bytes == 0 || !aligned(write.offset) || !aligned(bytes) {
@@ -122,7 +135,10 @@ impl FuseSession {
                 if !self.within(write.offset, bytes) {
                     return Err(DataRefusal::Error(libc::ENOSPC));
                 }
-                let (data, handed_over) = buffers.take(write.size as usize);
+                let (data, handed_over) = match (origin, &self.slots) {
+                    (Origin::Slot(key), Some(slots)) => (slots.payload(key, write.size as usize), false),
+                    _ => buffers.take(write.size as usize),
+                };
                 // The loop device has no FUA of its own: the block layer sends a flush behind the write instead.
                 let request = Request::Write {
                     offset: write.offset,
@@ -142,7 +158,7 @@ impl FuseSession {
                 if !matches!(range.mode, PUNCH | ZERO | FALLOC_FL_ZERO_RANGE) {
                     return Err(DataRefusal::Error(libc::EOPNOTSUPP));
                 }
-                if self.read_only {
+                if self.file.read_only {
                     return Err(DataRefusal::Error(libc::EROFS));
                 }
                 if range.length == 0 || !aligned(range.offset) || !aligned(range.length) {
@@ -166,77 +182,11 @@ impl FuseSession {
     fn local_request(&mut self, header: &abi::InHeader, body: &[u8]) -> Local {
         match header.opcode {
             abi::INIT => self.negotiate(body),
-            abi::LOOKUP => {
-                let name = body.strip_suffix(&[0]).unwrap_or(body);
-                if header.nodeid != abi::ROOT_ID || name != self.file_name.as_bytes() {
-                    return Local::Error(libc::ENOENT);
-                }
-                // No attribute is cached, so that a `stat` after a change of size tells the new one.
-                reply(&abi::EntryOut {
-                    nodeid: FILE_ID,
-                    generation: 0,
-                    entry_valid: 3600,
-                    attr_valid: 0,
-                    entry_valid_nsec: 0,
-                    attr_valid_nsec: 0,
-                    attr: self.attr(FILE_ID),
-                })
-            }
-            abi::GETATTR => match header.nodeid {
-                abi::ROOT_ID | FILE_ID => self.attr_reply(header.nodeid),
-                _ => Local::Error(libc::ENOENT),
-            },
-            abi::SETATTR => {
-                let Some(start) = body.get(..size_of::<abi::SetattrInStart>()) else {
-                    return Local::Error(libc::EINVAL);
-                };
-                let start: abi::SetattrInStart = bytemuck::pod_read_unaligned(start);
-                // The size of a volume is changed by its owner only; times and modes are not kept.
-                if start.valid & abi::FATTR_SIZE != 0 {
-                    return Local::Error(libc::EPERM);
-                }
-                self.attr_reply(header.nodeid)
-            }
-            abi::OPEN => {
-                let open_flags = abi::FOPEN_DIRECT_IO | abi::FOPEN_PARALLEL_DIRECT_WRITES | abi::FOPEN_NOFLUSH;
-                reply(&abi::OpenOut {
-                    fh: 0,
-                    open_flags,
-                    padding: 0,
-                })
-            }
-            abi::OPENDIR => reply(&abi::OpenOut {
-                fh: 0,
-                open_flags: 0,
-                padding: 0,
-            }),
-            abi::READDIR => self.read_dir(body),
-            abi::STATFS => reply(&abi::StatfsOut {
-                blocks: self.size_bytes / BLOCK_BYTES,
-                bfree: 0,
-                bavail: 0,
-                files: 1,
-                ffree: 0,
-                // The loop device takes its discard granularity from here.
-                bsize: BLOCK_BYTES as u32,
-                namelen: 255,
-                frsize: BLOCK_BYTES as u32,
-                padding: 0,
-                spare: [0; 6],
-            }),
-            abi::RELEASE | abi::RELEASEDIR | abi::FLUSH | abi::FSYNCDIR | abi::ACCESS | abi::DESTROY => {
-                Local::Reply(Vec::new())
-            }
-            // Every request ends by itself; an interrupted one is just waited for.
-            abi::FORGET | abi::BATCH_FORGET | abi::INTERRUPT => Local::Silent,
-            // A sync of the whole file system has to go somewhere it means something; only the file's own sync does.
-            abi::SYNCFS => Local::Error(libc::EOPNOTSUPP),
-            // The kernel remembers this answer and does not ask again: extended attributes, locks, and the like.
-            _ => Local::Error(libc::ENOSYS),
+            _ => self.file.answer(header, body),
         }
     }
 
-    fn negotiate(&self, body: &[u8]) -> Local {
+    fn negotiate(&mut self, body: &[u8]) -> Local {
         if body.len() < abi::INIT_IN_BYTES_MIN {
             return Local::Error(libc::EPROTO);
         }
@@ -255,7 +205,18 @@ impl FuseSession {
             | abi::MAX_PAGES
             | abi::INIT_EXT
             | abi::HAS_RESEND;
-        let flags = offered & wanted;
+        let mut flags = offered & wanted;
+        if self.may_use_ring && offered & abi::OVER_IO_URING != 0 {
+            match Slots::new(&self.dev) {
+                Ok(slots) => {
+                    self.slots = Some(slots);
+                    flags |= abi::OVER_IO_URING;
+                }
+                Err(error) => {
+                    tracing::warn!(file = self.file.name, %error, "no memory for FUSE over io_uring; using /dev/fuse");
+                }
+            }
+        }
         reply(&abi::InitOut {
             major: abi::MAJOR,
             // A kernel of a later major version reads only that number, and asks again in ours.
@@ -277,84 +238,129 @@ impl FuseSession {
         })
     }
 
-    fn read_dir(&self, body: &[u8]) -> Local {
-        let from = size_of::<abi::ReadIn>();
-        let Some(read) = body.get(..from) else {
-            return Local::Error(libc::EINVAL);
-        };
-        let read: abi::ReadIn = bytemuck::pod_read_unaligned(read);
-        let mut entries = Vec::new();
-        let names = [(".", abi::ROOT_ID, libc::DT_DIR), ("..", abi::ROOT_ID, libc::DT_DIR)];
-        let file = (self.file_name.as_str(), FILE_ID, libc::DT_REG);
-        for (index, (name, ino, kind)) in names.into_iter().chain([file]).enumerate().skip(read.offset as usize) {
-            let start = abi::DirentStart {
-                ino,
-                off: index as u64 + 1,
-                namelen: name.len() as u32,
-                kind: u32::from(kind),
-            };
-            let len = (size_of::<abi::DirentStart>() + name.len()).next_multiple_of(8);
-            if entries.len() + len > read.size as usize {
-                break;
-            }
-            let end = entries.len() + len;
-            entries.extend_from_slice(bytemuck::bytes_of(&start));
-            entries.extend_from_slice(name.as_bytes());
-            entries.resize(end, 0);
-        }
-        Local::Reply(entries)
+    fn within(&self, offset: u64, len: u64) -> bool {
+        offset.checked_add(len).is_some_and(|end| end <= self.file.size_bytes)
     }
 
-    fn attr_reply(&self, nodeid: u64) -> Local {
-        reply(&abi::AttrOut {
-            attr_valid: 0,
-            attr_valid_nsec: 0,
-            dummy: 0,
-            attr: self.attr(nodeid),
+    /// Takes the next request from `/dev/fuse`.
+    fn receive_from_device(&mut self, buffers: &mut Buffers) -> Received {
+        let len = loop {
+            let landing = buffers.landing().as_mut();
+            match (&self.dev).read_vectored(&mut [IoSliceMut::new(&mut self.head), IoSliceMut::new(landing)]) {
+                Ok(len) => break len,
+                Err(error) => match error.raw_os_error() {
+                    Some(libc::EAGAIN) => {
+                        self.readable = false;
+                        return Received::Empty;
+                    }
+                    // Interrupted, or the request was given up while we took it.
+                    Some(libc::EINTR | libc::ENOENT) => {}
+                    _ => return Received::Ended(error.to_string()),
+                },
+            }
+        };
+        if len < size_of::<abi::InHeader>() {
+            return Received::Ended(format!("the kernel sent a request of {len} bytes"));
+        }
+        let header: abi::InHeader = bytemuck::pod_read_unaligned(&self.head[..size_of::<abi::InHeader>()]);
+        if header.len as usize != len {
+            return Received::Ended(format!("the kernel sent {len} bytes of a request of {}", header.len));
+        }
+        self.serve(&header, Origin::Device, buffers, |session, buffers| {
+            let in_head = len.min(HEAD_BYTES);
+            let mut body = session.head[size_of::<abi::InHeader>()..in_head].to_vec();
+            body.extend_from_slice(&buffers.landing().as_ref()[..len - in_head]);
+            body
         })
     }
 
-    fn attr(&self, nodeid: u64) -> abi::Attr {
-        let (size, mode, nlink) = match nodeid {
-            abi::ROOT_ID => (0, libc::S_IFDIR | 0o500, 2),
-            _ => (
-                self.size_bytes,
-                libc::S_IFREG | if self.read_only { 0o400 } else { 0o600 },
-                1,
-            ),
+    /// Takes the request in a slot.
+    fn receive_from_slot(&mut self, key: u32, buffers: &mut Buffers) -> Received {
+        let slots = self.slots.as_ref().expect("a request arrived in a slot");
+        let slot = slots.header(key);
+        let (start, payload) = (size_of::<abi::InHeader>(), slot.payload_bytes as usize);
+        let header: abi::InHeader = bytemuck::pod_read_unaligned(&slot.in_out[..start]);
+        // The kernel does not say how long the fixed arguments are; they are what is neither header nor payload.
+        let fixed = (header.len as usize).checked_sub(start + payload);
+        let Some(fixed) = fixed.filter(|fixed| *fixed <= slot.operation.len() && payload <= PAYLOAD_BYTES_MAX) else {
+            return Received::Ended(format!(
+                "the kernel sent a request of {} bytes with a payload of {payload}",
+                header.len
+            ));
         };
-        abi::Attr {
-            ino: nodeid,
-            size,
-            blocks: size / 512,
-            atime: 0,
-            mtime: 0,
-            ctime: 0,
-            atimensec: 0,
-            mtimensec: 0,
-            ctimensec: 0,
-            mode,
-            nlink,
-            uid: 0,
-            gid: 0,
-            rdev: 0,
-            blksize: BLOCK_BYTES as u32,
-            flags: 0,
+        let in_head = fixed.min(HEAD_BYTES - start);
+        self.head[start..start + in_head].copy_from_slice(&slot.operation[..in_head]);
+        self.serve(&header, Origin::Slot(key), buffers, |session, _| {
+            let slots = session.slots.as_ref().expect("the request is in a slot");
+            [&slot.operation[..fixed], slots.bytes(key, payload)].concat()
+        })
+    }
+
+    /// Serves a request whose head is there; `body` gives all that follows the header.
+    fn serve(
+        &mut self,
+        header: &abi::InHeader,
+        origin: Origin,
+        buffers: &mut Buffers,
+        body: impl FnOnce(&mut FuseSession, &mut Buffers) -> Vec<u8>,
+    ) -> Received {
+        let (error, reply) = match self.data_request(header, origin, buffers) {
+            Ok((ticket, request)) => return Received::Request(ticket, request),
+            Err(DataRefusal::Error(error)) if is_data(header.opcode) => (error, Vec::new()),
+            Err(DataRefusal::Empty) => (0, Vec::new()),
+            Err(DataRefusal::Error(_) | DataRefusal::NotData) => {
+                let body = body(self, buffers);
+                match self.local_request(header, &body) {
+                    Local::Reply(reply) => (0, reply),
+                    Local::Error(error) => (error, Vec::new()),
+                    Local::Silent if origin == Origin::Device => return Received::Served,
+                    // Every slot is answered; this has none that the kernel would look at.
+                    Local::Silent => (0, Vec::new()),
+                }
+            }
+        };
+        self.respond(origin, header.unique, error, Body::Bytes(&reply));
+        Received::Served
+    }
+
+    /// Answers a request: with a success and `body`, or with an error and nothing.
+    fn respond(&mut self, origin: Origin, unique: u64, error: i32, body: Body<'_>) {
+        match (origin, &mut self.slots) {
+            (Origin::Slot(key), Some(slots)) => slots.answer(key, unique, error, body),
+            (Origin::Slot(_), None) => unreachable!("slots stay as long as the session"),
+            (Origin::Device, _) => match body {
+                Body::Bytes(bytes) => self.send(unique, error, &[IoSlice::new(bytes)]),
+                // By far the most frequent answer needs no list.
+                Body::Pieces([Piece::Bytes(buf)]) => self.send(unique, error, &[IoSlice::new(buf.as_ref())]),
+                Body::Pieces(pieces) => {
+                    let mut parts = Vec::with_capacity(pieces.len());
+                    for piece in pieces {
+                        match piece {
+                            Piece::Bytes(buf) => parts.push(IoSlice::new(buf.as_ref())),
+                            Piece::Zeros(len) => {
+                                let (whole, rest) = (len / ZEROS.len(), len % ZEROS.len());
+                                parts.extend((0..whole).map(|_| IoSlice::new(&ZEROS)));
+                                parts.push(IoSlice::new(&ZEROS[..rest]));
+                            }
+                        }
+                    }
+                    self.send(unique, error, &parts);
+                }
+            },
         }
     }
 
-    fn within(&self, offset: u64, len: u64) -> bool {
-        offset.checked_add(len).is_some_and(|end| end <= self.size_bytes)
-    }
-
-    fn send(&self, unique: u64, body: &[u8]) {
-        let header = out_header(unique, 0, body.len());
-        self.write(&[IoSlice::new(bytemuck::bytes_of(&header)), IoSlice::new(body)]);
-    }
-
-    /// An empty answer; a success if `error` is zero.
-    fn send_error(&self, unique: u64, error: i32) {
-        self.write(&[IoSlice::new(bytemuck::bytes_of(&out_header(unique, error, 0)))]);
+    fn send(&self, unique: u64, error: i32, body: &[IoSlice<'_>]) {
+        let header = abi::OutHeader {
+            len: (size_of::<abi::OutHeader>() + body.iter().map(|part| part.len()).sum::<usize>()) as u32,
+            error: -error,
+            unique,
+        };
+        let header = IoSlice::new(bytemuck::bytes_of(&header));
+        match body {
+            [only] => self.write(&[header, *only]),
+            _ => self.write(&[&[header], body].concat()),
+        }
     }
 
     fn write(&self, parts: &[IoSlice<'_>]) {
@@ -370,7 +376,7 @@ impl FuseSession {
                     // The request was given up by who asked, or the device is gone.
                     Some(libc::ENOENT | libc::ENODEV | libc::ECONNABORTED) => return,
                     _ => {
-                        tracing::error!(file = self.file_name, %error, "the kernel refused an answer");
+                        tracing::error!(file = self.file.name, %error, "the kernel refused an answer");
                         return;
                     }
                 },
@@ -393,103 +399,92 @@ impl Session for FuseSession {
         self.dev.as_raw_fd()
     }
 
+    fn readable(&mut self) {
+        self.readable = true;
+    }
+
     fn receive(&mut self, buffers: &mut Buffers) -> Received {
-        let len = loop {
-            let landing = buffers.landing().as_mut();
-            match (&self.dev).read_vectored(&mut [IoSliceMut::new(&mut self.head), IoSliceMut::new(landing)]) {
-                Ok(len) => break len,
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN) => return Received::Empty,
-                    // Interrupted, or the request was given up while we took it.
-                    Some(libc::EINTR | libc::ENOENT) => {}
-                    _ => return Received::Ended(error.to_string()),
-                },
-            }
-        };
-        if len < size_of::<abi::InHeader>() {
-            return Received::Ended(format!("the kernel sent a request of {len} bytes"));
+        if let Some(why) = self.ended.take() {
+            return Received::Ended(why);
         }
-        let header: abi::InHeader = bytemuck::pod_read_unaligned(&self.head[..size_of::<abi::InHeader>()]);
-        if header.len as usize != len {
-            return Received::Ended(format!("the kernel sent {len} bytes of a request of {}", header.len));
+        match self.slots.as_mut().and_then(Slots::next) {
+            Some(key) => self.receive_from_slot(key, buffers),
+            None if self.readable => self.receive_from_device(buffers),
+            None => Received::Empty,
         }
-        match self.data_request(&header, len, buffers) {
-            Ok((ticket, request)) => return Received::Request(ticket, request),
-            Err(DataRefusal::Error(error)) if is_data(header.opcode) => self.send_error(header.unique, error),
-            Err(DataRefusal::Empty) => self.send_error(header.unique, 0),
-            Err(DataRefusal::Error(_) | DataRefusal::NotData) => {
-                let in_head = len.min(HEAD_BYTES);
-                let mut body = self.head[size_of::<abi::InHeader>()..in_head].to_vec();
-                body.extend_from_slice(&buffers.landing().as_ref()[..len - in_head]);
-                match self.local_request(&header, &body) {
-                    Local::Reply(body) => self.send(header.unique, &body),
-                    Local::Error(error) => self.send_error(header.unique, error),
-                    Local::Silent => {}
-                }
-            }
-        }
-        Received::Served
     }
 
     fn answer(&mut self, ticket: Ticket, answer: &Answer) {
-        match answer {
-            Err(error) => self.send_error(ticket.unique, error_number(error)),
-            // By far the most frequent answer needs no list.
-            Ok(Reply::Data(pieces)) if let [Piece::Bytes(buf)] = &pieces[..] => self.send(ticket.unique, buf.as_ref()),
-            Ok(Reply::Data(pieces)) => {
-                let len = |piece: &Piece| match piece {
-                    Piece::Bytes(buf) => buf.len(),
-                    Piece::Zeros(len) => *len,
-                };
-                let header = out_header(ticket.unique, 0, pieces.iter().map(len).sum());
-                let mut parts = Vec::with_capacity(1 + pieces.len());
-                parts.push(IoSlice::new(bytemuck::bytes_of(&header)));
-                for piece in pieces {
-                    match piece {
-                        Piece::Bytes(buf) => parts.push(IoSlice::new(buf.as_ref())),
-                        Piece::Zeros(len) => {
-                            let (whole, rest) = (len / ZEROS.len(), len % ZEROS.len());
-                            parts.extend((0..whole).map(|_| IoSlice::new(&ZEROS)));
-                            parts.push(IoSlice::new(&ZEROS[..rest]));
-                        }
-                    }
-                }
-                self.write(&parts);
-            }
-            Ok(Reply::Done) if ticket.kind == RequestKind::Write => {
-                let written = abi::WriteOut {
-                    size: ticket.bytes as u32,
-                    padding: 0,
-                };
-                self.send(ticket.unique, bytemuck::bytes_of(&written));
-            }
-            Ok(Reply::Done) => self.send_error(ticket.unique, 0),
-        }
+        let written = abi::WriteOut {
+            size: ticket.bytes as u32,
+            padding: 0,
+        };
+        let (error, body) = match answer {
+            Err(error) => (error_number(error), Body::Bytes(&[])),
+            Ok(Reply::Data(pieces)) => (0, Body::Pieces(pieces)),
+            Ok(Reply::Done) if ticket.kind == RequestKind::Write => (0, Body::Bytes(bytemuck::bytes_of(&written))),
+            Ok(Reply::Done) => (0, Body::Bytes(&[])),
+        };
+        self.respond(ticket.origin, ticket.unique, error, body);
     }
 
     fn resize(&mut self, size_bytes: u64) {
-        self.size_bytes = size_bytes;
+        self.file.size_bytes = size_bytes;
     }
 
     fn refuse(&mut self) {
         self.refusing = true;
     }
+
+    fn allow_ring(&mut self) {
+        self.may_use_ring = true;
+    }
+
+    fn command(&mut self) -> Option<Command> {
+        self.slots.as_mut()?.command()
+    }
+
+    fn commanded(&mut self, slot: u32, result: i32) {
+        let slots = self.slots.as_mut().expect("a command was given");
+        match slots.commanded(slot, result) {
+            Arrival::Fine => {}
+            Arrival::Refused => tracing::warn!(
+                file = self.file.name,
+                error = %std::io::Error::from_raw_os_error(-result),
+                "the kernel takes no slots for FUSE over io_uring; using /dev/fuse"
+            ),
+            Arrival::Ended => self.ended = Some(std::io::Error::from_raw_os_error(-result).to_string()),
+        }
+    }
+
+    fn commands_out(&self) -> usize {
+        self.slots.as_ref().map_or(0, Slots::out)
+    }
+
+    fn has_arrived(&self) -> bool {
+        self.slots.as_ref().is_some_and(Slots::has_arrived)
+    }
+
+    fn path(&self) -> GuestPath {
+        match &self.slots {
+            Some(slots) if slots.is_accepted() => GuestPath::Ring,
+            _ => GuestPath::Device,
+        }
+    }
+
+    fn is_warm(&self) -> bool {
+        self.slots.as_ref().is_some_and(Slots::is_warm)
+    }
+
+    fn trim(&mut self) {
+        if let Some(slots) = &mut self.slots {
+            slots.trim();
+        }
+    }
 }
 
 fn is_data(opcode: u32) -> bool {
     matches!(opcode, abi::READ | abi::WRITE | abi::FSYNC | abi::FALLOCATE)
-}
-
-fn out_header(unique: u64, error: i32, body_bytes: usize) -> abi::OutHeader {
-    abi::OutHeader {
-        len: (size_of::<abi::OutHeader>() + body_bytes) as u32,
-        error: -error,
-        unique,
-    }
-}
-
-fn reply<T: Pod>(body: &T) -> Local {
-    Local::Reply(bytemuck::bytes_of(body).to_vec())
 }
 
 fn aligned(bytes: u64) -> bool {

@@ -136,7 +136,7 @@ impl Frontend for FuseLoop {
 
     fn close(&self, volume: &str) {
         let target = self.mount_point(volume);
-        mounts::unmount(&target);
+        mounts::end(&target);
         // Only an empty directory goes; anything else is not ours.
         let _ = fs::remove_dir(&target);
     }

@@ -14,6 +14,8 @@ mod fuse;
 mod fuse_loop;
 mod loop_device;
 mod mounts;
+mod one_file;
+mod slots;
 
 use std::fmt::Debug;
 use std::os::fd::RawFd;
@@ -24,6 +26,7 @@ use galleonfs_storage_engine::request::{Answer, Request};
 use crate::engine::EngineError;
 pub use buffers::Buffers;
 pub use fuse_loop::FuseLoop;
+pub use slots::{COMMAND_VECTORS, Command, switch_on as ring_switched_on};
 
 /// Bytes in a block of every device; also the unit of every request.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -75,10 +78,29 @@ pub trait Frontend: Debug + Send + Sync {
     fn remove_stale(&self) -> Result<(), EngineError>;
 }
 
+/// How requests reach a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestPath {
+    /// In memory that the kernel was given, many for one system call.
+    Ring,
+    /// One at a time, by reading the device.
+    Device,
+}
+
+/// Where one request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    /// It was read from the device.
+    Device,
+    /// It is in this slot.
+    Slot(u32),
+}
+
 /// Names one guest request of a session until it is answered.
 #[derive(Clone, Copy, Debug)]
 pub struct Ticket {
     unique: u64,
+    origin: Origin,
     /// What was asked, for the counters and for the form of the answer.
     pub kind: RequestKind,
     /// Length of the range asked for.
@@ -110,9 +132,15 @@ pub enum Received {
 }
 
 /// The channel of one device, on a shard. No call blocks.
+///
+/// Requests come through the descriptor, and, if [`Session::allow_ring`] was called, also as ends of commands that the
+/// shard carries out on its ring: [`Session::command`] says what to do, [`Session::commanded`] is told of the end.
 pub trait Session: Debug + Send {
-    /// Readable when [`Session::receive`] has something.
+    /// Readable when [`Session::receive`] may have something.
     fn descriptor(&self) -> RawFd;
+
+    /// The descriptor is readable.
+    fn readable(&mut self);
 
     /// Takes the next request.
     fn receive(&mut self, buffers: &mut Buffers) -> Received;
@@ -126,4 +154,28 @@ pub trait Session: Debug + Send {
     /// From now on every request for data is refused with an I/O error; the rest is still served, so that the device
     /// can be taken down.
     fn refuse(&mut self);
+
+    /// Commands can be carried out. To be called before anything is received.
+    fn allow_ring(&mut self);
+
+    /// The next command to carry out. What it points to stays until it has ended.
+    fn command(&mut self) -> Option<Command>;
+
+    /// The command for `slot` has ended.
+    fn commanded(&mut self, slot: u32, result: i32);
+
+    /// Commands that have not ended. Nothing of the session may go before they have; the end of the device ends them.
+    fn commands_out(&self) -> usize;
+
+    /// True if [`Session::receive`] has something that no event will tell of.
+    fn has_arrived(&self) -> bool;
+
+    /// The way that requests take.
+    fn path(&self) -> GuestPath;
+
+    /// True while there is memory that [`Session::trim`] would free.
+    fn is_warm(&self) -> bool;
+
+    /// Frees memory that is not in use.
+    fn trim(&mut self);
 }

@@ -41,9 +41,20 @@ pub fn mount_fuse(target: &Path, source: &str, read_only: bool) -> io::Result<Fi
 
 /// Unmounts everything that is mounted at `target`, at once for new users and later for present ones.
 pub fn unmount(target: &Path) {
+    unmount_all(target, MntFlags::MNT_DETACH);
+}
+
+/// Ends the connections of everything that is mounted at `target`, and unmounts it. Whoever still has something open
+/// there gets errors, and our own server gets its slots back, so this is for a device that is down.
+pub fn end(target: &Path) {
+    // Forcing ends a connection, detaching unmounts whatever is open.
+    unmount_all(target, MntFlags::MNT_FORCE | MntFlags::MNT_DETACH);
+}
+
+fn unmount_all(target: &Path, flags: MntFlags) {
     // Mounts may lie on top of each other; the bound only stops a surprise from becoming a loop.
     for _ in 0..16 {
-        if umount2(target, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW).is_err() {
+        if umount2(target, flags | MntFlags::UMOUNT_NOFOLLOW).is_err() {
             return;
         }
     }

@@ -11,8 +11,8 @@ fn page(fill: u8) -> BufMut {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_system_lives_on_a_volume() {
-    for path in [DiskPath::Ring, DiskPath::Threads] {
-        let node = Node::new(1, Some(path));
+    for paths in ALL_PATHS {
+        let node = Node::with(1, paths);
         for volume in ["ram", "file"] {
             let device = node.attach(volume, 64 * MIB).await;
             let mounted = Mounted::ext4(&device, node.dir.join("mnt"));
@@ -28,7 +28,8 @@ async fn a_file_system_lives_on_a_volume() {
                 run("mount", &[&text(&device), &text(&node.dir.join("mnt"))]);
                 let mounted = Mounted(node.dir.join("mnt"));
                 assert_eq!(fs::read(mounted.0.join("data")).expect("read"), bytes);
-                assert_eq!(node.stats(volume).path, path);
+                let stats = node.stats(volume);
+                assert_eq!((Some(stats.path), stats.guest_path), (paths.disk, paths.guest));
                 drop(mounted);
                 node.engine.detach(volume).await.expect("detach");
             }
@@ -39,7 +40,7 @@ async fn a_file_system_lives_on_a_volume() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_sync_of_the_guest_is_one_flush_of_the_engine() {
-    let node = Node::new(1, None);
+    let node = Node::new(1);
     let device = node.attach("ram", 16 * MIB).await;
     let file = open_direct(&device);
     // The kernel syncs once when it makes the loop device.
@@ -57,7 +58,7 @@ async fn every_sync_of_the_guest_is_one_flush_of_the_engine() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn discards_and_zeroes_reach_the_engine_as_ranges() {
-    let node = Node::new(1, None);
+    let node = Node::new(1);
     let device = node.attach("ram", 64 * MIB).await;
     run("blkdiscard", &["-o", "1048576", "-l", "8388608", &text(&device)]);
     assert_eq!(std::mem::take(&mut node.control.lock().zeroed), [(MIB, 8 * MIB)]);
@@ -78,7 +79,7 @@ async fn discards_and_zeroes_reach_the_engine_as_ranges() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_hangs_does_not_hold_up_the_others() {
-    let node = Node::new(1, None);
+    let node = Node::new(1);
     let device = node.attach("ram", 16 * MIB).await;
     node.control.lock().hold = 0..4096;
     let done = AtomicUsize::new(0);
@@ -111,8 +112,8 @@ async fn a_request_that_hangs_does_not_hold_up_the_others() {
 /// The hanging disk is a file system on a volume of the same shard, so a shard that waited for it would never wake.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hanging_disk_holds_up_its_own_volume_only() {
-    for path in [DiskPath::Ring, DiskPath::Threads] {
-        let node = Node::new(1, Some(path));
+    for paths in ALL_PATHS {
+        let node = Node::with(1, paths);
         let below = node.attach("ram-below", 64 * MIB).await;
         let pool = Mounted::ext4(&below, node.dir.join("pool"));
         let hanging = node
@@ -151,7 +152,7 @@ async fn a_hanging_disk_holds_up_its_own_volume_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_volume_grows_while_it_is_in_use() {
-    let node = Node::new(1, None);
+    let node = Node::new(1);
     let device = node.attach("ram", 16 * MIB).await;
     let file = open_direct(&device);
     file.write_all_at(page(1).as_ref(), 20 * MIB)
@@ -177,8 +178,8 @@ async fn a_volume_grows_while_it_is_in_use() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_and_odd_requests_arrive_whole() {
-    for path in [DiskPath::Ring, DiskPath::Threads] {
-        let node = Node::new(1, Some(path));
+    for paths in ALL_PATHS {
+        let node = Node::with(1, paths);
         let device = node.attach("file", 64 * MIB).await;
         let file = open_direct(&device);
         let mut at = 0;
@@ -200,7 +201,7 @@ async fn large_and_odd_requests_arrive_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_read_only_volume_refuses_writes() {
-    let node = Node::new(1, None);
+    let node = Node::new(1);
     let spec = AttachSpec {
         read_only: true,
         ..node.spec("ram", 16 * MIB)
@@ -220,7 +221,7 @@ async fn a_read_only_volume_refuses_writes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn attaching_and_detaching_twice_changes_nothing() {
-    let node = Node::new(2, None);
+    let node = Node::new(2);
     let device = node.attach("ram", 16 * MIB).await;
     let spec = node.spec("ram", 16 * MIB);
     assert_eq!(
@@ -253,7 +254,7 @@ async fn attaching_and_detaching_twice_changes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_stopped_answers_errors_and_says_why() {
-    let node = Node::new(1, None);
+    let node = Node::new(1);
     let device = node.attach("ram", 16 * MIB).await;
     let file = open_direct(&device);
     file.write_all_at(page(1).as_ref(), 0).expect("write");
@@ -272,7 +273,7 @@ async fn an_engine_that_stopped_answers_errors_and_says_why() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_cannot_be_opened_leaves_no_device() {
-    let node = Node::new(1, None);
+    let node = Node::new(1);
     let spec = AttachSpec {
         replica_dir: node.dir.join("absent"),
         ..node.spec("ram", MIB)

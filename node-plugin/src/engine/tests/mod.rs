@@ -20,6 +20,22 @@ use fake::{Control, Mapped, Ram};
 
 const MIB: u64 = 1 << 20;
 
+/// Every way that requests and disk operations can take together.
+const ALL_PATHS: [Paths; 3] = [
+    Paths {
+        disk: Some(DiskPath::Ring),
+        guest: GuestPath::Ring,
+    },
+    Paths {
+        disk: Some(DiskPath::Ring),
+        guest: GuestPath::Device,
+    },
+    Paths {
+        disk: Some(DiskPath::Threads),
+        guest: GuestPath::Device,
+    },
+];
+
 /// A node of one test: its directories, its engine, and what its fakes saw.
 struct Node {
     dir: PathBuf,
@@ -29,15 +45,17 @@ struct Node {
 }
 
 impl Node {
-    fn new(shards: usize, path: Option<DiskPath>) -> Node {
-        Node::at(
-            std::env::temp_dir().join(format!("galleonfs-node-{}", Uuid::new_v4())),
-            shards,
-            path,
-        )
+    /// With the best paths there are.
+    fn new(shards: usize) -> Node {
+        Node::with(shards, Paths::BEST)
     }
 
-    fn at(dir: PathBuf, shards: usize, path: Option<DiskPath>) -> Node {
+    fn with(shards: usize, paths: Paths) -> Node {
+        let dir = std::env::temp_dir().join(format!("galleonfs-node-{}", Uuid::new_v4()));
+        Node::at(dir, shards, paths)
+    }
+
+    fn at(dir: PathBuf, shards: usize, paths: Paths) -> Node {
         fs::create_dir_all(&dir).expect("make a directory for the test");
         let control = Control::default();
         let (ram, file) = (control.clone(), Control::default());
@@ -53,7 +71,7 @@ impl Node {
             map_budget_bytes: 0,
             runtime_dir: dir.join("run"),
         };
-        let engine = Engine::start_with(&config, Box::new(open), path).expect("start the engine");
+        let engine = Engine::start_with(&config, Box::new(open), paths).expect("start the engine");
         Node { dir, engine, control }
     }
 

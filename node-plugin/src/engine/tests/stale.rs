@@ -9,7 +9,7 @@ const DIR: &str = "GALLEONFS_TEST_STALE_DIR";
 #[ignore = "the victim of a_successor_removes_what_a_killed_process_left"]
 async fn a_process_that_serves_until_it_is_killed() {
     let dir = PathBuf::from(std::env::var_os(DIR).expect("started by the other test"));
-    let node = Node::at(dir.clone(), 1, None);
+    let node = Node::at(dir.clone(), 1, Paths::BEST);
     let idle = node.attach("ram-idle", 16 * MIB).await;
     let busy = node.attach("ram-busy", 16 * MIB).await;
     fs::write(dir.join("devices.new"), format!("{}\n{}", text(&idle), text(&busy))).expect("tell the devices");
@@ -59,7 +59,7 @@ async fn a_successor_removes_what_a_killed_process_left() {
     drop(user);
     wait_until("the busy device went with its user", || backing(busy).is_none());
 
-    let node = Node::at(dir, 1, None);
+    let node = Node::at(dir, 1, Paths::BEST);
     let device = node.attach("ram-idle", 16 * MIB).await;
     run("blkdiscard", &[&text(&device)]);
     node.engine.detach("ram-idle").await.expect("detach");
