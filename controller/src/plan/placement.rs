@@ -56,8 +56,8 @@ pub fn free_bytes(pool: &StoragePool, replicas: &[GalleonReplica], except: Optio
     usable.saturating_sub(promised_bytes(pool, replicas, except)).max(0)
 }
 
-/// Why a pool cannot take a replica whatever its size: it does not fit the class, the place or is not well.
-fn obstacle(pool: &StoragePool, selector: &PoolSelector, node_trouble: Option<&str>) -> Option<String> {
+/// Why a pool is not one of those that the class means.
+fn mismatch(pool: &StoragePool, selector: &PoolSelector) -> Option<String> {
     if let Some(media) = selector.media
         && media != pool.spec.media
     {
@@ -68,6 +68,11 @@ fn obstacle(pool: &StoragePool, selector: &PoolSelector, node_trouble: Option<&s
     {
         return Some(format!("is not of pool {name}"));
     }
+    None
+}
+
+/// Why a pool cannot take a replica whatever its size: it is not well, or its node is not.
+fn obstacle(pool: &StoragePool, node_trouble: Option<&str>) -> Option<String> {
     if pool.metadata.deletion_timestamp.is_some() {
         return Some("is being deleted".to_string());
     }
@@ -89,11 +94,15 @@ pub fn choose<'a>(
     wish: &Wish<'_>,
 ) -> Result<&'a StoragePool> {
     let needed = size::reserved_bytes(wish.size_bytes);
-    let mut refused = vec![];
+    let (mut refused, mut others) = (vec![], vec![]);
     let mut best: Option<(_, &StoragePool)> = None;
     for pool in pools.iter().filter(|pool| wish.topology.allows(&pool.spec.node_name)) {
         let name = pool.name_any();
-        if let Some(obstacle) = obstacle(pool, wish.selector, node_trouble(&pool.spec.node_name).as_deref()) {
+        if let Some(mismatch) = mismatch(pool, wish.selector) {
+            others.push(format!("{name} {mismatch}"));
+            continue;
+        }
+        if let Some(obstacle) = obstacle(pool, node_trouble(&pool.spec.node_name).as_deref()) {
             refused.push(format!("{name} {obstacle}"));
             continue;
         }
@@ -127,6 +136,8 @@ pub fn choose<'a>(
             best = Some((rank, pool));
         }
     }
+    // What is wrong with the pools that were meant comes before the list of the others.
+    refused.append(&mut others);
     best.map(|(_, pool)| pool)
         .ok_or_else(|| no_room(pools, refused, needed, wish))
 }
@@ -222,7 +233,8 @@ pub fn room(
         .iter()
         .filter(|pool| node.is_none_or(|node| pool.spec.node_name == node))
     {
-        if obstacle(pool, selector, node_trouble(&pool.spec.node_name).as_deref()).is_none() {
+        let fits = mismatch(pool, selector).is_none();
+        if fits && obstacle(pool, node_trouble(&pool.spec.node_name).as_deref()).is_none() {
             let largest = size::largest_volume(free_bytes(pool, replicas, None));
             room.available_bytes = room.available_bytes.saturating_add(largest);
             room.largest_bytes = room.largest_bytes.max(largest);

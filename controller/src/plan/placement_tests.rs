@@ -94,6 +94,27 @@ fn a_refusal_names_pools_and_figures() {
 }
 
 #[test]
+fn a_refusal_begins_with_the_pools_that_the_class_means() {
+    let many = ["a", "b", "c", "d", "e", "f", "g", "h", "i"].map(|node| pool(node, 10 * GIB));
+    let mut small = pool("z", GIB);
+    small.spec.pool = "archive".to_string();
+    small.metadata.name = Some("archive.z".to_string());
+    let named = PoolSelector {
+        media: None,
+        name: Some("archive".to_string()),
+    };
+    let pools = [&many[..], &[small]].concat();
+    let text = chosen(&pools, &[], &wish(&named, &TopologyWish::default()))
+        .expect_err("it is too small")
+        .text;
+    assert!(
+        text.contains(": archive.z has 1 GiB free of 1 GiB; default.a is not of pool archive;"),
+        "{text}"
+    );
+    assert!(text.ends_with("; and 2 more"), "{text}");
+}
+
+#[test]
 fn the_class_narrows_down_the_pools() {
     let mut disk = pool("b", 10 * GIB);
     disk.spec.media = MediaType::Hdd;
