@@ -26,10 +26,11 @@ demo-down:
 lab-binaries:
 	$(LAB) build
 
-# Every test but those in a Kubernetes, on a machine that may be new: packages and the programs that some tests run
-# (helm, etcd, an API server) come first, and are cached.
+# On a machine that may be new: packages and the programs that some tests run come first, and are cached. One test
+# that fails keeps no other from running.
 test:
-	GALLEONFS_LAB_BIN=$$($(LAB_DEV) build) && export GALLEONFS_LAB_BIN && $(CARGO) test --workspace --locked
+	GALLEONFS_LAB_BIN=$$($(LAB_DEV) build) && export GALLEONFS_LAB_BIN && \
+		$(CARGO) test --workspace --locked --no-fail-fast
 
 test-cluster:
 	$(CARGO) build --release --locked -p galleonfs
@@ -47,4 +48,4 @@ bench:
 check:
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
-	$(CARGO) deny --locked check
+	$(CARGO) deny --locked check bans licenses sources

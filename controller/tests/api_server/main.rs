@@ -56,7 +56,8 @@ fn main() -> ExitCode {
         .build()
         .expect("a runtime");
     let lab = runtime.block_on(Lab::start(&programs)).expect("the API server starts");
-    let mut failed = vec![];
+    let began = std::time::Instant::now();
+    let (mut passed, mut failed) = (0, vec![]);
     for (index, (name, scenario)) in SCENARIOS.iter().enumerate() {
         let selected = wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()));
         // The first one installs what all need.
@@ -74,16 +75,25 @@ fn main() -> ExitCode {
             Err(_) => "FAILED (hangs)",
         };
         println!("test {name} ... {verdict} ({:.1} s)", start.elapsed().as_secs_f64());
-        if verdict != "ok" {
-            failed.push(*name);
+        match verdict {
+            "ok" => passed += 1,
+            _ => failed.push(*name),
         }
     }
     runtime.block_on(lab.stop());
+    let verdict = if failed.is_empty() { "ok" } else { "FAILED" };
+    if !failed.is_empty() {
+        println!("\nfailures:\n    {}", failed.join("\n    "));
+    }
+    // In the words of the standard harness, for whoever counts.
+    println!(
+        "\ntest result: {verdict}. {passed} passed; {} failed; {} filtered out; finished in {:.2}s\n",
+        failed.len(),
+        SCENARIOS.len() - passed - failed.len(),
+        began.elapsed().as_secs_f64()
+    );
     match failed.is_empty() {
         true => ExitCode::SUCCESS,
-        false => {
-            println!("failed: {}", failed.join(", "));
-            ExitCode::FAILURE
-        }
+        false => ExitCode::FAILURE,
     }
 }

@@ -156,7 +156,14 @@ pub fn ensure_some(layout: &Layout, names: &[&str]) -> Result<Binaries> {
             index + 1,
             missing.len()
         );
-        run::step(&title, || build(&go, &root, &modules, program, &ldflags))?;
+        run::step(&title, || {
+            // A new machine fetches hundreds of modules first, and one of them may not come at the first try. What has
+            // been fetched and compiled is kept.
+            build(&go, &root, &modules, program, &ldflags).or_else(|error| {
+                run::say(&format!("    once more, after {error:#}"));
+                build(&go, &root, &modules, program, &ldflags)
+            })
+        })?;
     }
     Ok(binaries)
 }

@@ -122,13 +122,15 @@ pub fn ensure() -> Result<()> {
     Ok(())
 }
 
-/// Go is needed only while the cluster's programs are not in the cache.
+/// Go is needed only while the cluster's programs are not in the cache. Its own installer puts it where neither sudo
+/// nor a fresh shell looks.
 pub fn go() -> Result<std::path::PathBuf> {
-    match which("go") {
+    let installed = Path::new("/usr/local/go/bin/go");
+    match which("go").or_else(|| installed.is_file().then(|| installed.to_path_buf())) {
         Some(go) => Ok(go),
         None => bail!(
             "Go is missing (1.26 or newer): the lab builds Kubernetes with it once; see https://go.dev/doc/install, \
-             and mind that /usr/local/go/bin must be on the PATH"
+             if it is elsewhere than in /usr/local/go, put its `bin` on the PATH"
         ),
     }
 }
@@ -156,7 +158,8 @@ fn install(packages: &[&str]) -> Result<()> {
             let mut command = Command::new(&apt);
             command
                 .env("DEBIAN_FRONTEND", "noninteractive")
-                .args(["-q", "-y"])
+                // A machine that has just started may be updating itself, and its network may not be steady yet.
+                .args(["-q", "-y", "-o", "DPkg::Lock::Timeout=300", "-o", "Acquire::Retries=3"])
                 .args(arguments);
             run::output(&mut command)
         };

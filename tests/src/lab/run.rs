@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
@@ -140,9 +140,10 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Result
     }
 }
 
-/// Does one step that a person may have to wait for: says what it is, that it goes on, and how long it took.
+/// Does one step that a person may have to wait for: says when it began, what it is, that it goes on, and how long it
+/// took. A log of it tells where the time went, and which step never ended.
 pub fn step<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    say(&format!("==> {title}"));
+    say(&format!("==> {} {title}", time_of_day()));
     let start = Instant::now();
     let (done, waiting) = mpsc::channel::<()>();
     let heartbeat = {
@@ -156,10 +157,18 @@ pub fn step<T>(title: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let result = work();
     drop(done);
     let _ = heartbeat.join();
-    if result.is_ok() {
-        say(&format!("    done in {:.1} s", start.elapsed().as_secs_f64()));
-    }
+    let verdict = if result.is_ok() { "done in" } else { "FAILED after" };
+    say(&format!("    {verdict} {:.1} s", start.elapsed().as_secs_f64()));
     result.with_context(|| title.to_string())
+}
+
+/// As in `23:59:07`, UTC: logs of several machines can be laid side by side.
+fn time_of_day() -> String {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    format!("{:02}:{:02}:{:02}", now / 3600 % 24, now / 60 % 60, now % 60)
 }
 
 /// A line for the person at the terminal. Standard output is left to what a command was asked for.

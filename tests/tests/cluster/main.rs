@@ -13,6 +13,7 @@
 mod claims;
 mod failures;
 mod idle;
+mod pools;
 mod rights;
 mod sanity;
 mod world;
@@ -22,7 +23,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, anyhow};
 use galleonfs_tests::lab::{Lab, Options, install};
 
 use world::World;
@@ -50,6 +51,7 @@ const TESTS: &[Test] = tests![
     claims::an_ext4_claim_has_grown_when_its_next_pod_runs,
     claims::a_claim_with_an_unknown_parameter_says_which_ones_exist,
     claims::the_examples_and_the_charts_own_test_work,
+    pools::a_pool_that_cannot_be_used_says_why_and_takes_no_replicas,
     rights::a_nodes_token_cannot_touch_another_nodes_objects,
     failures::what_was_fsynced_survives_a_killed_node_plugin,
     failures::a_killed_controller_finishes_what_it_began,
@@ -77,12 +79,29 @@ fn main() -> ExitCode {
         );
         return ExitCode::SUCCESS;
     }
-    match run(&chosen) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cluster tests: {error:#}");
-            ExitCode::FAILURE
-        }
+    let start = Instant::now();
+    let outcome = run(&chosen);
+    let (verdict, failed) = match &outcome {
+        Ok(failed) if failed.is_empty() => ("ok", 0),
+        Ok(failed) => ("FAILED", failed.len()),
+        // Without a cluster none of them has passed.
+        Err(_) => ("FAILED", chosen.len()),
+    };
+    match &outcome {
+        Ok(failed) if failed.is_empty() => {}
+        Ok(failed) => println!("\nfailures:\n    {}", failed.join("\n    ")),
+        Err(error) => println!("\nthere was no cluster to test in: {error:#}"),
+    }
+    // In the words of the standard harness, for whoever counts.
+    println!(
+        "\ntest result: {verdict}. {} passed; {failed} failed; {} filtered out; finished in {:.2}s\n",
+        chosen.len() - failed,
+        TESTS.len() - chosen.len(),
+        start.elapsed().as_secs_f64()
+    );
+    match verdict {
+        "ok" => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     }
 }
 
@@ -90,7 +109,8 @@ fn set(variable: &str) -> bool {
     std::env::var_os(variable).is_some_and(|value| !value.is_empty() && value != "0")
 }
 
-fn run(tests: &[&Test]) -> Result<()> {
+/// Gives the names of those that failed.
+fn run(tests: &[&Test]) -> Result<Vec<&'static str>> {
     let name = std::env::var("GALLEONFS_LAB_NAME").unwrap_or_else(|_| LAB.to_string());
     let lab = Lab::up(&Options {
         name: name.clone(),
@@ -100,41 +120,35 @@ fn run(tests: &[&Test]) -> Result<()> {
     let program = install::build_program(lab.layout(), program.as_deref())?;
     install::into_lab(&lab, &program)?;
 
-    let mut failed = Vec::new();
-    for (index, (name, test)) in tests.iter().enumerate() {
-        println!("test {name} ...");
-        let start = Instant::now();
-        let world = World::create(&lab, index)?;
-        // A failed assertion must not keep the other tests from running, nor the cluster from being taken down.
-        let result = catch_unwind(AssertUnwindSafe(|| test(&world)));
-        let seconds = start.elapsed().as_secs_f64();
-        let problem = match result {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(format!("{error:#}")),
-            Err(_) => Some("an assertion failed, see above".to_string()),
-        };
-        if let Some(problem) = &problem {
-            println!(
-                "test {name} ... FAILED after {seconds:.1} s: {problem}\n{}",
-                world.diagnosis()
-            );
-            failed.push(*name);
-        } else {
-            println!("test {name} ... ok ({seconds:.1} s)");
-        }
-        if let Err(error) = world.remove() {
-            println!("test {name} ... left its namespace behind: {error:#}");
-            if problem.is_none() {
-                failed.push(*name);
-            }
-        }
-    }
+    let failed = tests
+        .iter()
+        .enumerate()
+        .filter(|(index, (name, test))| !passes(&lab, *index, name, *test))
+        .map(|(_, (name, _))| *name)
+        .collect();
     if !set("GALLEONFS_LAB_KEEP") {
         Lab::down(&name)?;
     }
-    println!("\n{} passed, {} failed", tests.len() - failed.len(), failed.len());
-    if !failed.is_empty() {
-        bail!("failed: {}", failed.join(", "));
+    Ok(failed)
+}
+
+fn passes(lab: &Lab, index: usize, name: &str, test: fn(&World) -> Result<()>) -> bool {
+    println!("test {name} ...");
+    let start = Instant::now();
+    let outcome = World::create(lab, index).and_then(|world| in_world(world, test));
+    let seconds = start.elapsed().as_secs_f64();
+    match outcome {
+        Ok(()) => println!("test {name} ... ok ({seconds:.1} s)"),
+        Err(ref error) => println!("test {name} ... FAILED after {seconds:.1} s: {error:#}"),
     }
-    Ok(())
+    outcome.is_ok()
+}
+
+/// A failed assertion must not keep the other tests from running, nor the cluster from being taken down.
+fn in_world(world: World, test: fn(&World) -> Result<()>) -> Result<()> {
+    let outcome = catch_unwind(AssertUnwindSafe(|| test(&world)))
+        .unwrap_or_else(|_| Err(anyhow!("an assertion failed, see above")))
+        .map_err(|error| anyhow!("{error:#}\n{}", world.diagnosis()));
+    let removed = world.remove().context("it left its namespace behind");
+    outcome.and(removed)
 }
