@@ -12,6 +12,12 @@
 //! names and io_uring for the bytes. Files are opened for direct I/O where the file system allows it.
 
 mod replica;
+/// Whether so little is available that engines should give back what they can spare. Measured against what is used and
+/// available, as `df` does: what a file system keeps from us is neither.
+fn is_tight(used: u64, available: u64) -> bool {
+    available < (used + available) / 5
+}
+
 #[cfg(test)]
 mod tests;
 
@@ -93,7 +99,9 @@ impl ReplicaDir {
 
     /// True if less than a fifth of the pool's file system is free, or nobody can tell.
     pub fn pool_is_tight(&self) -> bool {
-        nix::sys::statvfs::statvfs(&self.path).map_or(true, |stat| stat.blocks_available() < stat.blocks() / 5)
+        nix::sys::statvfs::statvfs(&self.path).map_or(true, |stat| {
+            is_tight(stat.blocks() - stat.blocks_free(), stat.blocks_available())
+        })
     }
 
     /// Performs `Io::Create` and hands the open file back.

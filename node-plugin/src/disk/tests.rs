@@ -148,3 +148,12 @@ fn removing_a_replica_twice_is_fine_and_leftovers_are_swept() {
     sweep_leftovers(&replicas).expect("sweep");
     assert_eq!(fs::read_dir(&replicas).expect("list").count(), 0);
 }
+
+#[test]
+fn a_pool_is_tight_when_less_than_a_fifth_of_what_we_may_use_is_available() {
+    assert!(!is_tight(0, 100));
+    assert!(!is_tight(80, 20));
+    assert!(is_tight(81, 19));
+    // Most of the file system is kept from us: what counts is half full.
+    assert!(!is_tight(45, 47));
+}
