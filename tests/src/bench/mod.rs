@@ -26,7 +26,7 @@ use interrupt::Interrupt;
 use job::Job;
 use report::{Pair, Row};
 use scratch::Scratch;
-use server::Server;
+use server::{MAP_BUDGET_BYTES, Server, Serving};
 
 /// The setup that this bench measures: one replica, on the disk of the raw file.
 const SETUP: &str = "one-replica";
@@ -63,7 +63,12 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     };
     say(&format!("filling the raw file, {} MiB", options.size_bytes >> 20));
     raw.fill()?;
-    let server = Server::start(scratch, options.size_bytes)?;
+    let serving = Serving {
+        size_bytes: options.size_bytes,
+        map_budget_bytes: MAP_BUDGET_BYTES,
+    };
+    let program = std::env::current_exe().context("find this program")?;
+    let server = Server::start(&program, scratch, serving)?;
     say(&format!(
         "filling the volume at {}, served by process {}",
         server.device().display(),

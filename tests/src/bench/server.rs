@@ -23,13 +23,20 @@ use super::scratch::Scratch;
 const VOLUME: &str = "bench";
 
 /// What the node plugin takes when nobody says otherwise.
-const MAP_BUDGET_BYTES: usize = 256 << 20;
+pub const MAP_BUDGET_BYTES: usize = 256 << 20;
 
 /// How the serving process announces its device.
 const DEVICE: &str = "device ";
 
 /// How long whoever still uses the device may take to end: a killed fio, whose last I/O is out.
 const DETACH_WAIT_MAX: Duration = Duration::from_secs(20);
+
+/// What is served, and how.
+#[derive(Clone, Copy, Debug)]
+pub struct Serving {
+    pub size_bytes: u64,
+    pub map_budget_bytes: usize,
+}
 
 /// The serving process, as the bench sees it.
 #[derive(Debug)]
@@ -41,13 +48,14 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts this program again as the serving process, and waits until the device is there.
-    pub fn start(scratch: &Scratch, size_bytes: u64) -> Result<Server> {
-        let mut child = Command::new(std::env::current_exe().context("find this program")?)
+    /// Starts `program`, which is `galleonfs-bench`, as the serving process, and waits until the device is there.
+    pub fn start(program: &Path, scratch: &Scratch, serving: Serving) -> Result<Server> {
+        let mut child = Command::new(program)
             .arg("--dir")
             .arg(scratch.dir())
             .arg("serve")
-            .arg(size_bytes.to_string())
+            .arg(serving.size_bytes.to_string())
+            .arg(serving.map_budget_bytes.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -137,7 +145,11 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
 }
 
 /// The serving process itself: until its standard input ends.
-pub fn serve(scratch: &Scratch, size_bytes: u64) -> Result<()> {
+pub fn serve(scratch: &Scratch, serving: Serving) -> Result<()> {
+    let Serving {
+        size_bytes,
+        map_budget_bytes,
+    } = serving;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -145,7 +157,7 @@ pub fn serve(scratch: &Scratch, size_bytes: u64) -> Result<()> {
     runtime.block_on(Engine::remove_stale(&scratch.mounts()))?;
     let engine = Engine::start(EngineConfig {
         shards: 0,
-        map_budget_bytes: MAP_BUDGET_BYTES,
+        map_budget_bytes,
         runtime_dir: scratch.mounts(),
     })?;
     let format = FormatSpec {

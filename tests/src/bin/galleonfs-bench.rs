@@ -39,7 +39,7 @@ struct Arguments {
 enum Command {
     /// Serve a volume until the standard input ends: the process under test.
     #[command(hide = true)]
-    Serve { size_bytes: u64 },
+    Serve { size_bytes: u64, map_budget_bytes: usize },
 }
 
 fn job(name: String) -> Job {
@@ -62,8 +62,16 @@ fn run(arguments: Arguments) -> Result<()> {
         .context("the crate has no parent directory")?;
     let own = checkout.join("target/bench");
     let dir = arguments.dir.unwrap_or_else(|| own.clone());
-    if let Some(Command::Serve { size_bytes }) = arguments.command {
-        return server::serve(&Scratch::new(&dir)?, size_bytes);
+    if let Some(Command::Serve {
+        size_bytes,
+        map_budget_bytes,
+    }) = arguments.command
+    {
+        let serving = server::Serving {
+            size_bytes,
+            map_budget_bytes,
+        };
+        return server::serve(&Scratch::new(&dir)?, serving);
     }
     let interrupt = Interrupt::install()?;
     // A few jobs are somebody trying something: what is written stays comparable.
