@@ -7,7 +7,7 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use galleonfs_tests::lab::layout::Layout;
 use galleonfs_tests::lab::run::say;
-use galleonfs_tests::lab::{Lab, Options, binaries, demo, images, install, prerequisites};
+use galleonfs_tests::lab::{Lab, Options, binaries, demo, images, install, prerequisites, volatile};
 
 /// A real Kubernetes of several nodes on this machine, to try and test GalleonFS in.
 #[derive(Parser)]
@@ -35,6 +35,9 @@ enum Command {
     Status(Name),
     /// Print the path of the cluster's kubeconfig.
     Kubeconfig(Name),
+    /// Serve a node's disk whose power can be cut. The lab starts this by itself.
+    #[command(hide = true)]
+    Disk { image: PathBuf, at: PathBuf },
 }
 
 #[derive(Args)]
@@ -138,6 +141,7 @@ fn run(command: Command) -> Result<()> {
                 lab.kubectl().run(&["get", "pods", "--all-namespaces", "-o", "wide"])?
             );
         }
+        Command::Disk { image, at } => volatile::serve(&image, &at)?,
         Command::Kubeconfig(Name { name }) => println!("{}", Lab::attach(&name)?.kubeconfig().display()),
     }
     Ok(())

@@ -5,7 +5,8 @@
 //! namespaces. Nothing is fetched while a cluster starts, and nothing is left when it ends.
 //!
 //! [`Lab`] is the door. `layout` says where things are, `binaries` and `images` make what a cluster is made from,
-//! `network`, `control_plane` and `node` run it, `install` puts GalleonFS into it, `sweep` removes it.
+//! `network`, `control_plane` and `node` run it, `install` puts GalleonFS into it, `volatile` is a
+//! disk whose power can be cut, `sweep` removes it all.
 
 pub mod archive;
 pub mod binaries;
@@ -25,6 +26,7 @@ pub mod processes;
 pub mod run;
 pub mod seed;
 pub mod sweep;
+pub mod volatile;
 
 pub use cluster::{Lab, Options};
 pub use kubectl::Kubectl;

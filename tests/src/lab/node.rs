@@ -24,6 +24,7 @@ use super::processes::{Process, Processes};
 use super::run::{self, wait_for};
 use super::seed::Seed;
 use super::sweep;
+use super::volatile::{VolatileDisk, has_loop_device};
 
 /// The directories of the machine that each node has for itself.
 const OWN_DIRECTORIES: [(&str, &str); 3] = [
@@ -98,7 +99,7 @@ impl Node {
         for (own, _) in OWN_DIRECTORIES {
             fs::create_dir_all(directory.join(own))?;
         }
-        let disk = directory.join("disk.img");
+        let disk = self.disk_image();
         run::output(run::command("truncate", ["--size", POOL_DISK]).arg(&disk))?;
         run::output(run::command("mkfs.ext4", ["-q", "-E", "nodiscard,lazy_itable_init=1"]).arg(&disk))?;
         let containerd = containerd_config(
@@ -216,10 +217,11 @@ impl Node {
             ));
         }
         fs::create_dir_all(POOL).with_context(|| format!("could not create {POOL}"))?;
-        script.push_str(&format!(
-            "mount -o loop,discard '{}' {POOL}\n",
-            self.directory().join("disk.img").display()
-        ));
+        let volatile = self.volatile_disk();
+        if volatile.chosen() {
+            volatile.start()?;
+        }
+        script.push_str(&format!("mount -o loop,discard '{}' {POOL}\n", self.disk().display()));
         // Only now: a bind mount made of a shared mount would tell its source of every mount below it.
         script.push_str("mount --make-rshared /\necho ready > /run/lab-ready\nexec sleep infinity\n");
         let mut command = run::command(
@@ -264,7 +266,39 @@ impl Node {
         self.start_kubelet()
     }
 
-    /// Everything of the node ends at once, as when its plug is pulled; its disks stay.
+    /// The node's pools are on a disk that can lose what is not synced, see [`VolatileDisk`]. It is used from the node's
+    /// next start on, and served by `program`, which is `galleonfs-lab`.
+    pub fn use_volatile_disk(&self, program: &Path) -> Result<()> {
+        self.volatile_disk().choose(program)
+    }
+
+    fn volatile_disk(&self) -> VolatileDisk {
+        VolatileDisk::new(&self.name, &self.directory(), &self.disk_image(), &self.processes)
+    }
+
+    fn disk_image(&self) -> PathBuf {
+        self.directory().join("disk.img")
+    }
+
+    /// What the pools' file system stands on.
+    fn disk(&self) -> PathBuf {
+        let volatile = self.volatile_disk();
+        if volatile.chosen() {
+            volatile.file()
+        } else {
+            self.disk_image()
+        }
+    }
+
+    /// Everything of the node ends at once, and of what it wrote to its volatile disk and did not sync some is lost: the
+    /// disk goes first, so nothing that the kernel holds for it can be written any more. Says what was lost.
+    pub fn cut_power(&self) -> Result<String> {
+        let told = self.volatile_disk().cut()?;
+        self.crash()?;
+        Ok(told)
+    }
+
+    /// Everything of the node ends at once; the machine's kernel writes what it holds to the node's disk.
     pub fn crash(&self) -> Result<()> {
         let holder = self.holder()?;
         let namespace = |process: &Process| fs::read_link(format!("/proc/{}/ns/mnt", process.pid)).ok();
@@ -292,15 +326,14 @@ impl Node {
         }
         sweep::detach_loops(&self.directory(), &devices);
         // Mounting the disk a second time while the first mount lingers would destroy it.
-        let disk = self.directory().join("disk.img");
+        let disk = self.disk();
         wait_for(
             &format!("the disk of {} to be free", self.name),
             Duration::from_secs(30),
-            || {
-                let attached = run::output(run::command("losetup", ["--associated"]).arg(&disk))?;
-                Ok(attached.trim().is_empty().then_some(()))
-            },
-        )
+            || Ok((!has_loop_device(&disk)?).then_some(())),
+        )?;
+        self.volatile_disk().stop();
+        Ok(())
     }
 
     /// Starts a node that has crashed.

@@ -1,5 +1,6 @@
 //! Our processes and whole nodes die at a bad moment; what was promised is still there.
 
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -7,7 +8,7 @@ use galleonfs_tests::lab::run::wait_for;
 use galleonfs_tests::lab::{Node, images};
 use serde_json::{Value, json};
 
-use super::world::{CLASS, SOON, World};
+use super::world::{CLASS, SOON, World, pod};
 
 /// Writes 64 KiB files, each flushed before its number goes to /tmp/acked, until a write fails. What file N holds
 /// follows from N.
@@ -45,13 +46,36 @@ pub fn a_restarted_node_serves_its_volumes_again(world: &World) -> Result<()> {
     let acked = acked(world)?;
 
     node.crash()?;
+    start_again(world, &node)?;
+    check_files(world, &node, &acked)
+}
+
+/// The node's pools move to a disk that forgets, by a crash and a start, and stay there.
+pub fn what_was_fsynced_survives_a_power_cut(world: &World) -> Result<()> {
+    let node = world.lab.node("node3")?;
+    node.use_volatile_disk(Path::new(env!("CARGO_BIN_EXE_galleonfs-lab")))?;
+    node.crash()?;
+    start_again(world, &node)?;
+
+    world.claim("data", CLASS, "512Mi", "Filesystem")?;
+    let user = pod("user", &["data"], images::FIO, false, Some(node.name()));
+    world.kubectl.apply(&user.to_string())?;
+    world.kubectl.wait_ready("user", SOON)?;
+    start_writers(world)?;
+    let acked = acked(world)?;
+
+    println!("    {}", node.cut_power()?);
+    start_again(world, &node)?;
+    check_files(world, &node, &acked)
+}
+
+fn start_again(world: &World, node: &Node) -> Result<()> {
     node.start()?;
     world.lab.wait_nodes_ready(SOON)?;
     wait_for("the node plugin to be back", SOON, || {
-        let plugin = world.plugin_on(&node)?;
+        let plugin = world.plugin_on(node)?;
         Ok(galleonfs_tests::lab::kubectl::condition(&plugin, "Ready").then_some(()))
-    })?;
-    check_files(world, &node, &acked)
+    })
 }
 
 fn start_writers(world: &World) -> Result<()> {

@@ -57,6 +57,7 @@ const TESTS: &[Test] = tests![
     failures::a_killed_controller_finishes_what_it_began,
     failures::a_restarted_kubelet_finds_its_volumes_in_use,
     failures::a_restarted_node_serves_its_volumes_again,
+    failures::what_was_fsynced_survives_a_power_cut,
     sanity::csi_sanity_has_nothing_to_complain_about,
     idle::an_idle_cluster_with_fifty_volumes_writes_nothing_for_a_minute,
 ];
