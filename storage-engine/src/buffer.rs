@@ -4,7 +4,6 @@
 //! only, and can be cut into smaller ones. Both are made of whole 4 KiB pages, as direct I/O wants them.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -16,73 +15,114 @@ pub const PAGE_BYTES: usize = 4096;
 #[repr(C, align(4096))]
 struct Page([u8; PAGE_BYTES]);
 
+/// The memory behind a buffer and its parts. The reference count stays with it when it is used again, so that neither
+/// making a buffer nor sharing it allocates while the thread has spare ones.
+type Memory = Arc<Box<[Page]>>;
+
+const HAS_MEMORY: &str = "a buffer has its memory until it is dropped";
+
 /// A buffer with one owner.
 pub struct BufMut {
-    pages: Box<[Page]>,
+    /// Nobody else has a reference; taken only when the buffer is frozen or dropped.
+    memory: Option<Memory>,
 }
 
 /// Most pages that a thread keeps for reuse: 4 MiB.
 const SPARE_PAGES_MAX: usize = 1024;
+/// The largest buffer that is kept: the longest record.
+const SPARE_LEN_MAX: usize = 257;
 
 thread_local! {
-    /// Buffers that were let go, by number of pages: clearing memory for each read cost a seventh of the CPU.
+    /// Memory that was let go: getting it from the system, aligned and cleared, for each read and each header cost a
+    /// quarter of the CPU.
     static SPARES: RefCell<Spares> = RefCell::default();
 }
 
 #[derive(Default)]
 struct Spares {
-    by_pages: BTreeMap<usize, Vec<Box<[Page]>>>,
+    /// By number of pages.
+    by_len: Vec<Vec<Memory>>,
     pages: usize,
+}
+
+impl Spares {
+    fn take(&mut self, len: usize) -> Option<Memory> {
+        let memory = self.by_len.get_mut(len)?.pop()?;
+        self.pages -= len;
+        Some(memory)
+    }
+
+    /// Keeps `memory`, to which nobody else has a reference.
+    fn keep(&mut self, memory: Memory) {
+        let len = memory.len();
+        if len == 0 || len > SPARE_LEN_MAX || self.pages + len > SPARE_PAGES_MAX {
+            return;
+        }
+        if self.by_len.is_empty() {
+            self.by_len.resize_with(SPARE_LEN_MAX + 1, Vec::new);
+        }
+        self.pages += len;
+        self.by_len[len].push(memory);
+    }
+}
+
+/// Keeps the memory for reuse if this was the last reference to it.
+fn let_go(memory: &mut Option<Memory>) {
+    if let Some(mut memory) = memory.take()
+        && Arc::get_mut(&mut memory).is_some()
+    {
+        // While a thread ends its spares may be gone already; then the memory just goes back.
+        let _ = SPARES.try_with(|spares| spares.borrow_mut().keep(memory));
+    }
 }
 
 impl Drop for BufMut {
     fn drop(&mut self) {
-        let pages = std::mem::take(&mut self.pages);
-        // While a thread ends its spares may be gone already; then the memory just goes back.
-        let _ = SPARES.try_with(|spares| {
-            let mut spares = spares.borrow_mut();
-            if !pages.is_empty() && spares.pages + pages.len() <= SPARE_PAGES_MAX {
-                spares.pages += pages.len();
-                spares.by_pages.entry(pages.len()).or_default().push(pages);
-            }
-        });
+        let_go(&mut self.memory);
     }
 }
 
 impl BufMut {
     /// A buffer of `len` zero bytes. `len` is a multiple of [`PAGE_BYTES`].
     pub fn zeroed(len: usize) -> Self {
-        assert!(
-            len.is_multiple_of(PAGE_BYTES),
-            "a buffer is made of whole pages, not of {len} bytes"
-        );
-        BufMut {
-            pages: bytemuck::zeroed_slice_box(len / PAGE_BYTES),
+        match BufMut::spare(len) {
+            Some(mut buf) => {
+                buf.as_mut().fill(0);
+                buf
+            }
+            None => BufMut::new(len),
         }
     }
 
-    /// A buffer of `len` bytes that a read is about to fill: it may hold anything until then.
+    /// A buffer of `len` bytes that somebody is about to fill: it may hold anything until then.
     pub fn for_reading(len: usize) -> Self {
+        BufMut::spare(len).unwrap_or_else(|| BufMut::new(len))
+    }
+
+    fn spare(len: usize) -> Option<BufMut> {
         assert!(
             len.is_multiple_of(PAGE_BYTES),
             "a buffer is made of whole pages, not of {len} bytes"
         );
-        let spare = SPARES.try_with(|spares| {
-            let mut spares = spares.borrow_mut();
-            let spare = spares.by_pages.get_mut(&(len / PAGE_BYTES)).and_then(Vec::pop)?;
-            spares.pages -= spare.len();
-            Some(spare)
-        });
-        match spare {
-            Ok(Some(pages)) => BufMut { pages },
-            _ => BufMut::zeroed(len),
+        let memory = SPARES
+            .try_with(|spares| spares.borrow_mut().take(len / PAGE_BYTES))
+            .ok()??;
+        Some(BufMut { memory: Some(memory) })
+    }
+
+    fn new(len: usize) -> BufMut {
+        let memory = bytemuck::zeroed_slice_box(len / PAGE_BYTES);
+        BufMut {
+            memory: Some(Arc::new(memory)),
         }
     }
 
     /// A buffer that holds a copy of `bytes`, followed by zeros up to the end of the last page.
     pub fn copy_of(bytes: &[u8]) -> Self {
-        let mut buf = BufMut::zeroed(bytes.len().next_multiple_of(PAGE_BYTES));
-        buf.as_mut()[..bytes.len()].copy_from_slice(bytes);
+        let mut buf = BufMut::for_reading(bytes.len().next_multiple_of(PAGE_BYTES));
+        let (filled, rest) = buf.as_mut().split_at_mut(bytes.len());
+        filled.copy_from_slice(bytes);
+        rest.fill(0);
         buf
     }
 
@@ -92,28 +132,33 @@ impl BufMut {
         reason = "an empty buffer has no use; asking for the length has"
     )]
     pub fn len(&self) -> usize {
-        self.pages.len() * PAGE_BYTES
+        self.pages().len() * PAGE_BYTES
     }
 
     /// Ends writing and allows sharing.
-    pub fn freeze(self) -> Buf {
-        let pages = 0..self.pages.len();
+    pub fn freeze(mut self) -> Buf {
+        let pages = 0..self.pages().len();
         Buf {
-            all: All::Own(Arc::new(self)),
+            all: All::Own(self.memory.take()),
             pages,
         }
+    }
+
+    fn pages(&self) -> &[Page] {
+        self.memory.as_ref().expect(HAS_MEMORY)
     }
 }
 
 impl AsRef<[u8]> for BufMut {
     fn as_ref(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.pages)
+        bytemuck::cast_slice(self.pages())
     }
 }
 
 impl AsMut<[u8]> for BufMut {
     fn as_mut(&mut self) -> &mut [u8] {
-        bytemuck::cast_slice_mut(&mut self.pages)
+        let memory = self.memory.as_mut().expect(HAS_MEMORY);
+        bytemuck::cast_slice_mut(Arc::get_mut(memory).expect("it has one owner"))
     }
 }
 
@@ -137,7 +182,8 @@ pub struct Buf {
 /// Where the pages are.
 #[derive(Clone)]
 enum All {
-    Own(Arc<BufMut>),
+    /// Taken only when the buffer is given back or dropped.
+    Own(Option<Memory>),
     Lent(Arc<dyn Lent>),
 }
 
@@ -182,10 +228,17 @@ impl Buf {
     }
 
     /// Gives the buffer back for reuse, if nobody else holds a part of it. Lent memory just goes back to its owner.
-    pub fn try_reclaim(self) -> Option<BufMut> {
-        match self.all {
-            All::Own(own) => Arc::into_inner(own),
-            All::Lent(_) => None,
+    pub fn try_reclaim(mut self) -> Option<BufMut> {
+        let All::Own(memory) = &mut self.all else { return None };
+        Arc::get_mut(memory.as_mut()?)?;
+        Some(BufMut { memory: memory.take() })
+    }
+}
+
+impl Drop for Buf {
+    fn drop(&mut self) {
+        if let All::Own(memory) = &mut self.all {
+            let_go(memory);
         }
     }
 }
@@ -193,7 +246,7 @@ impl Buf {
 impl AsRef<[u8]> for Buf {
     fn as_ref(&self) -> &[u8] {
         let all = match &self.all {
-            All::Own(own) => (**own).as_ref(),
+            All::Own(memory) => bytemuck::cast_slice(memory.as_ref().expect(HAS_MEMORY)),
             All::Lent(memory) => (**memory).as_ref(),
         };
         &all[self.pages.start * PAGE_BYTES..self.pages.end * PAGE_BYTES]
@@ -203,5 +256,37 @@ impl AsRef<[u8]> for Buf {
 impl fmt::Debug for Buf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Buf({} bytes)", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_comes_back_only_when_its_last_part_is_gone() {
+        let buf = BufMut::copy_of(&[7; 3 * PAGE_BYTES]).freeze();
+        let (first, all) = (buf.slice(0..PAGE_BYTES), buf.as_ref().as_ptr());
+        drop(buf);
+        let other = BufMut::for_reading(3 * PAGE_BYTES);
+        assert_ne!(other.as_ref().as_ptr(), all, "a part of it is still held");
+        assert_eq!(first.as_ref(), [7; PAGE_BYTES]);
+        drop((first, other));
+        let again = [BufMut::for_reading(3 * PAGE_BYTES), BufMut::for_reading(3 * PAGE_BYTES)];
+        assert!(again.iter().any(|buf| buf.as_ref().as_ptr() == all));
+    }
+
+    #[test]
+    fn memory_that_is_used_again_is_cleared_where_zeros_were_asked_for() {
+        drop(BufMut::copy_of(&[7; PAGE_BYTES]));
+        assert_eq!(BufMut::zeroed(PAGE_BYTES).as_ref(), [0; PAGE_BYTES]);
+    }
+
+    #[test]
+    fn a_buffer_is_reclaimed_by_its_only_holder() {
+        let buf = BufMut::zeroed(2 * PAGE_BYTES).freeze();
+        let part = buf.slice(PAGE_BYTES..2 * PAGE_BYTES);
+        assert!(buf.try_reclaim().is_none());
+        assert_eq!(part.try_reclaim().map(|whole| whole.len()), Some(2 * PAGE_BYTES));
     }
 }

@@ -2,6 +2,8 @@
 //!
 //! `docs/disk-format.md` draws what is built from these; a test holds the drawing true.
 
+use crc_fast::{CrcAlgorithm, Digest};
+
 /// Version of every structure on the disk. A higher one is refused with a clear text, never guessed at.
 pub const FORMAT_VERSION: u16 = 1;
 
@@ -88,13 +90,41 @@ impl<'a> Get<'a> {
     }
 }
 
-/// CRC-32C of `bytes` without the four at `hole`, which hold the check, seeded with `seed`.
-pub fn check_around(seed: u32, bytes: &[u8], hole: usize) -> u32 {
-    let crc = crc32c::crc32c_append(seed, &bytes[..hole]);
-    crc32c::crc32c_append(crc, &bytes[hole + 4..])
+/// CRC-32C (Castagnoli) of `parts`, one after the other. `seed` is the CRC-32C of what comes before them; 0 for nothing.
+///
+/// `crc-fast` because it folds with the widest carry-less multiplication that the processor has: 4 KiB with its address
+/// took 350 ns where the `crc32c` crate took 650 (Cascade Lake, busy; 1 MiB: 57 us and 70 us), and processors with
+/// VPCLMULQDQ gain more.
+pub fn crc(seed: u32, parts: &[&[u8]]) -> u32 {
+    let mut digest = Digest::new_with_init_state(CrcAlgorithm::Crc32Iscsi, u64::from(!seed));
+    parts.iter().for_each(|part| digest.update(part));
+    digest.finalize() as u32
 }
 
-/// The seed that ties a check to somebody's identity.
-pub fn seed(parts: &[&[u8]]) -> u32 {
-    parts.iter().fold(0, |crc, part| crc32c::crc32c_append(crc, part))
+/// CRC-32C of `bytes` without the four at `hole`, which hold the check, seeded with `seed`.
+pub fn check_around(seed: u32, bytes: &[u8], hole: usize) -> u32 {
+    crc(seed, &[&bytes[..hole], &bytes[hole + 4..]])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_check_is_crc_32c() {
+        // RFC 3720, B.4, and the usual one.
+        assert_eq!(crc(0, &[&[0; 32]]), 0x8a91_36aa);
+        assert_eq!(crc(0, &[&[0xff; 32]]), 0x62a8_ab43);
+        assert_eq!(crc(0, &[b"123456789"]), 0xe306_9283);
+    }
+
+    #[test]
+    fn a_check_goes_on_from_the_one_before() {
+        let bytes: Vec<u8> = (0..4096 + 20u32).map(|n| (n * 7) as u8).collect();
+        for cut in [0, 1, 20, 100, 4096] {
+            let (first, rest) = bytes.split_at(cut);
+            assert_eq!(crc(crc(0, &[first]), &[rest]), crc(0, &[&bytes]));
+            assert_eq!(crc(0, &[first, rest]), crc(0, &[&bytes]));
+        }
+    }
 }

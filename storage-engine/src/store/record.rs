@@ -5,7 +5,7 @@
 //! recycled segment is never taken for a new one. Three smaller kinds live between them: the end of a segment with
 //! the name of the next, the mark of a completed flush, and blocks that the cleaner moved.
 
-use super::format::{FORMAT_VERSION, Get, Put, check_around, seed};
+use super::format::{FORMAT_VERSION, Get, Put, check_around, crc};
 use crate::buffer::{Buf, BufMut};
 use crate::types::{BLOCK_BYTES, Epoch, Identity, Lba, Seq, Version};
 
@@ -116,8 +116,8 @@ impl Seals {
     /// `salt` is drawn once when the replica is made.
     pub fn new(identity: &Identity, salt: u64) -> Seals {
         Seals {
-            header: seed(&[&identity.volume, &salt.to_le_bytes()]),
-            block: seed(&[&identity.volume]),
+            header: crc(0, &[&identity.volume, &salt.to_le_bytes()]),
+            block: crc(0, &[&identity.volume]),
             volume: identity.volume,
         }
     }
@@ -130,7 +130,7 @@ impl Seals {
             .u64(lba.0)
             .u32(version.epoch.0)
             .u64(version.seq.0);
-        crc32c::crc32c_append(crc32c::crc32c_append(self.block, &address), bytes)
+        crc(self.block, &[&address, bytes])
     }
 
     /// Encodes a header; returns the block to write and its check, the next record's `chain`.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// What the engine may depend on; anything else is a decision to be argued for here.
-const DEPENDENCIES: [&str; 4] = ["bytemuck", "crc32c", "rustc-hash", "thiserror"];
+const DEPENDENCIES: [&str; 4] = ["bytemuck", "crc-fast", "rustc-hash", "thiserror"];
 const FORBIDDEN: [&str; 14] = [
     "std::fs",
     "std::net",
