@@ -109,7 +109,26 @@ fn may_publish(
     Ok(())
 }
 
+/// What every call begins with: until when its caller waits, and which volume it is about.
+fn opened<R>(request: Request<R>, id: impl Fn(&R) -> &String) -> Result<(Instant, String, R), Status> {
+    let until = deadline(request.metadata());
+    let request = request.into_inner();
+    let volume = id(&request).clone();
+    check_id("volume_id", &volume)?;
+    Ok((until, volume, request))
+}
+
 impl Node {
+    /// A path that the kubelet may name; `field` is where it did.
+    fn place(&self, field: &str, path: &str) -> Result<KubeletPath, MountError> {
+        self.stager.kubelet().check(field, path)
+    }
+
+    /// How the volume is staged here, if it is.
+    fn staged(&self, volume: &str) -> Option<Staged> {
+        is_object_name(volume).then(|| self.stager.records().staged(volume))?
+    }
+
     /// A volume that must exist.
     async fn find(&self, volume: &str) -> Result<Found, Status> {
         let missing = || Status::not_found(format!("volume {volume} does not exist"));
@@ -151,13 +170,10 @@ impl Node {
     /// How the volume is staged, if `path` is one of its places.
     fn at(&self, volume: &str, field: &str, path: &str) -> Result<(Staged, KubeletPath), Status> {
         if path.is_empty() {
-            self.stager.kubelet().check(field, path)?;
+            self.place(field, path)?;
         }
         let missing = |why: String| Err(Status::not_found(why));
-        let staged = is_object_name(volume)
-            .then(|| self.stager.records().staged(volume))
-            .flatten();
-        let Some(staged) = staged else {
+        let Some(staged) = self.staged(volume) else {
             return missing(format!("volume {volume} is not staged on this node"));
         };
         // A path is compared with what is on record and touched only then, so one that makes no sense is just not there.
@@ -165,7 +181,7 @@ impl Node {
         if staged.path != place && !staged.targets.contains_key(place) {
             return missing(format!("volume {volume} is not at {path}"));
         }
-        let path = self.stager.kubelet().check(field, path)?;
+        let path = self.place(field, path)?;
         Ok((staged, path))
     }
 }
@@ -176,14 +192,8 @@ impl galleonfs_csi_proto::csi::node_server::Node for Node {
         &self,
         request: Request<NodeStageVolumeRequest>,
     ) -> Result<Response<NodeStageVolumeResponse>, Status> {
-        let until = deadline(request.metadata());
-        let request = request.into_inner();
-        let volume = request.volume_id;
-        check_id("volume_id", &volume)?;
-        let path = self
-            .stager
-            .kubelet()
-            .check("staging_target_path", &request.staging_target_path)?;
+        let (until, volume, request) = opened(request, |request| &request.volume_id)?;
+        let path = self.place("staging_target_path", &request.staging_target_path)?;
         let mut wish = check::capability(request.volume_capability.as_ref(), "")?;
         check::map("publish_context", &request.publish_context)?;
         check::map("volume_context", &request.volume_context)?;
@@ -225,14 +235,8 @@ impl galleonfs_csi_proto::csi::node_server::Node for Node {
         &self,
         request: Request<NodeUnstageVolumeRequest>,
     ) -> Result<Response<NodeUnstageVolumeResponse>, Status> {
-        let until = deadline(request.metadata());
-        let request = request.into_inner();
-        let volume = request.volume_id;
-        check_id("volume_id", &volume)?;
-        let path = self
-            .stager
-            .kubelet()
-            .check("staging_target_path", &request.staging_target_path)?;
+        let (until, volume, request) = opened(request, |request| &request.volume_id)?;
+        let path = self.place("staging_target_path", &request.staging_target_path)?;
         let key = volume.clone();
         if is_object_name(&volume) {
             self.guarded(&key, "unstaging", until, move |node, tools| async move {
@@ -250,11 +254,8 @@ impl galleonfs_csi_proto::csi::node_server::Node for Node {
         &self,
         request: Request<NodePublishVolumeRequest>,
     ) -> Result<Response<NodePublishVolumeResponse>, Status> {
-        let until = deadline(request.metadata());
-        let request = request.into_inner();
-        let volume = request.volume_id;
-        check_id("volume_id", &volume)?;
-        let target = self.stager.kubelet().check("target_path", &request.target_path)?;
+        let (until, volume, request) = opened(request, |request| &request.volume_id)?;
+        let target = self.place("target_path", &request.target_path)?;
         let wish = check::capability(request.volume_capability.as_ref(), "")?;
         check::map("publish_context", &request.publish_context)?;
         check::map("volume_context", &request.volume_context)?;
@@ -263,17 +264,11 @@ impl galleonfs_csi_proto::csi::node_server::Node for Node {
                 "staging_target_path is missing: volumes are staged first",
             ));
         }
-        let staging = self
-            .stager
-            .kubelet()
-            .check("staging_target_path", &request.staging_target_path)?;
+        let staging = self.place("staging_target_path", &request.staging_target_path)?;
         let read_only = request.readonly || wish.read_only;
         let key = volume.clone();
         self.guarded(&key, "publishing", until, move |node, tools| async move {
-            let staged = is_object_name(&volume)
-                .then(|| node.stager.records().staged(&volume))
-                .flatten();
-            let Some(staged) = staged else {
+            let Some(staged) = node.staged(&volume) else {
                 node.find(&volume).await?;
                 return Err(Status::failed_precondition(format!(
                     "volume {volume} is not staged on this node"
@@ -291,11 +286,8 @@ impl galleonfs_csi_proto::csi::node_server::Node for Node {
         &self,
         request: Request<NodeUnpublishVolumeRequest>,
     ) -> Result<Response<NodeUnpublishVolumeResponse>, Status> {
-        let until = deadline(request.metadata());
-        let request = request.into_inner();
-        let volume = request.volume_id;
-        check_id("volume_id", &volume)?;
-        let target = self.stager.kubelet().check("target_path", &request.target_path)?;
+        let (until, volume, request) = opened(request, |request| &request.volume_id)?;
+        let target = self.place("target_path", &request.target_path)?;
         let key = volume.clone();
         if is_object_name(&volume) {
             self.guarded(&key, "unpublishing", until, move |node, tools| async move {
@@ -311,21 +303,16 @@ impl galleonfs_csi_proto::csi::node_server::Node for Node {
         &self,
         request: Request<NodeExpandVolumeRequest>,
     ) -> Result<Response<NodeExpandVolumeResponse>, Status> {
-        let until = deadline(request.metadata());
-        let request = request.into_inner();
-        let volume = request.volume_id;
-        check_id("volume_id", &volume)?;
+        let (until, volume, request) = opened(request, |request| &request.volume_id)?;
         if request.volume_path.is_empty() {
             return Err(MountError::Invalid("volume_path is missing".into()).into());
         }
         let range = check::capacity(request.capacity_range)?;
         self.find(&volume).await?;
-        let staged = is_object_name(&volume)
-            .then(|| self.stager.records().staged(&volume))
-            .flatten();
+        let staged = self.staged(&volume);
         if staged.is_some_and(|staged| staged.kind == Kind::Block) {
             // For a raw block volume the kubelet names one of several paths of its own; there is nothing to grow at any.
-            self.stager.kubelet().check("volume_path", &request.volume_path)?;
+            self.place("volume_path", &request.volume_path)?;
         } else {
             self.at(&volume, "volume_path", &request.volume_path)?;
         }
@@ -360,10 +347,7 @@ impl galleonfs_csi_proto::csi::node_server::Node for Node {
         &self,
         request: Request<NodeGetVolumeStatsRequest>,
     ) -> Result<Response<NodeGetVolumeStatsResponse>, Status> {
-        let until = deadline(request.metadata());
-        let request = request.into_inner();
-        let volume = request.volume_id;
-        check_id("volume_id", &volume)?;
+        let (until, volume, request) = opened(request, |request| &request.volume_id)?;
         let (staged, path) = self.at(&volume, "volume_path", &request.volume_path)?;
         if let Some(hangs) = self.guards.hung().of(&volume) {
             return Err(Status::aborted(hangs));

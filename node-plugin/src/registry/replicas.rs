@@ -12,7 +12,7 @@ use super::plan::{self, ReplicaStep};
 use super::{Key, Next, Registry, Retry};
 use crate::engine::EngineError;
 use crate::pool::{Pool, REPLICAS};
-use crate::served::{FormatSpec, ReplicaDisks};
+use crate::served::{FormatSpec, ReplicaDisks, salt};
 
 impl Registry {
     pub(super) async fn reconcile_replica(&self, name: &str) -> Result<Next, Retry> {
@@ -69,6 +69,7 @@ impl Registry {
             replica_uid: uid("it", &replica.uid().unwrap_or_default())?,
             cluster_id: self.cluster_id,
             size_bytes: u64::try_from(replica.spec.size_bytes).unwrap_or(0),
+            salt: salt(),
         };
         let disks = self.disks.clone();
         match on_disks("making a replica", disks, move |disks| disks.make(&dir, &spec)).await? {

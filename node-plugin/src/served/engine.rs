@@ -1,32 +1,16 @@
 //! What this crate's upper rooms need of the engine and of replica directories.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use futures::future::BoxFuture;
 use uuid::Uuid;
 
-use crate::engine::EngineError;
+use crate::disk::FormatSpec;
+use crate::engine::{AttachSpec, Device, EngineError};
 
-/// Which replica to open, and as what.
-#[derive(Debug, Clone)]
-pub struct AttachSpec {
-    /// Object name: the key of the volume on this node.
-    pub volume: String,
-    pub volume_uid: Uuid,
-    pub replica_uid: Uuid,
-    pub cluster_id: Uuid,
-    pub replica_dir: PathBuf,
-    /// Granted by a compare-and-swap on the volume's object before this call.
-    pub epoch: u64,
-    pub size_bytes: u64,
-    pub read_only: bool,
-}
-
-/// The block device of an attached volume.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Device {
-    pub path: PathBuf,
-    pub size_bytes: u64,
+/// A random number for one start of a store.
+pub fn salt() -> u64 {
+    Uuid::new_v4().as_u64_pair().1
 }
 
 /// Counters of one volume, since its attach.
@@ -60,15 +44,6 @@ pub trait NodeEngine: Send + Sync + 'static {
     fn metrics(&self) -> Vec<(String, VolumeMetrics)>;
     /// Whether the engine itself runs; the text says what is wrong with it.
     fn alive(&self) -> Result<(), String>;
-}
-
-/// What a new replica is made as.
-#[derive(Debug, Clone)]
-pub struct FormatSpec {
-    pub volume_uid: Uuid,
-    pub replica_uid: Uuid,
-    pub cluster_id: Uuid,
-    pub size_bytes: u64,
 }
 
 /// Replica directories. Blocking: called on threads for that.

@@ -74,6 +74,7 @@ impl FakeEngine {
         let device = Device {
             path: PathBuf::from(path.trim()),
             size_bytes: spec.size_bytes,
+            frontend: "fake",
         };
         self.devices
             .lock()

@@ -10,8 +10,11 @@ mod guard;
 mod real;
 mod table;
 
-pub use engine::{AttachSpec, Device, FormatSpec, NodeEngine, ReplicaDisks, VolumeMetrics};
+pub use engine::{NodeEngine, ReplicaDisks, VolumeMetrics, salt};
 pub use fake::{FakeDisks, FakeEngine};
 pub use guard::{Guard, Guards, Unguarded};
 pub use real::{RealDisks, RealEngine};
 pub use table::{Presence, Served, Waited};
+
+pub use crate::disk::FormatSpec;
+pub use crate::engine::{AttachSpec, Device};

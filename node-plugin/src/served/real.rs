@@ -4,16 +4,10 @@ use std::path::{Path, PathBuf};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use uuid::Uuid;
 
-use super::engine::{AttachSpec, Device, FormatSpec, NodeEngine, ReplicaDisks, VolumeMetrics};
-use crate::disk;
-use crate::engine::{self, Engine, EngineConfig, EngineError};
-
-/// A random number for one start of a store.
-fn salt() -> u64 {
-    Uuid::new_v4().as_u64_pair().1
-}
+use super::engine::{NodeEngine, ReplicaDisks, VolumeMetrics};
+use crate::disk::{self, FormatSpec};
+use crate::engine::{self, AttachSpec, Device, Engine, EngineConfig, EngineError};
 
 /// The engine of this process.
 #[derive(Debug)]
@@ -33,42 +27,13 @@ impl RealEngine {
     }
 }
 
-fn device(device: engine::Device) -> Device {
-    Device {
-        path: device.path,
-        size_bytes: device.size_bytes,
-    }
-}
-
 impl NodeEngine for RealEngine {
     fn remove_stale(&self) -> BoxFuture<'_, Result<(), EngineError>> {
         Engine::remove_stale(&self.runtime_dir).boxed()
     }
 
     fn attach(&self, spec: AttachSpec) -> BoxFuture<'_, Result<Device, EngineError>> {
-        let AttachSpec {
-            volume,
-            volume_uid,
-            replica_uid,
-            cluster_id,
-            replica_dir,
-            epoch,
-            size_bytes,
-            read_only,
-        } = spec;
-        let salt = salt();
-        let spec = engine::AttachSpec {
-            volume,
-            volume_uid,
-            replica_uid,
-            cluster_id,
-            replica_dir,
-            epoch,
-            size_bytes,
-            read_only,
-            salt,
-        };
-        async move { self.engine.attach(spec).await.map(device) }.boxed()
+        self.engine.attach(spec).boxed()
     }
 
     fn detach<'a>(&'a self, volume: &'a str) -> BoxFuture<'a, Result<(), EngineError>> {
@@ -76,11 +41,11 @@ impl NodeEngine for RealEngine {
     }
 
     fn grow<'a>(&'a self, volume: &'a str, size_bytes: u64) -> BoxFuture<'a, Result<Device, EngineError>> {
-        async move { self.engine.grow(volume, size_bytes).await.map(device) }.boxed()
+        self.engine.grow(volume, size_bytes).boxed()
     }
 
     fn device(&self, volume: &str) -> Option<Device> {
-        self.engine.device(volume).map(device)
+        self.engine.device(volume)
     }
 
     fn trouble(&self, volume: &str) -> Option<String> {
@@ -117,20 +82,7 @@ pub struct RealDisks;
 
 impl ReplicaDisks for RealDisks {
     fn make(&self, dir: &Path, spec: &FormatSpec) -> Result<(), EngineError> {
-        let FormatSpec {
-            volume_uid,
-            replica_uid,
-            cluster_id,
-            size_bytes,
-        } = *spec;
-        let spec = disk::FormatSpec {
-            volume_uid,
-            replica_uid,
-            cluster_id,
-            size_bytes,
-            salt: salt(),
-        };
-        disk::format_replica(dir, &spec)
+        disk::format_replica(dir, spec)
     }
 
     fn remove(&self, dir: &Path) -> Result<(), EngineError> {

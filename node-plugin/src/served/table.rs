@@ -134,6 +134,7 @@ mod tests {
         Device {
             path: "/dev/loop0".into(),
             size_bytes,
+            frontend: "fake",
         }
     }
 
