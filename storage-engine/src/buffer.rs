@@ -20,15 +20,22 @@ struct Page([u8; PAGE_BYTES]);
 type Memory = Arc<Box<[Page]>>;
 
 const HAS_MEMORY: &str = "a buffer has its memory until it is dropped";
+const ONE_OWNER: &str = "a buffer that may be filled has one owner";
 
 /// A buffer with one owner.
 pub struct BufMut {
-    /// Nobody else has a reference; taken only when the buffer is frozen or dropped.
-    memory: Option<Memory>,
+    all: AllMut,
 }
 
-/// Most pages that a thread keeps for reuse: 4 MiB.
-const SPARE_PAGES_MAX: usize = 1024;
+/// Where the pages are. Nobody else has a reference.
+enum AllMut {
+    /// Taken only when the buffer is frozen or dropped.
+    Own(Option<Memory>),
+    Lent(Arc<dyn LentMut>),
+}
+
+/// Most pages that a thread keeps for reuse: 16 MiB, what a guest that reads ahead has in flight.
+const SPARE_PAGES_MAX: usize = 4096;
 /// The largest buffer that is kept: the longest record.
 const SPARE_LEN_MAX: usize = 257;
 
@@ -76,9 +83,16 @@ fn let_go(memory: &mut Option<Memory>) {
     }
 }
 
+/// Gives the memory back that this thread keeps for reuse.
+pub fn free_spares() {
+    let _ = SPARES.try_with(|spares| *spares.borrow_mut() = Spares::default());
+}
+
 impl Drop for BufMut {
     fn drop(&mut self) {
-        let_go(&mut self.memory);
+        if let AllMut::Own(memory) = &mut self.all {
+            let_go(memory);
+        }
     }
 }
 
@@ -107,14 +121,39 @@ impl BufMut {
         let memory = SPARES
             .try_with(|spares| spares.borrow_mut().take(len / PAGE_BYTES))
             .ok()??;
-        Some(BufMut { memory: Some(memory) })
+        Some(BufMut::of(memory))
     }
 
     fn new(len: usize) -> BufMut {
-        let memory = bytemuck::zeroed_slice_box(len / PAGE_BYTES);
+        BufMut::of(Arc::new(bytemuck::zeroed_slice_box(len / PAGE_BYTES)))
+    }
+
+    fn of(memory: Memory) -> BufMut {
         BufMut {
-            memory: Some(Arc::new(memory)),
+            all: AllMut::Own(Some(memory)),
         }
+    }
+
+    /// All of some lent memory, of which nobody else has a part.
+    pub fn lent(memory: Arc<dyn LentMut>) -> BufMut {
+        assert_whole_pages((*memory).as_ref());
+        BufMut {
+            all: AllMut::Lent(memory),
+        }
+    }
+
+    /// Cuts the first `len` bytes off lent memory, a multiple of [`PAGE_BYTES`] and less than all.
+    pub fn split_front(&mut self, len: usize) -> BufMut {
+        assert!(
+            len.is_multiple_of(PAGE_BYTES) && len < self.len(),
+            "{len} bytes of {}",
+            self.len()
+        );
+        let AllMut::Lent(memory) = &mut self.all else {
+            panic!("only lent memory is cut before it is filled")
+        };
+        let front = Arc::get_mut(memory).expect(ONE_OWNER).split_front(len);
+        BufMut::lent(front)
     }
 
     /// A buffer that holds a copy of `bytes`, followed by zeros up to the end of the last page.
@@ -132,33 +171,38 @@ impl BufMut {
         reason = "an empty buffer has no use; asking for the length has"
     )]
     pub fn len(&self) -> usize {
-        self.pages().len() * PAGE_BYTES
+        self.as_ref().len()
     }
 
     /// Ends writing and allows sharing.
     pub fn freeze(mut self) -> Buf {
-        let pages = 0..self.pages().len();
-        Buf {
-            all: All::Own(self.memory.take()),
-            pages,
-        }
-    }
-
-    fn pages(&self) -> &[Page] {
-        self.memory.as_ref().expect(HAS_MEMORY)
+        let pages = 0..self.len() / PAGE_BYTES;
+        let all = match &mut self.all {
+            AllMut::Own(memory) => All::Own(memory.take()),
+            AllMut::Lent(memory) => All::Lent(memory.clone()),
+        };
+        Buf { all, pages }
     }
 }
 
 impl AsRef<[u8]> for BufMut {
     fn as_ref(&self) -> &[u8] {
-        bytemuck::cast_slice(self.pages())
+        match &self.all {
+            AllMut::Own(memory) => bytemuck::cast_slice(memory.as_ref().expect(HAS_MEMORY)),
+            AllMut::Lent(memory) => (**memory).as_ref(),
+        }
     }
 }
 
 impl AsMut<[u8]> for BufMut {
     fn as_mut(&mut self) -> &mut [u8] {
-        let memory = self.memory.as_mut().expect(HAS_MEMORY);
-        bytemuck::cast_slice_mut(Arc::get_mut(memory).expect("it has one owner"))
+        match &mut self.all {
+            AllMut::Own(memory) => {
+                let memory = memory.as_mut().expect(HAS_MEMORY);
+                bytemuck::cast_slice_mut(Arc::get_mut(memory).expect(ONE_OWNER))
+            }
+            AllMut::Lent(memory) => Arc::get_mut(memory).expect(ONE_OWNER).as_mut(),
+        }
     }
 }
 
@@ -171,6 +215,21 @@ impl fmt::Debug for BufMut {
 /// Memory that its owner lends to [`Buf`]s, such as a place where the kernel put a guest's payload. It begins on a page
 /// boundary, is made of whole pages, and does not change while anybody but its owner holds it.
 pub trait Lent: AsRef<[u8]> + Send + Sync {}
+
+/// Lent memory for somebody to fill: nobody else refers to any part of it until he lets go.
+pub trait LentMut: Lent + AsMut<[u8]> {
+    /// Cuts the first `len` bytes off.
+    fn split_front(&mut self, len: usize) -> Arc<dyn LentMut>;
+}
+
+fn assert_whole_pages(bytes: &[u8]) {
+    let aligned = bytes.as_ptr().addr().is_multiple_of(PAGE_BYTES);
+    assert!(
+        aligned && bytes.len().is_multiple_of(PAGE_BYTES),
+        "{} bytes that were lent are no whole pages",
+        bytes.len()
+    );
+}
 
 /// A shared, read-only run of pages. Cloning and cutting it copies nothing.
 #[derive(Clone)]
@@ -191,12 +250,7 @@ impl Buf {
     /// The first `len` bytes of lent memory, a multiple of [`PAGE_BYTES`]; `memory` is held until the last clone and
     /// slice is gone.
     pub fn lent(memory: Arc<dyn Lent>, len: usize) -> Buf {
-        let bytes = (*memory).as_ref();
-        assert!(
-            len.is_multiple_of(PAGE_BYTES) && len <= bytes.len() && bytes.as_ptr().addr().is_multiple_of(PAGE_BYTES),
-            "{len} bytes of {} that were lent are no whole pages",
-            bytes.len()
-        );
+        assert_whole_pages(&(*memory).as_ref()[..len]);
         Buf {
             all: All::Lent(memory),
             pages: 0..len / PAGE_BYTES,
@@ -231,7 +285,7 @@ impl Buf {
     pub fn try_reclaim(mut self) -> Option<BufMut> {
         let All::Own(memory) = &mut self.all else { return None };
         Arc::get_mut(memory.as_mut()?)?;
-        Some(BufMut { memory: memory.take() })
+        memory.take().map(BufMut::of)
     }
 }
 

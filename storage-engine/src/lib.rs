@@ -18,6 +18,7 @@ pub mod store;
 pub mod types;
 pub mod volume;
 
+use buffer::BufMut;
 use io::{IoId, IoResult, Output};
 use request::{Request, RequestId};
 
@@ -30,6 +31,14 @@ pub trait BlockEngine {
     /// Takes one guest request. The answer comes through [`BlockEngine::poll`], also when the request is refused. By
     /// then the engine holds nothing of a write's payload any more: its memory may be lent, and the answer waits for it.
     fn submit(&mut self, id: RequestId, request: Request);
+
+    /// Takes a read of `into.len()` bytes from `offset` whose answer may be put in `into`, lent memory, in place: then
+    /// the pieces of the answer are parts of it, each where it belongs. Otherwise the engine lets go of it.
+    fn read_into(&mut self, id: RequestId, offset: u64, into: BufMut) {
+        let len = into.len() as u64;
+        drop(into);
+        self.submit(id, Request::Read { offset, len });
+    }
 
     /// Reports how a disk operation ended.
     fn completed(&mut self, id: IoId, result: IoResult);

@@ -15,7 +15,7 @@ use std::sync::mpsc::Sender;
 
 use galleonfs_storage_engine::buffer::Buf;
 use galleonfs_storage_engine::io::{FileId, Io, IoDone, IoId, IoResult, Output};
-use galleonfs_storage_engine::request::{Answer, Piece, Reply, Request, RequestError, RequestId};
+use galleonfs_storage_engine::request::{Answer, Request, RequestError, RequestId};
 use rustc_hash::FxHashMap;
 use slab::Slab;
 
@@ -167,10 +167,12 @@ impl Served {
             }
             match self.session.receive(buffers) {
                 Received::Request(ticket, request) => {
-                    self.counters.started(ticket.kind, ticket.bytes);
-                    self.inflight_bytes += occupied_bytes(&ticket);
-                    let id = RequestId(self.asked.insert(Asked::Guest(ticket)) as u64);
+                    let id = self.started(ticket);
                     self.engine.submit(id, request);
+                }
+                Received::Read(ticket, offset, into) => {
+                    let id = self.started(ticket);
+                    self.engine.read_into(id, offset, into);
                 }
                 Received::Served => {}
                 Received::Empty => return,
@@ -184,6 +186,13 @@ impl Served {
                 }
             }
         }
+    }
+
+    /// Counts a request that goes to the engine, and names it.
+    fn started(&mut self, ticket: Ticket) -> RequestId {
+        self.counters.started(ticket.kind, ticket.bytes);
+        self.inflight_bytes += occupied_bytes(&ticket);
+        RequestId(self.asked.insert(Asked::Guest(ticket)) as u64)
     }
 
     /// A disk operation ended.
@@ -371,16 +380,9 @@ impl Served {
                 RequestError::Invalid(_) | RequestError::NoSpace | RequestError::Fenced => {}
             }
         }
-        self.session.answer(ticket, &answer);
+        self.session.answer(ticket, answer);
         if ticket.handed_over {
             buffers.answered();
-        }
-        if let Ok(Reply::Data(pieces)) = answer {
-            for piece in pieces {
-                if let Piece::Bytes(buf) = piece {
-                    buffers.give_back(buf);
-                }
-            }
         }
     }
 

@@ -5,7 +5,7 @@
 //! takes the landing buffer with it, and another one takes its place. Buffers come back when the disk is done with
 //! them and are used again: a fresh page costs more (zeroing, page faults) than copying four kilobytes.
 
-use galleonfs_storage_engine::buffer::{Buf, BufMut, PAGE_BYTES};
+use galleonfs_storage_engine::buffer::{Buf, BufMut, PAGE_BYTES, free_spares};
 
 /// The largest payload of a request: what FUSE allows with its default limit of 256 pages.
 pub const PAYLOAD_BYTES_MAX: usize = 1 << 20;
@@ -106,6 +106,8 @@ impl Buffers {
     pub fn trim(&mut self) {
         self.landing = None;
         self.kept.iter_mut().for_each(|kept| *kept = Vec::new());
+        // Buffers that engines made on this thread.
+        free_spares();
     }
 }
 

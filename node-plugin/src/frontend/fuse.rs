@@ -305,6 +305,11 @@ impl FuseSession {
         body: impl FnOnce(&mut FuseSession, &mut Buffers) -> Vec<u8>,
     ) -> Received {
         let (error, reply) = match self.data_request(header, origin, buffers) {
+            Ok((ticket, Request::Read { offset, len }))
+                if let (Origin::Slot(key), Some(slots)) = (origin, &self.slots) =>
+            {
+                return Received::Read(ticket, offset, slots.landing(key, len as usize));
+            }
             Ok((ticket, request)) => return Received::Request(ticket, request),
             Err(DataRefusal::Error(error)) if is_data(header.opcode) => (error, Vec::new()),
             Err(DataRefusal::Empty) => (0, Vec::new()),
@@ -330,11 +335,14 @@ impl FuseSession {
             (Origin::Slot(_), None) => unreachable!("slots stay as long as the session"),
             (Origin::Device, _) => match body {
                 Body::Bytes(bytes) => self.send(unique, error, &[IoSlice::new(bytes)]),
-                // By far the most frequent answer needs no list.
-                Body::Pieces([Piece::Bytes(buf)]) => self.send(unique, error, &[IoSlice::new(buf.as_ref())]),
                 Body::Pieces(pieces) => {
+                    // By far the most frequent answer needs no list.
+                    if let [Piece::Bytes(buf)] = &pieces[..] {
+                        self.send(unique, error, &[IoSlice::new(buf.as_ref())]);
+                        return;
+                    }
                     let mut parts = Vec::with_capacity(pieces.len());
-                    for piece in pieces {
+                    for piece in &pieces {
                         match piece {
                             Piece::Bytes(buf) => parts.push(IoSlice::new(buf.as_ref())),
                             Piece::Zeros(len) => {
@@ -414,13 +422,13 @@ impl Session for FuseSession {
         }
     }
 
-    fn answer(&mut self, ticket: Ticket, answer: &Answer) {
+    fn answer(&mut self, ticket: Ticket, answer: Answer) {
         let written = abi::WriteOut {
             size: ticket.bytes as u32,
             padding: 0,
         };
         let (error, body) = match answer {
-            Err(error) => (error_number(error), Body::Bytes(&[])),
+            Err(error) => (error_number(&error), Body::Bytes(&[])),
             Ok(Reply::Data(pieces)) => (0, Body::Pieces(pieces)),
             Ok(Reply::Done) if ticket.kind == RequestKind::Write => (0, Body::Bytes(bytemuck::bytes_of(&written))),
             Ok(Reply::Done) => (0, Body::Bytes(&[])),

@@ -21,6 +21,7 @@ use std::fmt::Debug;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 
+use galleonfs_storage_engine::buffer::BufMut;
 use galleonfs_storage_engine::request::{Answer, Request};
 
 use crate::engine::EngineError;
@@ -123,6 +124,8 @@ pub enum RequestKind {
 pub enum Received {
     /// A request for the engine.
     Request(Ticket, Request),
+    /// A read from this offset, whose answer may be put in place.
+    Read(Ticket, u64, BufMut),
     /// Something that the session answered by itself.
     Served,
     /// Nothing for now: wait until the descriptor is readable.
@@ -146,7 +149,7 @@ pub trait Session: Debug + Send {
     fn receive(&mut self, buffers: &mut Buffers) -> Received;
 
     /// Answers a request. A device that is gone takes no answer, and that is no error.
-    fn answer(&mut self, ticket: Ticket, answer: &Answer);
+    fn answer(&mut self, ticket: Ticket, answer: Answer);
 
     /// Changes the size that the device is told when it asks.
     fn resize(&mut self, size_bytes: u64);

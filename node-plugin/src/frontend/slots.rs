@@ -22,7 +22,7 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::{fs, io};
 
-use galleonfs_storage_engine::buffer::{Buf, Lent, PAGE_BYTES};
+use galleonfs_storage_engine::buffer::{Buf, BufMut, Lent, LentMut, PAGE_BYTES};
 use galleonfs_storage_engine::request::Piece;
 
 use super::abi;
@@ -156,6 +156,51 @@ impl AsRef<[u8]> for Payload {
 
 impl Lent for Payload {}
 
+/// A part of a payload that the answer of a read is put in. Parts of one payload do not overlap, and while there is one
+/// nobody else touches the payload.
+#[derive(Debug)]
+struct Landing {
+    payload: Arc<Payload>,
+    from: usize,
+    len: usize,
+}
+
+impl Landing {
+    fn start(&self) -> *mut u8 {
+        self.payload.memory.at(self.payload.at + self.from)
+    }
+}
+
+impl AsRef<[u8]> for Landing {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: the range lies inside the payload, and nobody else has a part of it.
+        unsafe { std::slice::from_raw_parts(self.start(), self.len) }
+    }
+}
+
+impl AsMut<[u8]> for Landing {
+    fn as_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, and this is the only reference to this part.
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.len) }
+    }
+}
+
+impl Lent for Landing {}
+
+impl LentMut for Landing {
+    fn split_front(&mut self, len: usize) -> Arc<dyn LentMut> {
+        assert!(len < self.len);
+        let front = Landing {
+            payload: self.payload.clone(),
+            from: self.from,
+            len,
+        };
+        self.from += len;
+        self.len -= len;
+        Arc::new(front)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// The kernel does not know it yet.
@@ -197,39 +242,56 @@ impl Slot {
         Arc::get_mut(&mut self.payload).is_some()
     }
 
-    /// Writes an answer to the slot, which is ours.
-    fn fill(&mut self, unique: u64, error: i32, body: Body<'_>) {
-        assert!(self.is_ours(), "nobody looks at a payload that is written to");
-        let to = self.vectors[1].iov_base.cast::<u8>();
-        let mut len = 0;
-        // Where the next `bytes` of the answer go.
-        let mut next = |bytes: usize| {
-            let at = len;
-            len += bytes;
-            assert!(
-                len <= PAYLOAD_BYTES_MAX,
-                "an answer is not longer than what was asked for"
-            );
-            to.wrapping_add(at)
-        };
-        let pieces = match body {
-            Body::Bytes(bytes) => {
-                // SAFETY: the place is inside the payload, which is no part of `bytes`, as it is ours.
-                unsafe { next(bytes.len()).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
-                &[]
-            }
-            Body::Pieces(pieces) => pieces,
-        };
+    /// Where the payload is.
+    fn start(&self) -> *mut u8 {
+        self.vectors[1].iov_base.cast()
+    }
+
+    /// How long an answer is, and which of its pieces are not where they belong. The others are let go of.
+    fn sort_out(&self, pieces: Vec<Piece>) -> (usize, Vec<(usize, Piece)>) {
+        let (mut len, mut elsewhere) = (0, Vec::new());
         for piece in pieces {
+            let at = len;
+            len += match &piece {
+                Piece::Bytes(buf) => buf.len(),
+                Piece::Zeros(zeros) => *zeros,
+            };
             match piece {
-                Piece::Bytes(buf) => {
-                    // SAFETY: as above.
-                    unsafe { next(buf.len()).copy_from_nonoverlapping(buf.as_ref().as_ptr(), buf.len()) };
-                }
-                // SAFETY: as above.
-                Piece::Zeros(zeros) => unsafe { next(*zeros).write_bytes(0, *zeros) },
+                Piece::Bytes(buf) if std::ptr::eq(buf.as_ref().as_ptr(), self.start().wrapping_add(at)) => {}
+                piece => elsewhere.push((at, piece)),
             }
         }
+        assert!(
+            len <= PAYLOAD_BYTES_MAX,
+            "an answer is not longer than what was asked for"
+        );
+        (len, elsewhere)
+    }
+
+    /// Writes an answer to the slot, which is ours.
+    fn fill(&mut self, unique: u64, error: i32, body: Body<'_>) {
+        let to = self.start();
+        let len = match body {
+            Body::Bytes(bytes) => {
+                assert!(self.is_ours() && bytes.len() <= PAYLOAD_BYTES_MAX);
+                // SAFETY: the place is inside the payload, which is no part of `bytes`, as it is ours.
+                unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
+                bytes.len()
+            }
+            Body::Pieces(pieces) => {
+                let (len, elsewhere) = self.sort_out(pieces);
+                assert!(self.is_ours(), "nobody looks at a payload that is written to");
+                for (at, piece) in elsewhere {
+                    let to = to.wrapping_add(at);
+                    // SAFETY: as above.
+                    match piece {
+                        Piece::Bytes(buf) => unsafe { to.copy_from_nonoverlapping(buf.as_ref().as_ptr(), buf.len()) },
+                        Piece::Zeros(zeros) => unsafe { to.write_bytes(0, zeros) },
+                    }
+                }
+                len
+            }
+        };
         let out = abi::OutHeader {
             len: (size_of::<abi::OutHeader>() + len) as u32,
             error: -error,
@@ -437,6 +499,13 @@ impl Slots {
         Buf::lent(self.slots[key as usize].payload.clone(), len)
     }
 
+    /// Memory for the answer of a read of `len` bytes, a whole number of pages.
+    pub fn landing(&self, key: u32, len: usize) -> BufMut {
+        let payload = self.slots[key as usize].payload.clone();
+        assert!(len <= PAYLOAD_BYTES_MAX);
+        BufMut::lent(Arc::new(Landing { payload, from: 0, len }))
+    }
+
     /// The first `len` bytes of the payload in slot `key`.
     pub fn bytes(&self, key: u32, len: usize) -> &[u8] {
         &(*self.slots[key as usize].payload).as_ref()[..len]
@@ -447,20 +516,20 @@ impl Slots {
     pub fn answer(&mut self, key: u32, unique: u64, error: i32, body: Body<'_>) {
         let slot = &mut self.slots[key as usize];
         assert_eq!(slot.state, State::Serving, "a request is answered once");
-        if slot.is_ours() {
-            slot.fill(unique, error, body);
-            self.ready.push_back(key);
-            return;
+        match body {
+            Body::Bytes(bytes) if !slot.is_ours() => {
+                slot.waiting = Some(Waiting {
+                    unique,
+                    error,
+                    body: bytes.to_vec(),
+                });
+                self.held.push(key);
+            }
+            body => {
+                slot.fill(unique, error, body);
+                self.ready.push_back(key);
+            }
         }
-        let Body::Bytes(bytes) = body else {
-            unreachable!("only the payload of a write is lent")
-        };
-        slot.waiting = Some(Waiting {
-            unique,
-            error,
-            body: bytes.to_vec(),
-        });
-        self.held.push(key);
     }
 
     /// Gives the memory of payloads back that are not in use. To be called when nothing happens for a while.
@@ -486,7 +555,8 @@ impl Slots {
 #[derive(Debug)]
 pub enum Body<'a> {
     Bytes(&'a [u8]),
-    Pieces(&'a [Piece]),
+    /// Those that landed in the slot are not copied.
+    Pieces(Vec<Piece>),
 }
 
 /// How many processors the text of [`POSSIBLE_CPUS`] names: `0-3,8-11`.
@@ -509,6 +579,14 @@ mod tests {
     fn processors_are_counted_in_ranges() {
         for (text, count) in [("0", 1), ("0-1\n", 2), ("0-3,8-11", 8), ("0,2", 2), ("", 1)] {
             assert_eq!(possible_cpus(text), count, "{text:?}");
+        }
+    }
+
+    impl Slots {
+        fn payload_bytes(&self, key: u32) -> u32 {
+            let header = self.slots[key as usize].vectors[0].iov_base.cast::<abi::RingHeader>();
+            // SAFETY: the vector was made for this type.
+            unsafe { header.read_unaligned() }.payload_bytes
         }
     }
 
@@ -557,6 +635,30 @@ mod tests {
         assert_eq!(slots.command().expect("the first goes back").slot, first);
         assert_eq!(slots.bytes(first, 8), [1; 8]);
         assert_eq!(slots.out(), 2);
+    }
+
+    #[test]
+    fn an_answer_that_landed_in_its_slot_is_completed_around_it() {
+        let mut slots = slots();
+        let key = arrive(&mut slots, 5);
+        let mut rest = slots.landing(key, 4 * 4096);
+        let mut first = rest.split_front(4096);
+        drop(rest.split_front(4096));
+        let own = BufMut::copy_of(&[3; 4096]).freeze();
+        drop(rest.split_front(4096));
+        first.as_mut().fill(1);
+        rest.as_mut().fill(4);
+        let pieces = vec![
+            Piece::Bytes(first.freeze()),
+            Piece::Zeros(4096),
+            Piece::Bytes(own),
+            Piece::Bytes(rest.freeze()),
+        ];
+        slots.answer(key, 5, 0, Body::Pieces(pieces));
+        while slots.command().is_some_and(|command| command.slot != key) {}
+        let expected: Vec<u8> = [1, 0, 3, 4].into_iter().flat_map(|fill| [fill; 4096]).collect();
+        assert_eq!(slots.bytes(key, 4 * 4096), expected);
+        assert_eq!(slots.payload_bytes(key), 4 * 4096);
     }
 
     #[test]

@@ -33,6 +33,8 @@ struct Read {
     pieces: Vec<Part>,
     outstanding: usize,
     failed: Option<RequestError>,
+    /// Where the answer goes if somebody lent the memory; cut up as the parts are read.
+    into: Option<BufMut>,
 }
 
 #[derive(Debug)]
@@ -54,8 +56,9 @@ pub enum Waiter {
 }
 
 impl Store {
-    /// Reads `blocks` blocks from `lba`, both inside the volume; reported by `Event::Read` with `token`.
-    pub fn read(&mut self, token: u64, lba: Lba, blocks: u64) {
+    /// Reads `blocks` blocks from `lba`, both inside the volume; reported by `Event::Read` with `token`. The answer is put
+    /// in `into` if there is such memory, of just that length.
+    pub fn read(&mut self, token: u64, lba: Lba, blocks: u64, into: Option<BufMut>) {
         debug_assert!(lba.0 + blocks <= self.size_blocks());
         let id = self.reads.next;
         self.reads.next += 1;
@@ -66,6 +69,7 @@ impl Store {
             pieces: Vec::new(),
             outstanding: 0,
             failed: None,
+            into,
         };
         self.reads.under_way.insert(id, read);
         self.resolve(id);
@@ -99,19 +103,25 @@ impl Store {
             }
             return;
         }
+        let read = self.reads.under_way.get_mut(&id).expect("it is under way");
+        let mut into = read.into.take();
         let mut out = Vec::new();
         for (piece, part) in parts.iter().enumerate() {
-            if let Part::Stored { entries, .. } = part {
-                out.push((piece, entries[0].location, entries.len()));
+            match part {
+                Part::Stored { entries, .. } => {
+                    let len = entries.len() * BLOCK_BYTES as usize;
+                    out.push((piece, entries[0].location, place(&mut into, len)));
+                }
+                // Whoever lent the memory fills this part himself.
+                Part::Zeros(blocks) if into.is_some() => drop(place(&mut into, (blocks * BLOCK_BYTES) as usize)),
+                Part::Zeros(_) => {}
             }
         }
-        let read = self.reads.under_way.get_mut(&id).expect("it is under way");
         read.outstanding = out.len();
         read.pieces = parts;
         let all_zeros = out.is_empty();
-        for (piece, location, count) in out {
+        for (piece, location, buf) in out {
             self.segments.pin(location.segment());
-            let buf = BufMut::for_reading(count * BLOCK_BYTES as usize);
             let io = Io::Read {
                 file: FileId::Segment(location.segment()),
                 offset: location.offset(),
@@ -252,6 +262,14 @@ impl Store {
                 .collect()),
         };
         self.events.push_back(Event::Read(read.token, answer));
+    }
+}
+
+/// The next `len` bytes of what was lent for the answer, or memory of our own.
+fn place(into: &mut Option<BufMut>, len: usize) -> BufMut {
+    match into {
+        Some(rest) if rest.len() > len => rest.split_front(len),
+        _ => into.take().unwrap_or_else(|| BufMut::for_reading(len)),
     }
 }
 

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::BlockEngine;
-use crate::buffer::Buf;
+use crate::buffer::{Buf, BufMut};
 use crate::io::{IoId, IoResult, Output};
 use crate::request::{Answer, Reply, Request, RequestError, RequestId};
 use crate::store::{BLOCKS_MAX, Body, Event, Header, Record, Room, Store, StoreStats, WRITES_MAX, WriteEntry};
@@ -140,7 +140,7 @@ impl Volume {
             Request::Read { offset, len } => {
                 self.counters.reads += 1;
                 let (lba, blocks) = self.blocks(offset, len)?;
-                self.store.read(id.0, lba, blocks);
+                self.store.read(id.0, lba, blocks, None);
             }
             Request::Write { offset, data, fua } => {
                 self.counters.writes += 1;
@@ -358,6 +358,19 @@ impl BlockEngine for Volume {
     fn submit(&mut self, id: RequestId, request: Request) {
         if let Err(error) = self.take(id, request) {
             self.answer(id, Err(error));
+        }
+    }
+
+    fn read_into(&mut self, id: RequestId, offset: u64, into: BufMut) {
+        let taken = if self.closing {
+            Err(RequestError::Fenced)
+        } else {
+            self.counters.reads += 1;
+            self.blocks(offset, into.len() as u64)
+        };
+        match taken {
+            Ok((lba, blocks)) => self.store.read(id.0, lba, blocks, Some(into)),
+            Err(error) => self.answer(id, Err(error)),
         }
     }
 
