@@ -1,6 +1,7 @@
 //! What a guest asks of its volume, and what it is answered.
 
 use crate::buffer::Buf;
+use crate::types::SnapshotId;
 
 /// Names one guest request until it is answered. The driver chooses it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -19,6 +20,25 @@ pub enum Request {
     Zero { offset: u64, len: u64, fua: bool },
     /// Make the volume `len` bytes large, durably. It never shrinks; new blocks read as zeros.
     Grow { len: u64 },
+}
+
+/// An order about the snapshots of a volume. It is answered like a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Keep the volume as it is: it holds every write that was answered before, and none that is submitted after the
+    /// answer. Answered when a power cut cannot undo it.
+    Snapshot {
+        id: SnapshotId,
+        /// When it is taken, in milliseconds since 1970.
+        time_ms: u64,
+    },
+    /// Let go of a snapshot; the space that only it needed comes back in time.
+    Delete { id: SnapshotId },
+    /// Make the volume what it was at a snapshot. Writes wait meanwhile. Newer snapshots are deleted with it, which the
+    /// caller has to say.
+    Revert { id: SnapshotId, discard_newer: bool },
+    /// Read `len` bytes at `offset` as they were at a snapshot.
+    Read { id: SnapshotId, offset: u64, len: u64 },
 }
 
 /// A run of bytes in the answer to a read.

@@ -41,6 +41,22 @@ impl fmt::Display for Version {
     }
 }
 
+/// Names a snapshot of a volume. Whoever asks for one draws it; all zeros is no name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SnapshotId(pub [u8; 16]);
+
+impl fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for SnapshotId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "snapshot {self}")
+    }
+}
+
 /// Whose bytes these are. Every file says so, and a file of another volume is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {

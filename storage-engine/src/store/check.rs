@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use super::log::Op;
-use super::memtable::Memtable;
-use super::page::{Entry, FANOUT, PageKind, PageName, span};
-use super::record::Seals;
-use super::recovery::{Found, OpenError, read_page, read_superblocks, read_table, replay, segment_files};
+use super::page::{Entry, PageKind, PageName, TreeId, span};
+use super::record::{ControlOp, Seals};
+use super::recovery::{Found, OpenError, read_catalog, read_page, read_superblocks, read_table, replay, segment_files};
 use super::segment::Used;
+use super::snapshot::{Catalog, Snapshot};
 use super::superblock::Superblock;
 use crate::buffer::BufMut;
 use crate::io::{Disk, FileId, SegmentId};
-use crate::types::{BLOCK_BYTES, Lba};
+use crate::types::{BLOCK_BYTES, Lba, Location, SnapshotId, Version};
 
 /// What a check found.
 #[derive(Debug, Default)]
@@ -28,10 +28,12 @@ pub struct CheckReport {
     pub replayed_records: u64,
     /// Used segments.
     pub segments: u64,
+    /// Snapshots, deleted ones that still have something to give back not counted.
+    pub snapshots: u64,
 }
 
-/// Verifies the whole replica: superblocks, segment table, map, every block that is needed, and the tail of the log.
-/// Fails only if the replica cannot be read at all.
+/// Verifies the whole replica: superblocks, segment table, map, what snapshots keep, every block that is needed, and the
+/// tail of the log. Fails only if the replica cannot be read at all.
 pub fn check(on: &mut dyn Disk) -> Result<CheckReport, OpenError> {
     let Found { superblock, other, .. } = read_superblocks(on)?;
     let mut report = CheckReport::default();
@@ -41,8 +43,11 @@ pub fn check(on: &mut dyn Disk) -> Result<CheckReport, OpenError> {
             .push(format!("{wrong} (the other one is valid and is used)"));
     }
     let files = segment_files(on)?;
-    let (used, table_pages) = read_table(on, &superblock)?;
+    let (used, mut listed_pages) = read_table(on, &superblock)?;
+    let (catalog, catalog_pages) = read_catalog(on, &superblock)?;
+    listed_pages.extend(catalog_pages);
     report.segments = used.len() as u64;
+    report.snapshots = catalog.held().count() as u64;
     for id in used.keys().filter(|id| !files.contains_key(id)) {
         report.problems.push(format!("segment {} is missing", id.0));
     }
@@ -51,46 +56,25 @@ pub fn check(on: &mut dyn Disk) -> Result<CheckReport, OpenError> {
         superblock: &superblock,
         report,
         live: BTreeMap::new(),
-        blocks: BTreeMap::new(),
+        rows: Rows::default(),
     };
-    for location in table_pages {
+    for location in listed_pages {
         *walk.live.entry(location.segment()).or_default() += 1;
     }
-    let top = PageName {
-        level: superblock.checkpoint.height - 1,
-        index: 0,
-    };
-    walk.page(top, superblock.checkpoint.root);
-    let Walk {
-        mut report,
-        live,
-        mut blocks,
-        ..
-    } = walk;
+    let checkpoint = &superblock.checkpoint;
+    let head = walk.tree(TreeId::HEAD, checkpoint.root, checkpoint.height);
+    let tables = catalog.all().iter();
+    let tables = tables
+        .map(|kept| walk.tree(kept.id.into(), kept.root, kept.height))
+        .collect();
+    let Walk { mut report, live, .. } = walk;
     compare_live(&mut report, &used, &live);
+    let mut volume = Blocks { catalog, head, tables };
+    volume.compare(&mut report);
 
     match replay(on, &superblock, &files, &used) {
         Ok(tail) => {
-            let mut table = Memtable::default();
-            for op in &tail.ops {
-                match *op {
-                    Op::Block(lba, entry) => table.insert(lba, entry),
-                    Op::Zero(start, end, version) => table.zero(start, end, version),
-                }
-            }
-            let mut from = Lba(0);
-            while let Some((start, end, _)) = table.next_zero(from) {
-                let covered: Vec<Lba> = blocks.range(start..end).map(|(lba, _)| *lba).collect();
-                covered.iter().for_each(|lba| {
-                    blocks.remove(lba);
-                });
-                from = end;
-            }
-            let mut from = Lba(0);
-            while let Some((lba, entry)) = table.next_block(from) {
-                blocks.insert(lba, entry);
-                from = Lba(lba.0 + 1);
-            }
+            tail.ops.iter().for_each(|op| volume.apply(op));
             report.replayed_records = tail.report.replayed_records;
             if let Some((segment, offset)) = tail.report.torn_at {
                 report.notes.push(format!(
@@ -100,7 +84,7 @@ pub fn check(on: &mut dyn Disk) -> Result<CheckReport, OpenError> {
         }
         Err(error) => report.problems.push(error.to_string()),
     }
-    verify_blocks(on, &superblock, &blocks, &mut report);
+    verify_blocks(on, &superblock, &volume.needed(), &mut report);
     Ok(report)
 }
 
@@ -129,12 +113,20 @@ struct Walk<'a> {
     superblock: &'a Superblock,
     report: CheckReport,
     live: BTreeMap<SegmentId, u64>,
-    blocks: BTreeMap<Lba, Entry>,
+    rows: Rows,
 }
 
 impl Walk<'_> {
+    fn tree(&mut self, tree: TreeId, root: Entry, height: u8) -> Rows {
+        self.page(PageName::of(tree, height - 1, Lba(0)), root);
+        std::mem::take(&mut self.rows)
+    }
+
     fn page(&mut self, name: PageName, pointer: Entry) {
         if pointer.location.is_none() {
+            if !pointer.is_vacant() {
+                self.rows.insert(name.first(), (span(name.level), pointer));
+            }
             return;
         }
         *self.live.entry(pointer.location.segment()).or_default() += 1;
@@ -150,24 +142,159 @@ impl Walk<'_> {
         };
         self.report.pages += 1;
         for (slot, entry) in page.entries().into_iter().enumerate() {
-            let index = name.index * FANOUT as u64 + slot as u64;
             if name.level > 0 {
-                self.page(
-                    PageName {
-                        level: name.level - 1,
-                        index,
-                    },
-                    entry,
-                );
-            } else if !entry.location.is_none() {
-                *self.live.entry(entry.location.segment()).or_default() += 1;
-                self.blocks.insert(Lba(index), entry);
+                self.page(name.child(slot), entry);
+            } else if !entry.is_vacant() {
+                if !entry.location.is_none() {
+                    *self.live.entry(entry.location.segment()).or_default() += 1;
+                }
+                self.rows.insert(name.lba_of(slot), (1, entry));
             }
         }
     }
 }
 
-fn verify_blocks(on: &mut dyn Disk, superblock: &Superblock, blocks: &BTreeMap<Lba, Entry>, report: &mut CheckReport) {
+/// Rows of a tree: first block, number of blocks, entry.
+type Rows = BTreeMap<Lba, (u64, Entry)>;
+
+/// Who needs which block: the volume and its snapshots, told by other code than the engine's.
+struct Blocks {
+    catalog: Catalog,
+    head: Rows,
+    /// What each snapshot keeps.
+    tables: Vec<Rows>,
+}
+
+impl Blocks {
+    /// Every stored block has one referrer, and each table holds what it should.
+    fn compare(&self, report: &mut CheckReport) {
+        let mut places: BTreeMap<Location, Lba> = BTreeMap::new();
+        let rows = self.head.iter().chain(self.tables.iter().flatten());
+        for (lba, (_, entry)) in rows.filter(|(_, (_, entry))| !entry.location.is_none()) {
+            if let Some(other) = places.insert(entry.location, *lba) {
+                report.problems.push(format!(
+                    "blocks {} and {} have one place, {:?}",
+                    other.0, lba.0, entry.location
+                ));
+            }
+        }
+        for (index, (kept, rows)) in self.catalog.all().iter().zip(&self.tables).enumerate() {
+            let blocks = rows.values().filter(|(_, entry)| !entry.location.is_none()).count() as u64;
+            if blocks != kept.blocks {
+                report.problems.push(format!(
+                    "snapshot {} keeps {blocks} blocks and is noted with {}",
+                    kept.id, kept.blocks
+                ));
+            }
+            for (lba, (_, entry)) in rows {
+                let mut older = self.catalog.before(entry.version)..index;
+                let twice = older.any(|older| covers(&self.tables[older], *lba));
+                if twice || entry.version > kept.version {
+                    report.problems.push(format!(
+                        "snapshot {} of version {} should not keep block {} of version {}",
+                        kept.id, kept.version, lba.0, entry.version
+                    ));
+                }
+            }
+        }
+    }
+
+    fn apply(&mut self, op: &Op) {
+        match *op {
+            Op::Block(lba, entry) => {
+                self.replace(lba, entry.version, true);
+                self.head.insert(lba, (1, entry));
+            }
+            Op::Zero(start, end, version) => {
+                let covered: Vec<Lba> = self.head.range(start..end).map(|(lba, _)| *lba).collect();
+                covered.into_iter().for_each(|lba| self.replace(lba, version, false));
+            }
+            Op::Control(op, version) => match op {
+                ControlOp::Snapshot {
+                    id,
+                    time_ms,
+                    size_blocks,
+                } => {
+                    self.catalog.add(Snapshot::new(id, version, size_blocks, time_ms));
+                    self.tables.push(Rows::new());
+                }
+                ControlOp::Delete { id } => self.catalog.let_go(id),
+                ControlOp::Revert { id } => self.revert(id),
+            },
+        }
+    }
+
+    /// The head lets go of a block; the newest snapshot since it was written takes it.
+    fn replace(&mut self, lba: Lba, version: Version, hole_too: bool) {
+        let stored = self.head.get(&lba).filter(|(_, entry)| !entry.location.is_none());
+        let (old, stored) = (stored.map_or(Entry::default(), |(_, entry)| *entry), stored.is_some());
+        if stored {
+            self.head.remove(&lba);
+        } else if !hole_too {
+            return;
+        }
+        if let Some(keeper) = self.catalog.keeper(old.version, version)
+            && !covers(&self.tables[keeper], lba)
+        {
+            self.tables[keeper].insert(lba, (1, old));
+        }
+    }
+
+    fn revert(&mut self, id: SnapshotId) {
+        let to = self
+            .catalog
+            .find(id)
+            .expect("a revert goes to a snapshot that is there")
+            .version;
+        while let Some(index) = self.tables.len().checked_sub(1) {
+            let kept = self.catalog.all()[index];
+            if kept.version < to {
+                break;
+            }
+            for (lba, (blocks, entry)) in std::mem::take(&mut self.tables[index]) {
+                let end = Lba(lba.0.saturating_add(blocks));
+                let covered: Vec<Lba> = self.head.range(lba..end).map(|(lba, _)| *lba).collect();
+                for lba in covered {
+                    self.head.remove(&lba);
+                }
+                self.head.insert(lba, (blocks, entry));
+            }
+            if kept.version == to {
+                break;
+            }
+            self.tables.pop();
+            self.catalog.retain(|other| other.version != kept.version);
+        }
+    }
+
+    /// Every block that the volume or a snapshot needs.
+    fn needed(&self) -> Vec<(Lba, Entry)> {
+        let mut needed: Vec<(Lba, Entry)> = self.head.iter().map(|(lba, (_, entry))| (*lba, *entry)).collect();
+        for (index, (kept, rows)) in self.catalog.all().iter().zip(&self.tables).enumerate() {
+            // Of a deleted one only what an older one that is held needs.
+            let holder = if kept.deleting {
+                self.catalog.held_before(index)
+            } else {
+                Some(index)
+            };
+            let Some(holder) = holder else { continue };
+            let version = self.catalog.all()[holder].version;
+            let rows = rows.iter().filter(|(_, (_, entry))| entry.version <= version);
+            needed.extend(rows.map(|(lba, (_, entry))| (*lba, *entry)));
+        }
+        needed.retain(|(_, entry)| !entry.location.is_none());
+        needed.sort_by_key(|(lba, entry)| (*lba, entry.version));
+        needed
+    }
+}
+
+/// True if a row says something about `lba`.
+fn covers(rows: &Rows, lba: Lba) -> bool {
+    let before = rows.range(..=lba).next_back();
+    before.is_some_and(|(first, (blocks, _))| lba.0 - first.0 < *blocks)
+}
+
+fn verify_blocks(on: &mut dyn Disk, superblock: &Superblock, blocks: &[(Lba, Entry)], report: &mut CheckReport) {
     let seals = Seals::new(&superblock.geometry.identity, superblock.geometry.salt);
     let mut buf = BufMut::zeroed(BLOCK_BYTES as usize);
     for (lba, entry) in blocks {

@@ -1,16 +1,18 @@
 //! Cleaning: what is still needed of a segment that is mostly dead moves elsewhere, and the next checkpoint frees it.
 //!
-//! A moved block keeps its bytes, version and check. A page of the map does not move: it is marked, and the next
-//! checkpoint writes it anew. The cleaner and a checkpoint never run at the same time, so a block that was found to be
-//! needed can only have been overwritten in the memtable meanwhile, where the newer version wins.
+//! A moved block keeps its bytes, version and check. Where its copy lies is noted, and the next checkpoint lets whoever
+//! needs it, the map or the table of a snapshot, point there; until then the old place serves. A page does not move: it is
+//! marked, and the next checkpoint writes it anew. The cleaner and a checkpoint never run at the same time, so who needs a
+//! block does not change in between.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::map::Found;
-use super::page::{Entry, Page, PageKind, PageName};
+use super::checkpoint::Relocated;
+use super::page::{Page, PageKind, PageName, TreeId};
 use super::read::Waiter;
 use super::record::{Body, HEADER_BYTES, Header, MOVED_MAX, MovedBlock, record_bytes};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Used, blocks_per_segment};
+use super::snapshot::Holder;
 use super::superblock::StreamPosition;
 use super::{Purpose, Store};
 use crate::buffer::{Buf, BufMut};
@@ -27,11 +29,15 @@ const SEGMENTS_PER_CHECKPOINT: usize = 8;
 pub struct Cleaner {
     stream: Option<StreamPosition>,
     dirty: BTreeSet<SegmentId>,
-    touched: BTreeSet<(Lba, u8)>,
+    touched: BTreeSet<(TreeId, Lba, u8)>,
+    relocated: BTreeMap<(TreeId, Lba), Relocated>,
     /// Something happened that may make a segment worth cleaning: a commit, a full pool. Looking costs a walk over all
     /// segments, too much to do it after every request.
     due: bool,
     work: Option<Work>,
+    /// The last victim was given up because a full pool had no segment for what is needed of it: cleaning gives nothing
+    /// back until a checkpoint does, or the pool.
+    starved: bool,
     cleaned: usize,
     /// Cleaned, waiting for the checkpoint that frees them.
     skip: BTreeSet<SegmentId>,
@@ -46,7 +52,7 @@ struct Work {
     /// Next byte to read.
     at: u64,
     candidates: VecDeque<Candidate>,
-    batch: Vec<(MovedBlock, Buf)>,
+    batch: Vec<Moving>,
     /// How many of the batch are being written.
     writing: usize,
     state: State,
@@ -59,6 +65,15 @@ enum State {
     WaitingForPage,
     WaitingForSegment,
     Writing,
+}
+
+/// A block on its way to another segment.
+#[derive(Debug)]
+struct Moving {
+    block: MovedBlock,
+    holder: TreeId,
+    from: Location,
+    bytes: Buf,
 }
 
 #[derive(Debug)]
@@ -80,8 +95,9 @@ impl Cleaner {
         self.work.is_some()
     }
 
-    pub fn take_touched(&mut self) -> BTreeSet<(Lba, u8)> {
-        std::mem::take(&mut self.touched)
+    /// What the next checkpoint has to do for it: pages to write anew, and blocks that lie elsewhere.
+    pub fn take_work(&mut self) -> (BTreeSet<(TreeId, Lba, u8)>, BTreeMap<(TreeId, Lba), Relocated>) {
+        (std::mem::take(&mut self.touched), std::mem::take(&mut self.relocated))
     }
 
     pub fn stream(&self) -> (Option<StreamPosition>, BTreeSet<SegmentId>) {
@@ -91,6 +107,7 @@ impl Cleaner {
     /// A checkpoint that synced these segments is committed; `used` tells which segments it left in use.
     pub fn committed(&mut self, synced: &BTreeSet<SegmentId>, used: impl Fn(SegmentId) -> bool) {
         self.due = true;
+        self.starved = false;
         self.dirty.retain(|segment| !synced.contains(segment));
         let cleaned = std::mem::take(&mut self.skip);
         self.stuck.retain(|segment| used(*segment));
@@ -102,15 +119,21 @@ impl Cleaner {
 impl Store {
     /// True if cleaning or a checkpoint can be expected to give space back.
     pub(super) fn reclaimable(&mut self) -> bool {
-        if self.frozen.is_none() && !self.active.is_empty() {
+        if self.frozen.is_none() && !self.recent.is_empty() {
             self.checkpoint_wanted = true;
+            self.background_due = true;
             return true;
         }
         if self.job.is_some() || self.cleaner.is_busy() {
             return true;
         }
+        if self.cleaner.starved && self.segments.exhausted {
+            return false;
+        }
         self.cleaner.due = true;
-        self.frozen.is_none() && self.victim(10).is_some()
+        let some = self.frozen.is_none() && self.victim(10).is_some();
+        self.background_due |= some;
+        some
     }
 
     /// True while the log holds so much more than the volume that guest writes should wait for the cleaner: a replica
@@ -120,7 +143,12 @@ impl Store {
             return false;
         }
         let slack = (self.reserve_target() + 8) as u64 * self.superblock.geometry.segment_bytes;
-        self.allocated_bytes() > self.size_blocks() * BLOCK_BYTES / 8 * 9 + slack && self.reclaimable()
+        self.allocated_bytes() > self.placed_blocks() * BLOCK_BYTES / 8 * 9 + slack && self.reclaimable()
+    }
+
+    /// Blocks that may be there with good reason: those of the volume, and what snapshots keep.
+    fn placed_blocks(&self) -> u64 {
+        self.size_blocks() + self.recent.catalog.blocks()
     }
 
     fn allocated_bytes(&self) -> u64 {
@@ -133,7 +161,7 @@ impl Store {
             return;
         }
         if self.cleaner.work.is_none() {
-            if self.cleaner.due {
+            if self.cleaner.due && !(self.cleaner.starved && self.segments.exhausted) {
                 self.start_cleaning();
             }
             return;
@@ -149,7 +177,7 @@ impl Store {
 
     fn start_cleaning(&mut self) {
         let slack = (self.reserve_target() + 4) as u64 * self.superblock.geometry.segment_bytes;
-        let large = self.pool_tight && self.allocated_bytes() > self.size_blocks() * BLOCK_BYTES / 16 * 17 + slack;
+        let large = self.pool_tight && self.allocated_bytes() > self.placed_blocks() * BLOCK_BYTES / 16 * 17 + slack;
         let urgent = self.segments.exhausted || large;
         // Half dead is the normal bar; when space is short, a tenth is enough.
         let Some(victim) = self.victim(if urgent { 10 } else { 50 }) else {
@@ -192,6 +220,8 @@ impl Store {
             SegmentKind::Data => !used.open && used.log_index < replay,
             SegmentKind::Moved | SegmentKind::Meta => !used.open,
         };
+        // What was moved there since the last checkpoint is not counted yet.
+        let counted = |id: &SegmentId| !self.cleaner.dirty.contains(id);
         [false, true]
             .into_iter()
             .filter_map(|meta| {
@@ -200,7 +230,7 @@ impl Store {
                     self.segments
                         .used()
                         .iter()
-                        .filter(move |(_, used)| of_kind(used) && closed(used))
+                        .filter(move |(id, used)| of_kind(used) && closed(used) && counted(id))
                 };
                 let (total, dead) = candidates().fold((0, 0), |(total, dead), (_, used)| {
                     (total + capacity, dead + capacity - u64::from(used.live).min(capacity))
@@ -291,20 +321,14 @@ impl Store {
             let Some(candidate) = work.candidates.pop_front() else {
                 break;
             };
-            let (found, location) = match &candidate {
-                Candidate::Block(block, location, _) => {
-                    let found = match self.lookup_memory(block.lba) {
-                        Some(entry) => Found::Entry(entry),
-                        None => self.map.find(block.lba),
-                    };
-                    (found, *location)
-                }
-                Candidate::Page(name, _) if name.level >= self.map.height => continue,
-                Candidate::Page(name, location) => (self.map.find_page(*name), *location),
+            let holder = match &candidate {
+                Candidate::Block(block, location, _) => self.holder(block.lba, block.version, *location),
+                Candidate::Page(name, location) => self.page_holder(*name, *location),
             };
-            let entry = match found {
-                Found::Entry(entry) => entry,
-                Found::NeedPage(name, pointer) => {
+            let holder = match holder {
+                Holder::Tree(holder) => holder,
+                Holder::Nobody => continue,
+                Holder::NeedPage(name, pointer) => {
                     work.candidates.push_front(candidate);
                     work.state = State::WaitingForPage;
                     if !self.is_fetching(pointer) {
@@ -313,16 +337,18 @@ impl Store {
                     break;
                 }
             };
-            if entry.location != location {
-                continue;
-            }
             match candidate {
                 Candidate::Page(name, _) => {
-                    self.cleaner.touched.insert((name.first(), name.level));
+                    self.cleaner.touched.insert((holder, name.first(), name.level));
                 }
-                Candidate::Block(block, _, bytes) => {
+                Candidate::Block(block, from, bytes) => {
                     if self.seals.block(block.lba, block.version, bytes.as_ref()) == block.check {
-                        work.batch.push((block, bytes));
+                        work.batch.push(Moving {
+                            block,
+                            holder,
+                            from,
+                            bytes,
+                        });
                     } else {
                         // Damaged: it stays where it is, for another copy to heal.
                         self.stats.damaged_blocks += 1;
@@ -361,6 +387,9 @@ impl Store {
         if self.cleaner.stream.is_none_or(|at| room(at) == 0) {
             let Some(segment) = self.segments.take(SegmentKind::Moved, 0) else {
                 work.state = State::WaitingForSegment;
+                if self.segments.exhausted {
+                    self.give_up_victim();
+                }
                 return;
             };
             if let Some(full) = self.cleaner.stream.take() {
@@ -373,7 +402,7 @@ impl Store {
         let header_blocks = usize::from(at.offset == 0);
         let count = work.batch.len().min(room(*at) - header_blocks);
         let len = record_bytes(count);
-        let blocks = work.batch[..count].iter().map(|(block, _)| *block).collect();
+        let blocks = work.batch[..count].iter().map(|moving| moving.block).collect();
         let header = Header {
             epoch: self.superblock.epoch,
             flushed: Seq(0),
@@ -394,13 +423,22 @@ impl Store {
             at.offset = SEGMENT_HEADER_BYTES;
         }
         parts.push(self.seals.encode(&header).0);
-        parts.extend(work.batch[..count].iter().map(|(_, bytes)| bytes.clone()));
+        parts.extend(work.batch[..count].iter().map(|moving| moving.bytes.clone()));
         work.writing = count;
         at.offset += len;
         work.state = State::Writing;
         self.stats.moved_bytes += count as u64 * BLOCK_BYTES;
         let file = FileId::Segment(at.segment);
         self.issue(Io::Write { file, offset, parts }, Purpose::CleanerWrite);
+    }
+
+    /// Checkpoints wait for the cleaner, and guest writes for both: it must not wait for space that only they can win.
+    fn give_up_victim(&mut self) {
+        let work = self.cleaner.work.take().expect("there is a victim");
+        self.segments.unpin(work.victim);
+        self.cleaner.starved = true;
+        self.checkpoint_wanted |= !self.cleaner.relocated.is_empty() || !self.cleaner.touched.is_empty();
+        self.background_due = true;
     }
 
     pub(super) fn cleaner_written(&mut self) {
@@ -411,20 +449,13 @@ impl Store {
         let batch = std::mem::replace(&mut work.batch, rest);
         let mut at = end.offset - batch.len() as u64 * BLOCK_BYTES;
         work.state = State::Sifting;
-        for (block, _) in batch {
-            let location = Location::block(end.segment, at);
+        for moving in batch {
+            let to = Location::block(end.segment, at);
             at += BLOCK_BYTES;
-            let newer = self.frozen.as_ref().and_then(|frozen| frozen.table.get(block.lba));
-            if newer.is_none_or(|entry| entry.version <= block.version) {
-                self.active.insert(
-                    block.lba,
-                    Entry {
-                        location,
-                        version: block.version,
-                        check: block.check,
-                    },
-                );
-            }
+            let relocated = Relocated { from: moving.from, to };
+            self.cleaner
+                .relocated
+                .insert((moving.holder, moving.block.lba), relocated);
         }
     }
 }
@@ -453,7 +484,7 @@ fn blocks_of(header: &Header) -> Vec<MovedBlock> {
             }
             blocks
         }
-        Body::Next { .. } | Body::FlushMark => Vec::new(),
+        Body::Next { .. } | Body::FlushMark | Body::Control { .. } => Vec::new(),
     }
 }
 

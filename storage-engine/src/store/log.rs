@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::page::Entry;
-use super::record::{Body, HEADER_BYTES, Header, record_bytes};
+use super::record::{Body, ControlOp, HEADER_BYTES, Header, record_bytes};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use super::superblock::LogPosition;
 use super::{Event, Purpose, Record, Room, Store};
@@ -16,6 +16,8 @@ use crate::types::{BLOCK_BYTES, Lba, Location, Seq, Version};
 pub enum Op {
     Block(Lba, Entry),
     Zero(Lba, Lba, Version),
+    /// Something done to the snapshots.
+    Control(ControlOp, Version),
 }
 
 /// A write to the log that is out, or done but behind one that is out.
@@ -155,19 +157,16 @@ impl Store {
 
     /// Appends a record, for which [`Store::room`] said ready.
     pub fn append(&mut self, record: Record) {
-        let Body::Data {
-            first_seq,
-            writes,
-            checks,
-        } = &record.header.body
-        else {
-            panic!("only data records are appended from outside")
-        };
+        let (first_seq, _) = record
+            .header
+            .body
+            .numbers()
+            .expect("only numbered records are appended from outside");
         let epoch = self.superblock.epoch;
         let last = self.log.position.last;
         let expected = if last.epoch == epoch { last.seq.next() } else { Seq(1) };
         assert_eq!(
-            (record.header.epoch, *first_seq),
+            (record.header.epoch, first_seq),
             (epoch, expected),
             "I10: the log has no gap"
         );
@@ -175,11 +174,15 @@ impl Store {
             record.header.chain, self.log.position.chain,
             "a record names the one before it"
         );
+        let (writes, checks) = match &record.header.body {
+            Body::Data { writes, checks, .. } => (&writes[..], &checks[..]),
+            _ => (&[][..], &[][..]),
+        };
         assert!(self.fits(checks.len()), "room() was asked first");
 
         let (segment, offset) = (self.log.position.segment, self.log.position.offset);
         let mut ops = Vec::with_capacity(checks.len().max(writes.len()));
-        let (mut seq, mut checks_left, mut at) = (*first_seq, checks.iter(), offset + HEADER_BYTES as u64);
+        let (mut seq, mut checks_left, mut at) = (first_seq, checks.iter(), offset + HEADER_BYTES as u64);
         for write in writes {
             let version = Version { epoch, seq };
             if write.zero {
@@ -196,6 +199,10 @@ impl Store {
                     at += BLOCK_BYTES;
                 }
             }
+            seq = seq.next();
+        }
+        if let Body::Control { op, .. } = record.header.body {
+            ops.push(Op::Control(op, Version { epoch, seq }));
             seq = seq.next();
         }
         self.stats.written_bytes += checks.len() as u64 * BLOCK_BYTES;
@@ -248,12 +255,7 @@ impl Store {
     }
 
     pub(super) fn apply(&mut self, ops: &[Op]) {
-        for op in ops {
-            match *op {
-                Op::Block(lba, entry) => self.active.insert(lba, entry),
-                Op::Zero(start, end, version) => self.active.zero(start, end, version),
-            }
-        }
+        ops.iter().for_each(|op| self.recent.apply(op));
     }
 
     /// Asks for everything appended so far to be made durable; reported by [`Event::Durable`].

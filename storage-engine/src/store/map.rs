@@ -4,8 +4,7 @@ use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
-use super::memtable::tombstone;
-use super::page::{Entry, Page, PageName};
+use super::page::{Entry, Page, PageName, TreeId, span};
 use crate::io::SegmentId;
 use crate::types::{Lba, Location};
 
@@ -39,27 +38,39 @@ impl Map {
 
     /// Looks up one block.
     pub fn find(&mut self, lba: Lba) -> Found {
-        self.find_pointer(PageName { level: 0, index: 0 }, lba, true)
+        self.find_in(TreeId::HEAD, self.root, self.height, lba)
     }
 
-    /// Looks up the entry that points to page `name`.
-    pub fn find_page(&mut self, name: PageName) -> Found {
-        self.find_pointer(name, name.first(), false)
-    }
-
-    fn find_pointer(&mut self, target: PageName, lba: Lba, inside: bool) -> Found {
-        let mut pointer = self.root;
-        for level in (0..self.height).rev() {
-            if level == target.level && !inside {
+    /// Looks up one block in a tree.
+    pub fn find_in(&mut self, tree: TreeId, root: Entry, height: u8, lba: Lba) -> Found {
+        let mut pointer = root;
+        if lba.0 >= span(height - 1) {
+            return Found::Entry(Entry::default());
+        }
+        for level in (0..height).rev() {
+            if pointer.location.is_none() {
                 return Found::Entry(pointer);
             }
-            if pointer.location.is_none() {
-                return Found::Entry(tombstone(pointer.version));
-            }
-            let name = PageName::of(level, lba);
+            let name = PageName::of(tree, level, lba);
             match self.cache.get(pointer) {
                 Some(page) => pointer = page.entry(name.slot(lba)),
                 None => return Found::NeedPage(name, pointer),
+            }
+        }
+        Found::Entry(pointer)
+    }
+
+    /// Looks up the entry that points to page `name` in the tree that has this root.
+    pub fn find_page(&mut self, name: PageName, root: Entry, height: u8) -> Found {
+        let mut pointer = root;
+        for level in (name.level + 1..height).rev() {
+            if pointer.location.is_none() {
+                return Found::Entry(pointer);
+            }
+            let above = PageName::of(name.tree, level, name.first());
+            match self.cache.get(pointer) {
+                Some(page) => pointer = page.entry(above.slot(name.first())),
+                None => return Found::NeedPage(above, pointer),
             }
         }
         Found::Entry(pointer)

@@ -23,6 +23,11 @@ impl Memtable {
         self.blocks.len() + self.zeros.len()
     }
 
+    /// Blocks in zeroed ranges, whatever was written into them later.
+    pub fn zeroed_blocks(&self) -> u64 {
+        self.zeros.iter().map(|(start, (end, _))| end.0 - start.0).sum()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.blocks.is_empty() && self.zeros.is_empty()
     }

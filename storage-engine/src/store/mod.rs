@@ -27,21 +27,24 @@ mod read;
 mod record;
 mod recovery;
 mod segment;
+mod snapshot;
 mod superblock;
 
 use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
-pub use record::{BLOCKS_MAX, Body, Header, Seals, WRITES_MAX, WriteEntry};
+pub use record::{BLOCKS_MAX, Body, ControlOp, Header, Seals, WRITES_MAX, WriteEntry};
 pub use recovery::{FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, inspect, open_replica};
+pub use snapshot::{SNAPSHOTS_MAX, SnapshotInfo};
 pub use superblock::Superblock;
 
 /// The structures on the disk and what they are made of, for tests and tools; `docs/disk-format.md` draws them.
 pub mod layout {
-    pub use super::page::{Entry, FANOUT, Page, PageKind, PageName};
+    pub use super::page::{Entry, FANOUT, Page, PageKind, PageName, TreeId};
     pub use super::record::MovedBlock;
     pub use super::segment::{SegmentHeader, SegmentKind, Used, row};
+    pub use super::snapshot::Snapshot;
     pub use super::superblock::{Checkpoint, EpochEnd, Geometry, LogPosition, StreamPosition};
 }
 
@@ -53,9 +56,9 @@ use checkpoint::{Frozen, Job};
 use cleaner::Cleaner;
 use log::Log;
 use map::Map;
-use memtable::Memtable;
 use read::{ReadKey, Reads};
 use segment::{Segments, blocks_per_segment};
+use snapshot::Recent;
 
 /// A record ready to be appended. The coordinator of the volume makes it; every replica appends the same bytes.
 #[derive(Debug)]
@@ -92,6 +95,8 @@ pub enum Event {
     Read(u64, Result<Vec<Piece>, RequestError>),
     /// The volume has this many blocks now, also after a power cut.
     Grown(u64),
+    /// The volume is what it was at the snapshot it was reverted to, also after a power cut.
+    Reverted,
     /// The store writes no more; why.
     Stopped(String),
 }
@@ -141,7 +146,7 @@ pub struct Store {
     options: OpenOptions,
     segments: Segments,
     map: Map,
-    active: Memtable,
+    recent: Recent,
     frozen: Option<Frozen>,
     log: Log,
     reads: Reads,
@@ -174,6 +179,14 @@ impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Store")
             .field("checkpoint", &self.superblock.checkpoint.number)
+            .field("job", &self.job.as_ref().map(ToString::to_string))
+            .field("recent_rows", &self.recent.rows())
+            .field("frozen_rows", &self.frozen.as_ref().map(Frozen::rows))
+            .field("cleaning", &self.cleaner.is_busy())
+            .field("free_segments", &self.segments.free_count())
+            .field("pool_exhausted", &self.segments.exhausted)
+            .field("pending", &self.pending.len())
+            .field("stopped", &self.stopped)
             .finish_non_exhaustive()
     }
 }
@@ -241,7 +254,7 @@ impl Store {
             .unmarked()
             .then_some(self.last_write_ms + self.options.mark_after_ms);
         let quiet = self.job.is_none() && self.frozen.is_none() && !self.cleaner.is_busy();
-        let idle = (quiet && !self.active.is_empty()).then_some(self.last_write_ms + self.options.idle_checkpoint_ms);
+        let idle = (quiet && !self.recent.is_empty()).then_some(self.last_write_ms + self.options.idle_checkpoint_ms);
         [background, mark, idle, self.retry_create_ms]
             .into_iter()
             .flatten()
@@ -378,9 +391,17 @@ impl Store {
     /// Segments that guest writes leave alone: for the pages of the next checkpoint, for the cleaner, and one for
     /// zeroes, so that trimming works on a full disk.
     fn reserve_target(&self) -> usize {
-        let rows = self.active.len() + self.frozen.as_ref().map_or(0, |frozen| frozen.table.len());
+        let rows = self.recent.rows() + self.frozen.as_ref().map_or(0, Frozen::rows);
         let leaves = self.size_blocks().div_ceil(page::FANOUT as u64);
-        let pages = (rows as u64).min(leaves) + 16;
+        let mut pages = (rows as u64).min(leaves) + 16;
+        if !self.recent.catalog.is_empty() {
+            // What is replaced goes into the table of a snapshot, leaf by leaf; zeroes may move whole subtrees there, at
+            // most as many pages as there are.
+            let zeroed = self.recent.zeroed_blocks() + self.frozen.as_ref().map_or(0, Frozen::zeroed_blocks);
+            let moved = (zeroed / page::FANOUT as u64).min(self.segments.live_pages());
+            let snapshots = self.recent.catalog.len().div_ceil(snapshot::ROWS_PER_PAGE) as u64;
+            pages += pages + moved + snapshots + checkpoint::DELETED_PAGES_FULL as u64;
+        }
         let pages = pages + pages / 20;
         RESERVE_SEGMENTS + pages.div_ceil(blocks_per_segment(self.superblock.geometry.segment_bytes)) as usize
     }
@@ -415,9 +436,9 @@ impl Store {
     }
 
     fn lookup_memory(&self, lba: Lba) -> Option<page::Entry> {
-        self.active
+        self.recent
             .get(lba)
-            .or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.table.get(lba)))
+            .or_else(|| self.frozen.as_ref().and_then(|frozen| frozen.get(lba)))
     }
 }
 

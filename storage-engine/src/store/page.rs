@@ -5,15 +5,20 @@
 //! the page below) lies, the highest version in it, and its check. An entry that points nowhere but has a version is
 //! a tombstone: everything below it was zeroed at that version. Pages are never changed in place: a checkpoint writes
 //! new ones up to a new root.
+//!
+//! What a snapshot keeps is a tree of the same pages under the snapshot's name. There an entry of zeros means that the
+//! snapshot keeps nothing, and a block or a whole subtree that reads as zeros in it is a [`Entry::hole`].
 
 use super::format::{FORMAT_VERSION, Get, Put, check_around};
 use crate::buffer::{Buf, BufMut};
-use crate::types::{Epoch, Lba, Location, Seq, Version};
+use crate::types::{Epoch, Lba, Location, Seq, SnapshotId, Version};
 
 /// Bytes in a page.
 pub const PAGE_BYTES: usize = 4096;
 const HEADER_BYTES: usize = 64;
 const ENTRY_BYTES: usize = 24;
+const COUNT_AT: usize = 40;
+const TREE_AT: usize = 44;
 const CHECK_AT: usize = 60;
 const MAGIC: u32 = u32::from_le_bytes(*b"GFSP");
 
@@ -38,6 +43,18 @@ impl Entry {
         self == Entry::default()
     }
 
+    /// In the table of a snapshot: the block, or all below, was `self` then and lies nowhere.
+    pub fn hole(self) -> Entry {
+        debug_assert!(self.location.is_none());
+        Entry { check: HOLE, ..self }
+    }
+
+    /// In the map: what an entry of a snapshot's table was before it came there.
+    pub fn unmarked(self) -> Entry {
+        let check = if self.location.is_none() { 0 } else { self.check };
+        Entry { check, ..self }
+    }
+
     pub(super) fn put(self, put: &mut Put<'_>) {
         put.u64(self.location.bits())
             .u32(self.version.epoch.0)
@@ -57,15 +74,20 @@ impl Entry {
     }
 }
 
+/// Tells a kept hole from nothing kept: neither has a place, and a block that was never written has no version.
+const HOLE: u32 = 1;
+
 /// What a page is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PageKind {
-    /// A page of the map.
+    /// A page of the map, or of what a snapshot keeps.
     Map,
     /// Rows of the segment table.
     Table,
     /// Pointers to table pages.
     TableIndex,
+    /// The snapshots.
+    Catalog,
 }
 
 impl PageKind {
@@ -74,19 +96,36 @@ impl PageKind {
             PageKind::Map => 1,
             PageKind::Table => 2,
             PageKind::TableIndex => 3,
+            PageKind::Catalog => 4,
         }
     }
 
     fn from_code(code: u8) -> Option<PageKind> {
-        [PageKind::Map, PageKind::Table, PageKind::TableIndex]
-            .into_iter()
-            .find(|kind| kind.code() == code)
+        let all = [PageKind::Map, PageKind::Table, PageKind::TableIndex, PageKind::Catalog];
+        all.into_iter().find(|kind| kind.code() == code)
+    }
+}
+
+/// Which tree a page belongs to: the map, or what a snapshot keeps, by the snapshot's name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct TreeId(pub [u8; 16]);
+
+impl TreeId {
+    /// The map.
+    pub const HEAD: TreeId = TreeId([0; 16]);
+}
+
+impl From<SnapshotId> for TreeId {
+    fn from(id: SnapshotId) -> TreeId {
+        TreeId(id.0)
     }
 }
 
 /// Which page this is; the same place in the tree has the same name in every checkpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PageName {
+    /// The map for pages that belong to no tree.
+    pub tree: TreeId,
     /// 0 for a leaf.
     pub level: u8,
     /// Counted from 0 within the level.
@@ -105,11 +144,27 @@ pub fn height_for(blocks: u64) -> u8 {
 
 impl PageName {
     /// The page of `level` that `lba` belongs to.
-    pub fn of(level: u8, lba: Lba) -> PageName {
+    pub fn of(tree: TreeId, level: u8, lba: Lba) -> PageName {
         PageName {
+            tree,
             level,
             index: lba.0 / span(level),
         }
+    }
+
+    /// The page below this one that `slot` leads to.
+    pub fn child(self, slot: usize) -> PageName {
+        PageName {
+            level: self.level - 1,
+            index: self.index * FANOUT as u64 + slot as u64,
+            ..self
+        }
+    }
+
+    /// The first block below `slot`.
+    pub fn lba_of(self, slot: usize) -> Lba {
+        let below = if self.level == 0 { 1 } else { span(self.level - 1) };
+        Lba(self.first().0.saturating_add(below.saturating_mul(slot as u64)))
     }
 
     /// First block below this page.
@@ -142,6 +197,20 @@ pub enum PageError {
 impl Page {
     /// Makes a page out of `entries` (at most [`FANOUT`]).
     pub fn encode(kind: PageKind, name: PageName, replica: [u8; 16], checkpoint: u64, entries: &[Entry]) -> Page {
+        Page::encode_with(kind, name, replica, checkpoint, entries.len(), |put| {
+            entries.iter().for_each(|entry| entry.put(put));
+        })
+    }
+
+    /// Makes a page whose `count` rows are written by `rows`.
+    pub(super) fn encode_with(
+        kind: PageKind,
+        name: PageName,
+        replica: [u8; 16],
+        checkpoint: u64,
+        count: usize,
+        rows: impl FnOnce(&mut Put<'_>),
+    ) -> Page {
         let mut buf = BufMut::zeroed(PAGE_BYTES);
         let bytes = buf.as_mut();
         let mut put = Put::new(bytes);
@@ -152,11 +221,10 @@ impl Page {
             .u64(name.index);
         put.bytes(&replica)
             .u64(checkpoint)
-            .u32(entries.len() as u32)
+            .u32(count as u32)
+            .bytes(&name.tree.0)
             .seek(HEADER_BYTES);
-        for entry in entries {
-            entry.put(&mut put);
-        }
+        rows(&mut put);
         let check = check_around(0, bytes, CHECK_AT);
         bytes[CHECK_AT..CHECK_AT + 4].copy_from_slice(&check.to_le_bytes());
         Page { bytes: buf.freeze() }
@@ -194,11 +262,9 @@ impl Page {
             return None;
         }
         let kind = PageKind::from_code(get.u8())?;
-        let name = PageName {
-            level: get.u8(),
-            index: get.u64(),
-        };
-        Some((kind, name, get.array()))
+        let (level, index, replica) = (get.u8(), get.u64(), get.array());
+        let tree = TreeId(get.seek(TREE_AT).array());
+        Some((kind, PageName { tree, level, index }, replica))
     }
 
     /// The check that an entry pointing here holds.
@@ -217,6 +283,14 @@ impl Page {
         (0..FANOUT).map(|slot| self.entry(slot)).collect()
     }
 
+    /// Reads the rows of a page that was made by [`Page::encode_with`], and how many there are.
+    pub(super) fn rows(&self) -> (usize, Get<'_>) {
+        let count = Get::new(self.bytes.as_ref()).seek(COUNT_AT).u32() as usize;
+        let mut rows = Get::new(self.bytes.as_ref());
+        rows.seek(HEADER_BYTES);
+        (count, rows)
+    }
+
     /// The bytes to write.
     pub fn bytes(&self) -> &Buf {
         &self.bytes
@@ -229,7 +303,11 @@ mod tests {
     use crate::io::SegmentId;
 
     fn sample() -> (Page, PageName) {
-        let name = PageName { level: 2, index: 77 };
+        let name = PageName {
+            tree: TreeId([6; 16]),
+            level: 2,
+            index: 77,
+        };
         let entries: Vec<Entry> = (0..FANOUT as u64)
             .map(|i| Entry {
                 location: Location::block(SegmentId(i as u32), i * 4096),
@@ -269,6 +347,11 @@ mod tests {
         let (page, name) = sample();
         let other = PageName { index: 78, ..name };
         assert!(Page::decode(page.bytes().clone(), PageKind::Map, other, [9; 16], page.check()).is_err());
+        let other = PageName {
+            tree: TreeId::HEAD,
+            ..name
+        };
+        assert!(Page::decode(page.bytes().clone(), PageKind::Map, other, [9; 16], page.check()).is_err());
         assert!(Page::decode(page.bytes().clone(), PageKind::Map, name, [8; 16], page.check()).is_err());
         assert!(Page::decode(page.bytes().clone(), PageKind::Table, name, [9; 16], page.check()).is_err());
     }
@@ -280,7 +363,7 @@ mod tests {
         assert_eq!(height_for(169), 2);
         assert_eq!(height_for(1 << 28), 4, "1 TiB");
         assert_eq!(height_for(1 << 32), 5, "16 TiB");
-        let name = PageName::of(1, Lba(168 * 168 + 5));
+        let name = PageName::of(TreeId::HEAD, 1, Lba(168 * 168 + 5));
         assert_eq!(
             (name.index, name.first(), name.slot(Lba(168 * 168 + 169))),
             (1, Lba(168 * 168), 1)

@@ -8,7 +8,7 @@ use super::{Event, Purpose, Store};
 use crate::buffer::{Buf, BufMut};
 use crate::io::{FileId, Io, IoFailure};
 use crate::request::{Piece, RequestError};
-use crate::types::{BLOCK_BYTES, Lba, Location};
+use crate::types::{BLOCK_BYTES, Lba, Location, SnapshotId};
 
 /// Names a part of a read.
 #[derive(Clone, Copy, Debug)]
@@ -30,6 +30,8 @@ struct Read {
     token: u64,
     lba: Lba,
     blocks: u64,
+    /// What the blocks were at this snapshot, not what they are.
+    at: Option<SnapshotId>,
     pieces: Vec<Part>,
     outstanding: usize,
     failed: Option<RequestError>,
@@ -60,12 +62,31 @@ impl Store {
     /// in `into` if there is such memory, of just that length.
     pub fn read(&mut self, token: u64, lba: Lba, blocks: u64, into: Option<BufMut>) {
         debug_assert!(lba.0 + blocks <= self.size_blocks());
+        self.start_read(token, lba, blocks, None, into);
+    }
+
+    /// The same of what the blocks were at a snapshot.
+    pub fn read_snapshot(&mut self, token: u64, at: SnapshotId, lba: Lba, blocks: u64) -> Result<(), RequestError> {
+        let size = self.known(at)?.size_blocks;
+        if lba.0.checked_add(blocks).is_none_or(|end| end > size) {
+            return Err(RequestError::Invalid(format!(
+                "blocks {} to {} of snapshot {at}, which has {size}",
+                lba.0,
+                lba.0.saturating_add(blocks)
+            )));
+        }
+        self.start_read(token, lba, blocks, Some(at), None);
+        Ok(())
+    }
+
+    fn start_read(&mut self, token: u64, lba: Lba, blocks: u64, at: Option<SnapshotId>, into: Option<BufMut>) {
         let id = self.reads.next;
         self.reads.next += 1;
         let read = Read {
             token,
             lba,
             blocks,
+            at,
             pieces: Vec::new(),
             outstanding: 0,
             failed: None,
@@ -78,12 +99,24 @@ impl Store {
     fn resolve(&mut self, id: u64) {
         let read = &self.reads.under_way[&id];
         let (first, blocks) = (read.lba, read.blocks);
+        let at = match read.at.map(|at| self.known(at).map(|snapshot| snapshot.version)) {
+            None => None,
+            Some(Ok(version)) => Some(version),
+            Some(Err(error)) => {
+                // It was deleted while its pages were read.
+                self.reads.under_way.get_mut(&id).expect("it is under way").failed = Some(error);
+                return self.finish_read(id);
+            }
+        };
         let mut parts: Vec<Part> = Vec::new();
         let mut missing: Vec<(PageName, Entry)> = Vec::new();
         for lba in (first.0..first.0 + blocks).map(Lba) {
-            let found = match self.lookup_memory(lba) {
-                Some(entry) => Found::Entry(entry),
-                None => self.map.find(lba),
+            let found = match at {
+                Some(version) => self.find_at(version, lba),
+                None => match self.lookup_memory(lba) {
+                    Some(entry) => Found::Entry(entry),
+                    None => self.map.find(lba),
+                },
             };
             match found {
                 Found::NeedPage(name, pointer) => {

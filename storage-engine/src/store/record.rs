@@ -2,12 +2,13 @@
 //!
 //! A record is a header of whole 4 KiB blocks followed by the written blocks. Records of an epoch form a chain: each
 //! names the check of the one before it, and their sequence numbers have no gap, so a stale record left over in a
-//! recycled segment is never taken for a new one. Three smaller kinds live between them: the end of a segment with
-//! the name of the next, the mark of a completed flush, and blocks that the cleaner moved.
+//! recycled segment is never taken for a new one. A record about a snapshot is a link of the chain like a write. Three
+//! smaller kinds live between them: the end of a segment with the name of the next, the mark of a completed flush, and
+//! blocks that the cleaner moved.
 
 use super::format::{FORMAT_VERSION, Get, Put, check_around, crc};
 use crate::buffer::{Buf, BufMut};
-use crate::types::{BLOCK_BYTES, Epoch, Identity, Lba, Seq, Version};
+use crate::types::{BLOCK_BYTES, Epoch, Identity, Lba, Seq, SnapshotId, Version};
 
 /// Bytes of the header of every record this version writes.
 pub const HEADER_BYTES: usize = 4096;
@@ -63,6 +64,25 @@ pub enum Body {
     FlushMark,
     /// Blocks moved by the cleaner. Not part of the chain.
     Moved { blocks: Vec<MovedBlock> },
+    /// Something done to the volume's snapshots. It has a number of its own, like a write.
+    Control { seq: Seq, op: ControlOp },
+}
+
+/// What is done to the snapshots of a volume; every replica does it at the same place of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ControlOp {
+    /// Keep the volume as it is now.
+    Snapshot {
+        id: SnapshotId,
+        /// When it was taken, as the caller says.
+        time_ms: u64,
+        /// Blocks of the volume then.
+        size_blocks: u64,
+    },
+    /// Let go of a snapshot.
+    Delete { id: SnapshotId },
+    /// Make the volume what it was at a snapshot; later snapshots are let go of.
+    Revert { id: SnapshotId },
 }
 
 /// The header of a record.
@@ -85,6 +105,7 @@ impl Body {
             Body::Next { .. } => 2,
             Body::FlushMark => 3,
             Body::Moved { .. } => 4,
+            Body::Control { .. } => 5,
         }
     }
 
@@ -93,7 +114,18 @@ impl Body {
         match self {
             Body::Data { checks, .. } => checks.len(),
             Body::Moved { blocks } => blocks.len(),
-            Body::Next { .. } | Body::FlushMark => 0,
+            Body::Next { .. } | Body::FlushMark | Body::Control { .. } => 0,
+        }
+    }
+
+    /// The first and the last write that the record numbers, if it numbers any.
+    pub fn numbers(&self) -> Option<(Seq, Seq)> {
+        match self {
+            Body::Data { first_seq, writes, .. } => {
+                Some((*first_seq, Seq((first_seq.0 + writes.len() as u64).saturating_sub(1))))
+            }
+            Body::Control { seq, .. } => Some((*seq, *seq)),
+            Body::Next { .. } | Body::FlushMark | Body::Moved { .. } => None,
         }
     }
 }
@@ -142,6 +174,7 @@ impl Seals {
             Body::Next { next } => (Seq(0), 0, *next),
             Body::FlushMark => (Seq(0), 0, 0),
             Body::Moved { .. } => (Seq(0), 0, 0),
+            Body::Control { seq, .. } => (*seq, 0, 0),
         };
         let payload = header.body.payload_blocks();
         let mut put = Put::new(bytes);
@@ -171,6 +204,7 @@ impl Seals {
                         .u32(block.check);
                 }
             }
+            Body::Control { op, .. } => put_control(&mut put, op),
             Body::Next { .. } | Body::FlushMark => {}
         }
         let covered = if header.body == Body::FlushMark {
@@ -252,6 +286,10 @@ impl Seals {
                     })
                     .collect(),
             },
+            5 => Body::Control {
+                seq: first_seq,
+                op: get_control(&mut get)?,
+            },
             _ => return None,
         };
         Some((
@@ -263,6 +301,33 @@ impl Seals {
             },
             check,
         ))
+    }
+}
+
+fn put_control(put: &mut Put<'_>, op: &ControlOp) {
+    let (code, id, time_ms, size_blocks) = match *op {
+        ControlOp::Snapshot {
+            id,
+            time_ms,
+            size_blocks,
+        } => (1, id, time_ms, size_blocks),
+        ControlOp::Delete { id } => (2, id, 0, 0),
+        ControlOp::Revert { id } => (3, id, 0, 0),
+    };
+    put.u32(code).bytes(&id.0).u64(time_ms).u64(size_blocks);
+}
+
+fn get_control(get: &mut Get<'_>) -> Option<ControlOp> {
+    let (code, id) = (get.u32(), SnapshotId(get.array()));
+    match code {
+        1 => Some(ControlOp::Snapshot {
+            id,
+            time_ms: get.u64(),
+            size_blocks: get.u64(),
+        }),
+        2 => Some(ControlOp::Delete { id }),
+        3 => Some(ControlOp::Revert { id }),
+        _ => None,
     }
 }
 
@@ -290,7 +355,7 @@ mod tests {
         }
     }
 
-    fn bodies() -> [Body; 4] {
+    fn bodies() -> [Body; 7] {
         let write = |lba, blocks, zero| WriteEntry {
             lba: Lba(lba),
             blocks,
@@ -313,6 +378,26 @@ mod tests {
             Body::Next { next: 12 },
             Body::FlushMark,
             Body::Moved { blocks: vec![moved; 3] },
+            Body::Control {
+                seq: Seq(41),
+                op: ControlOp::Snapshot {
+                    id: SnapshotId([7; 16]),
+                    time_ms: 1_700_000_000_000,
+                    size_blocks: 1 << 28,
+                },
+            },
+            Body::Control {
+                seq: Seq(42),
+                op: ControlOp::Delete {
+                    id: SnapshotId([8; 16]),
+                },
+            },
+            Body::Control {
+                seq: Seq(43),
+                op: ControlOp::Revert {
+                    id: SnapshotId([9; 16]),
+                },
+            },
         ]
     }
 

@@ -286,6 +286,15 @@ impl Segments {
         }
     }
 
+    /// Pages of the map, of the tables of snapshots and of lists that the last checkpoint needs.
+    pub fn live_pages(&self) -> u64 {
+        self.used
+            .values()
+            .filter(|used| used.kind == SegmentKind::Meta)
+            .map(|used| u64::from(used.live))
+            .sum()
+    }
+
     /// Blocks that the committed map needs, in data and moved segments.
     pub fn live_blocks(&self) -> u64 {
         self.used

@@ -4,7 +4,7 @@
 //! only then are the segments that the checkpoint freed used again. So a torn one leaves the other valid, and one
 //! damaged later has a twin.
 
-use super::format::{FORMAT_VERSION, Get, Put, check_around};
+use super::format::{Get, Put, check_around};
 use super::page::Entry;
 use crate::buffer::{Buf, BufMut};
 use crate::io::SegmentId;
@@ -14,7 +14,13 @@ use crate::types::{Epoch, Identity, Seq, Version};
 pub const SUPERBLOCK_BYTES: usize = 4096;
 const MAGIC: u64 = u64::from_le_bytes(*b"GALLEON\x01");
 const CHECK_AT: usize = 12;
+/// The version that is written. The first one knew no snapshots; it is read and becomes this one.
+pub const SUPERBLOCK_VERSION: u16 = 2;
 const INDEX_MAX: usize = 64;
+/// Most pages of the catalog of snapshots.
+const CATALOG_MAX: usize = super::snapshot::SNAPSHOTS_MAX.div_ceil(super::snapshot::ROWS_PER_PAGE);
+const LISTS_AT: usize = 208;
+const _: () = assert!(LISTS_AT + (INDEX_MAX + CATALOG_MAX) * 24 + ENDS_MAX * 16 <= SUPERBLOCK_BYTES);
 /// Most rows in the history of epochs; opening makes a checkpoint, which empties it, before it is full.
 pub const ENDS_MAX: usize = 100;
 
@@ -67,6 +73,8 @@ pub struct Checkpoint {
     pub replay: LogPosition,
     /// Pointers to the pages that index the segment table.
     pub table: Vec<Entry>,
+    /// Pointers to the pages of the list of snapshots.
+    pub catalog: Vec<Entry>,
     /// The next page of the map goes here.
     pub meta: Option<StreamPosition>,
     /// The next moved block goes here.
@@ -100,7 +108,7 @@ pub struct Superblock {
 pub enum SuperblockError {
     #[error("it does not begin like a superblock of GalleonFS")]
     Magic,
-    #[error("it has format version {0}; this version reads up to {FORMAT_VERSION}")]
+    #[error("it has format version {0}; this version reads up to {SUPERBLOCK_VERSION}")]
     Newer(u16),
     #[error("its check does not fit its bytes")]
     Check,
@@ -114,7 +122,11 @@ impl Superblock {
         let bytes = buf.as_mut();
         let mut put = Put::new(bytes);
         let (geometry, checkpoint) = (&self.geometry, &self.checkpoint);
-        put.u64(MAGIC).u16(FORMAT_VERSION).u16(0).u32(0).u64(self.generation);
+        put.u64(MAGIC)
+            .u16(SUPERBLOCK_VERSION)
+            .u16(0)
+            .u32(0)
+            .u64(self.generation);
         put.bytes(&geometry.identity.cluster)
             .bytes(&geometry.identity.volume)
             .bytes(&geometry.identity.replica);
@@ -134,11 +146,14 @@ impl Superblock {
         put_stream(&mut put, checkpoint.meta);
         put_stream(&mut put, checkpoint.moved);
         put.u16(checkpoint.table.len() as u16).u16(self.epoch_ends.len() as u16);
+        put.u16(checkpoint.catalog.len() as u16).seek(LISTS_AT);
         assert!(checkpoint.table.len() <= INDEX_MAX && self.epoch_ends.len() <= ENDS_MAX);
+        assert!(checkpoint.catalog.len() <= CATALOG_MAX);
         checkpoint.table.iter().for_each(|entry| entry.put(&mut put));
         for end in &self.epoch_ends {
             put.u32(end.first.0).u32(end.last.0).u64(end.end.0);
         }
+        checkpoint.catalog.iter().for_each(|entry| entry.put(&mut put));
         let check = check_around(0, bytes, CHECK_AT);
         bytes[CHECK_AT..CHECK_AT + 4].copy_from_slice(&check.to_le_bytes());
         buf.freeze()
@@ -151,7 +166,7 @@ impl Superblock {
         }
         // The version is read before the check: a newer format may check itself in another way.
         let version = get.u16();
-        if version > FORMAT_VERSION {
+        if version > SUPERBLOCK_VERSION {
             return Err(SuperblockError::Newer(version));
         }
         let (_, check, generation) = (get.u16(), get.u32(), get.u64());
@@ -180,7 +195,16 @@ impl Superblock {
         };
         let (meta, moved) = (get_stream(&mut get), get_stream(&mut get));
         let (tables, ends) = (get.u16() as usize, get.u16() as usize);
-        if tables > INDEX_MAX || ends > ENDS_MAX || size_blocks == 0 || offset > geometry.segment_bytes {
+        let catalogs = if version == 1 { 0 } else { get.u16() as usize };
+        if version > 1 {
+            get.seek(LISTS_AT);
+        }
+        if tables > INDEX_MAX
+            || ends > ENDS_MAX
+            || catalogs > CATALOG_MAX
+            || size_blocks == 0
+            || offset > geometry.segment_bytes
+        {
             return Err(SuperblockError::Nonsense("counts, size or position out of range"));
         }
         let table = (0..tables).map(|_| Entry::get(&mut get)).collect();
@@ -191,6 +215,7 @@ impl Superblock {
                 end: Seq(get.u64()),
             })
             .collect();
+        let catalog = (0..catalogs).map(|_| Entry::get(&mut get)).collect();
         let replay = LogPosition {
             segment,
             offset,
@@ -205,6 +230,7 @@ impl Superblock {
             root,
             replay,
             table,
+            catalog,
             meta,
             moved,
         };
@@ -292,6 +318,7 @@ mod tests {
                     chain: 1,
                 },
                 table: (0..INDEX_MAX as u64).map(entry).collect(),
+                catalog: (0..CATALOG_MAX as u64).map(entry).collect(),
                 meta: Some(StreamPosition {
                     segment: SegmentId(4),
                     offset: 4096,
@@ -327,8 +354,21 @@ mod tests {
     #[test]
     fn a_newer_format_is_named_before_its_check_is_looked_at() {
         let mut bytes = sample().encode().as_ref().to_vec();
-        bytes[8] = 2;
-        assert_eq!(Superblock::decode(&bytes), Err(SuperblockError::Newer(2)));
+        bytes[8] = 3;
+        assert_eq!(Superblock::decode(&bytes), Err(SuperblockError::Newer(3)));
+    }
+
+    #[test]
+    fn a_superblock_of_the_first_version_is_read() {
+        let mut superblock = sample();
+        superblock.checkpoint.catalog.clear();
+        let mut bytes = superblock.encode().as_ref().to_vec();
+        // The first version had no number of catalog pages, and its lists came eight bytes earlier.
+        bytes[8] = 1;
+        bytes.copy_within(LISTS_AT.., LISTS_AT - 8);
+        let check = check_around(0, &bytes, CHECK_AT);
+        bytes[CHECK_AT..CHECK_AT + 4].copy_from_slice(&check.to_le_bytes());
+        assert_eq!(Superblock::decode(&bytes), Ok(superblock));
     }
 
     #[test]

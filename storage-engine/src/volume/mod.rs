@@ -5,6 +5,8 @@
 //! everything that was answered before it is durable: flushes that wait together share one sync. When there are
 //! several replicas, this is the place that sends each record to all of them.
 
+mod control;
+
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::BlockEngine;
@@ -46,6 +48,7 @@ pub struct Volume {
     undurable: BTreeMap<(Version, u64), RequestId>,
     undurable_next: u64,
     growing: Vec<(u64, RequestId)>,
+    orders: control::Orders,
     out: VecDeque<Output>,
     answered: Version,
     closing: bool,
@@ -89,6 +92,7 @@ impl Volume {
             undurable: BTreeMap::new(),
             undurable_next: 0,
             growing: Vec::new(),
+            orders: control::Orders::default(),
             out: VecDeque::new(),
             answered,
             closing: false,
@@ -133,9 +137,6 @@ impl Volume {
     }
 
     fn take(&mut self, id: RequestId, request: Request) -> Result<(), RequestError> {
-        if self.closing {
-            return Err(RequestError::Fenced);
-        }
         match request {
             Request::Read { offset, len } => {
                 self.counters.reads += 1;
@@ -336,12 +337,19 @@ impl Volume {
                     self.answer(id, Ok(Reply::Done));
                 }
             }
+            Event::Reverted => self.reverted(),
             Event::Stopped(why) => {
                 let waiting = std::mem::take(&mut self.waiting).into_iter().map(|write| write.id);
                 let inflight = std::mem::take(&mut self.inflight).into_iter().map(|write| write.id);
                 let undurable = std::mem::take(&mut self.undurable).into_values();
                 let growing = std::mem::take(&mut self.growing).into_iter().map(|(_, id)| id);
-                let ids: Vec<RequestId> = waiting.chain(inflight).chain(undurable).chain(growing).collect();
+                let orders = self.orders.take_all();
+                let ids: Vec<RequestId> = waiting
+                    .chain(inflight)
+                    .chain(undurable)
+                    .chain(growing)
+                    .chain(orders)
+                    .collect();
                 for id in ids {
                     self.answer(id, Err(RequestError::Failed(why.clone())));
                 }
@@ -350,13 +358,18 @@ impl Volume {
     }
 
     fn idle(&self) -> bool {
-        self.waiting.is_empty() && self.inflight.is_empty() && self.undurable.is_empty()
+        self.waiting.is_empty() && self.inflight.is_empty() && self.undurable.is_empty() && self.orders.is_idle()
     }
 }
 
 impl BlockEngine for Volume {
     fn submit(&mut self, id: RequestId, request: Request) {
-        if let Err(error) = self.take(id, request) {
+        if self.closing {
+            return self.answer(id, Err(RequestError::Fenced));
+        }
+        if let Some(request) = self.hold(id, request)
+            && let Err(error) = self.take(id, request)
+        {
             self.answer(id, Err(error));
         }
     }
@@ -395,6 +408,8 @@ impl BlockEngine for Volume {
                 return Some(output);
             }
             if self.store.stopped().is_none() {
+                self.send();
+                self.run_orders();
                 self.send();
             }
             if self.closing && self.idle() && !self.store.is_closing() {

@@ -3,18 +3,22 @@
 use galleonfs_storage_engine::io::FileId;
 use galleonfs_storage_engine::store::check::check;
 
-use crate::harness::{Rig, open};
+use crate::harness::{Model, Rig, open, snapshot_id};
 use crate::sim_disk::{Random, SimDisk};
 
 const SIZE_BLOCKS: u64 = 2_000;
 const FLIPS: usize = 10_000;
 
-/// A replica with a map of two levels, blocks in several segments, overwrites, zeroes and a tail behind the checkpoint.
-fn replica(clean: bool) -> (SimDisk, Vec<u64>) {
+/// A replica with a map of two levels, blocks in several segments, overwrites, zeroes, snapshots and a tail behind the
+/// checkpoint.
+fn replica(clean: bool, snapshots: bool) -> (SimDisk, Model) {
     let mut rig = Rig::fresh(SIZE_BLOCKS);
     let mut random = Random(7);
     let mut stamp = 1;
-    for _ in 0..150 {
+    for n in 0..150 {
+        if snapshots && n % 40 == 30 {
+            rig.snapshot(snapshot_id(n));
+        }
         let lba = random.below(SIZE_BLOCKS - 16);
         let blocks = 1 + random.below(16);
         rig.write(lba, blocks, stamp).unwrap();
@@ -31,14 +35,14 @@ fn replica(clean: bool) -> (SimDisk, Vec<u64>) {
     let mut disk = rig.disk.clone();
     let (engine, _) = open(&mut disk.clone(), 9).unwrap();
     let mut again = Rig::new(disk.clone(), engine);
-    let state = again.read_all(SIZE_BLOCKS);
+    let state = again.view();
     disk = rig.disk;
     (disk, state)
 }
 
 /// Flips bits by chance; each must be noticed, or lie in a byte that nothing needs: then everything still reads right.
-fn flip(clean: bool, flips: usize) {
-    let (disk, state) = replica(clean);
+fn flip(clean: bool, snapshots: bool, flips: usize) {
+    let (disk, state) = replica(clean, snapshots);
     let mut random = Random(if clean { 11 } else { 12 });
     let places: Vec<(FileId, u64)> = disk
         .file_ids()
@@ -64,10 +68,19 @@ fn flip(clean: bool, flips: usize) {
                 for lba in (0..SIZE_BLOCKS).step_by(100) {
                     match rig.read(lba, 100) {
                         Ok(stamps) => {
-                            let expected = &state[lba as usize..lba as usize + 100];
+                            let expected = &state.head[lba as usize..lba as usize + 100];
                             assert_eq!(stamps, expected, "{what}: wrong data was returned");
                         }
                         Err(_) => failed = true,
+                    }
+                    for (id, kept) in &state.snapshots {
+                        match rig.read_at(*id, lba, 100) {
+                            Ok(stamps) => {
+                                let expected = &kept[lba as usize..lba as usize + 100];
+                                assert_eq!(stamps, expected, "{what}: wrong data of {id:?} was returned");
+                            }
+                            Err(_) => failed = true,
+                        }
                     }
                 }
                 assert_eq!(failed, seen, "{what}: the engine and the checker disagree");
@@ -81,10 +94,16 @@ fn flip(clean: bool, flips: usize) {
 
 #[test]
 fn a_flipped_bit_is_noticed_and_never_returned_after_an_orderly_end() {
-    flip(true, FLIPS / 2);
+    flip(true, false, FLIPS / 2);
 }
 
 #[test]
 fn a_flipped_bit_is_noticed_and_never_returned_after_a_power_cut() {
-    flip(false, FLIPS / 2);
+    flip(false, false, FLIPS / 2);
+}
+
+#[test]
+fn a_flipped_bit_in_what_snapshots_keep_is_noticed_and_never_returned() {
+    flip(true, true, FLIPS / 10);
+    flip(false, true, FLIPS / 10);
 }

@@ -1,14 +1,16 @@
 //! Crash states: at every boundary of a run, every kind of power cut, and the death of the process.
 //!
+//! Snapshots are taken, deleted and reverted to in between, and are part of the state.
+//!
 //! The oracle is strict. The log is one order of all writes, so what is there after a crash must be the state after
 //! the first k of them, exactly, with k at least the last that a completed flush (or, for a mere kill, an answer)
 //! covered, and at most the last submitted. Opening twice must give the same.
 
 use galleonfs_storage_engine::BlockEngine;
-use galleonfs_storage_engine::request::{Request, RequestId};
+use galleonfs_storage_engine::request::{Control, Request, RequestId};
 use galleonfs_storage_engine::types::BLOCK_BYTES;
 
-use crate::harness::{Change, Rig, assert_check_passes, format, open, state_after, write_request};
+use crate::harness::{Change, Model, Rig, assert_check_passes, format, open, snapshot_id, write_request};
 use crate::sim_disk::{Cut, Random, SimDisk};
 
 const SIZE_BLOCKS: u64 = 600;
@@ -17,6 +19,8 @@ const STATES_MIN: usize = 20_000;
 
 /// A guest that writes, zeroes and flushes by chance, and knows what it may count on.
 struct Guest {
+    /// Whether it uses snapshots.
+    snapshots: bool,
     random: Random,
     changes: Vec<Change>,
     /// Change → its request, until answered.
@@ -27,12 +31,14 @@ struct Guest {
     /// Changes answered, as the length of the answered prefix.
     answered: usize,
     next_stamp: u64,
+    next_snapshot: u64,
 }
 
 impl Guest {
-    fn new(seed: u64) -> Guest {
+    fn new(seed: u64, snapshots: bool) -> Guest {
         let (changes, open, flushes) = (Vec::new(), Vec::new(), Vec::new());
         Guest {
+            snapshots,
             random: Random(seed),
             changes,
             open,
@@ -40,13 +46,14 @@ impl Guest {
             flushed: 0,
             answered: 0,
             next_stamp: 1,
+            next_snapshot: 1,
         }
     }
 
     fn act(&mut self, rig: &mut Rig) {
         let random = &mut self.random;
         let lba = random.below(SIZE_BLOCKS);
-        match random.below(10) {
+        match random.below(if self.snapshots { 12 } else { 10 }) {
             0..=6 => {
                 let most = if random.chance(10) { 200 } else { 4 };
                 let blocks = 1 + random.below((SIZE_BLOCKS - lba).min(most));
@@ -55,7 +62,7 @@ impl Guest {
                 self.next_stamp += blocks;
                 let id = rig.submit(write_request(lba, blocks, stamp, fua));
                 self.open.push((self.changes.len(), id, fua));
-                self.changes.push(Change { lba, blocks, stamp });
+                self.changes.push(Change::Write { lba, blocks, stamp });
             }
             7 => {
                 let blocks = 1 + random.below(SIZE_BLOCKS - lba);
@@ -66,13 +73,36 @@ impl Guest {
                     fua: false,
                 });
                 self.open.push((self.changes.len(), id, false));
-                self.changes.push(Change { lba, blocks, stamp: 0 });
+                self.changes.push(Change::Write { lba, blocks, stamp: 0 });
             }
+            10 | 11 => self.order(rig),
             _ => {
                 let id = rig.submit(Request::Flush);
                 self.flushes.push((self.answered, id));
             }
         }
+    }
+
+    /// Something about snapshots. Few are kept, so that each has much to keep.
+    fn order(&mut self, rig: &mut Rig) {
+        let model = Model::after(&self.changes, SIZE_BLOCKS);
+        let picked = model.pick(&mut self.random);
+        let (control, change) = match (self.random.below(8), picked) {
+            (0, Some(id)) => {
+                let discard_newer = true;
+                (Control::Revert { id, discard_newer }, Change::Revert(id))
+            }
+            (1..=3, Some(id)) => (Control::Delete { id }, Change::Delete(id)),
+            _ if model.snapshots.len() < 4 => {
+                let id = snapshot_id(self.next_snapshot);
+                self.next_snapshot += 1;
+                (Control::Snapshot { id, time_ms: 1 }, Change::Snapshot(id))
+            }
+            _ => return,
+        };
+        let id = rig.order(control);
+        self.open.push((self.changes.len(), id, true));
+        self.changes.push(change);
     }
 
     fn listen(&mut self, rig: &mut Rig) {
@@ -106,10 +136,16 @@ fn verify(disk: &SimDisk, epoch: u32, guest: &Guest, at_least: usize, what: &str
     let (engine, report) = open(&mut disk, epoch).unwrap_or_else(|error| panic!("{what}: {error}"));
     assert_eq!(report.damaged_blocks, Vec::<u64>::new(), "{what}");
     let mut rig = Rig::new(disk, engine);
-    let state = rig.read_all(SIZE_BLOCKS);
+    let state = rig.view();
     let most = guest.changes.len();
     // Which prefix it is follows from the newest stamp in it; zeroes leave no stamp, so several may fit.
-    let kept = (at_least..=most).find(|count| state == state_after(&guest.changes, *count, SIZE_BLOCKS));
+    let mut model = Model::after(&guest.changes[..at_least], SIZE_BLOCKS);
+    let kept = (at_least..=most).find(|count| {
+        if *count > at_least {
+            model.apply(&guest.changes[count - 1]);
+        }
+        state == model
+    });
     let kept = kept.unwrap_or_else(|| {
         panic!("{what}: the state is not that after the first k changes for any k in {at_least}..={most}")
     });
@@ -119,16 +155,13 @@ fn verify(disk: &SimDisk, epoch: u32, guest: &Guest, at_least: usize, what: &str
     let mut again = again;
     let (engine, _) = open(&mut again, epoch + 1).unwrap_or_else(|error| panic!("{what}, opened again: {error}"));
     let mut rig = Rig::new(again, engine);
-    assert_eq!(
-        rig.read_all(SIZE_BLOCKS),
-        state,
-        "{what}: opening again changed what is read"
-    );
+    assert_eq!(rig.view(), state, "{what}: opening again changed what is read");
     kept
 }
 
 fn run(seed: u64, boundaries: usize) -> usize {
-    let mut guest = Guest::new(seed);
+    // Every third guest knows no snapshots: what has none must not need them.
+    let mut guest = Guest::new(seed, seed % 3 > 0);
     let mut disk = SimDisk::default();
     format(&mut disk, SIZE_BLOCKS);
     let mut epoch = 1;

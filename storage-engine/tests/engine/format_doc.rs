@@ -11,10 +11,10 @@ use std::path::Path;
 use galleonfs_storage_engine::io::SegmentId;
 use galleonfs_storage_engine::store::layout::{
     Checkpoint, Entry, EpochEnd, FANOUT, Geometry, LogPosition, MovedBlock, Page, PageKind, PageName, SegmentHeader,
-    SegmentKind, StreamPosition, Used, row,
+    SegmentKind, Snapshot, StreamPosition, TreeId, Used, row,
 };
-use galleonfs_storage_engine::store::{Body, Header, Seals, Superblock, WriteEntry};
-use galleonfs_storage_engine::types::{Epoch, Identity, Lba, Location, Seq, Version};
+use galleonfs_storage_engine::store::{Body, ControlOp, Header, Seals, Superblock, WriteEntry};
+use galleonfs_storage_engine::types::{Epoch, Identity, Lba, Location, Seq, SnapshotId, Version};
 
 const BLOCK: usize = 4096;
 const SALT: u64 = 0x0807_0605_0403_0201;
@@ -245,6 +245,7 @@ fn superblock() -> Superblock {
                 chain: A as u32,
             },
             table: vec![entry(A)],
+            catalog: vec![entry(A)],
             meta: Some(stream),
             moved: Some(stream),
         },
@@ -266,7 +267,7 @@ fn the_superblock_is_drawn_as_it_is() {
     let (check, lists) = (layout.at("check"), layout.at("lists"));
     let mut compare = Comparison::new(layout, superblock(), 0, check.clone(), encode_superblock);
     compare.holds("magic", b"GALLEON\x01");
-    compare.holds("version", &[1, 0]);
+    compare.holds("version", &[2, 0]);
     let bytes = encode_superblock(&compare.base);
     compare.holds("check", &crc(&[&around(&bytes, &check)]));
     compare.moves("generation", |s| s.generation = B);
@@ -301,11 +302,11 @@ fn the_superblock_is_drawn_as_it_is() {
     compare.moves("moved_offset", |s| s.checkpoint.moved = Some(other));
     compare.holds("tables", &[1, 0]);
     compare.holds("ends", &[1, 0]);
-    // One pointer to a table index, one epoch end, and zeros.
-    let (first, second) = (lists.start, lists.start + 24);
-    assert_eq!(bytes[first..second], [1; 24]);
-    assert_eq!(bytes[second..second + 16], [1; 16]);
-    assert!(bytes[second + 16..].iter().all(|byte| *byte == 0));
+    compare.holds("catalogs", &[1, 0]);
+    // One pointer to a table index, one epoch end, one pointer to a page of the catalog, and zeros.
+    let (first, end) = (lists.start, lists.start + 24 + 16 + 24);
+    assert_eq!(bytes[first..end], [1; 24 + 16 + 24]);
+    assert!(bytes[end..].iter().all(|byte| *byte == 0));
     compare.seen.insert("lists".to_owned());
     compare.is_complete();
 
@@ -509,6 +510,74 @@ fn the_rows_of_a_record_are_drawn_as_they_are() {
 }
 
 #[test]
+fn a_control_record_is_drawn_as_it_is() {
+    let whole = page().remove("Records").unwrap();
+    let (check, body) = (whole.at("check"), whole.at("body"));
+    let control = |op| record(Body::Control { seq: Seq(A), op });
+    let take = |id: u64, time_ms, size_blocks| ControlOp::Snapshot {
+        id: SnapshotId([id as u8; 16]),
+        time_ms,
+        size_blocks,
+    };
+    let base = control(take(A, A, A));
+    let mut compare = Comparison::new(
+        layout("Control rows", 36),
+        base.clone(),
+        body.start,
+        check.clone(),
+        encode_record,
+    );
+    compare.holds("op", &[1, 0, 0, 0]);
+    let set = |op| move |record: &mut Record| record.header.body = Body::Control { seq: Seq(A), op };
+    compare.moves("id", set(take(B, A, A)));
+    compare.moves("time_ms", set(take(A, B, A)));
+    compare.moves("size_blocks", set(take(A, A, B)));
+    compare.is_complete();
+    let id = SnapshotId([7; 16]);
+    for (code, op) in [(2, ControlOp::Delete { id }), (3, ControlOp::Revert { id })] {
+        let bytes = encode_record(&control(op));
+        assert_eq!(bytes[body.start..body.start + 4], [code, 0, 0, 0]);
+        assert_eq!(bytes[body.start + 4..body.start + 20], [7; 16]);
+        assert!(bytes[body.start + 20..].iter().all(|byte| *byte == 0));
+    }
+    let mut compare = Comparison::new(whole, base, 0, check, encode_record);
+    compare.holds("kind", &[5]);
+    compare.holds("payload_blocks", &[0; 4]);
+    compare.holds("writes", &[0; 4]);
+    compare.moves("first_seq", |record| {
+        let op = take(A, A, A);
+        record.header.body = Body::Control { seq: Seq(B), op };
+    });
+}
+
+#[test]
+fn a_row_of_the_catalog_is_drawn_as_it_is() {
+    let encode: fn(&Snapshot) -> Vec<u8> = |snapshot| snapshot.encode().to_vec();
+    let base = Snapshot {
+        id: SnapshotId([1; 16]),
+        version: entry(A).version,
+        size_blocks: A,
+        time_ms: A,
+        root: entry(A),
+        height: 1,
+        blocks: A,
+        deleting: false,
+    };
+    let mut compare = Comparison::new(layout("The catalog", 96), base, 0, 0..0, encode);
+    compare.holds("kind", &[1]);
+    compare.moves("height", |row| row.height = 2);
+    compare.moves("deleting", |row| row.deleting = true);
+    compare.moves("epoch", |row| row.version.epoch = Epoch(B as u32));
+    compare.moves("seq", |row| row.version.seq = Seq(B));
+    compare.moves("id", |row| row.id = SnapshotId([2; 16]));
+    compare.moves("size_blocks", |row| row.size_blocks = B);
+    compare.moves("time_ms", |row| row.time_ms = B);
+    compare.moves("blocks", |row| row.blocks = B);
+    compare.moves("root", |row| row.root = entry(B));
+    compare.is_complete();
+}
+
+#[test]
 fn a_flush_mark_stands_twice_and_checks_512_bytes() {
     let bytes = encode_record(&record(Body::FlushMark));
     let whole = page().remove("Records").unwrap();
@@ -529,7 +598,11 @@ fn a_page_and_its_entries_are_drawn_as_they_are() {
     };
     let base: Sample = (
         PageKind::Map,
-        PageName { level: 1, index: A },
+        PageName {
+            tree: TreeId([0x11; 16]),
+            level: 1,
+            index: A,
+        },
         IDENTITY.replica,
         A,
         vec![entry(A); FANOUT],
@@ -543,6 +616,8 @@ fn a_page_and_its_entries_are_drawn_as_they_are() {
     compare.holds("kind", &[1]);
     compare.moves("kind", |sample| sample.0 = PageKind::Table);
     compare.moves("kind", |sample| sample.0 = PageKind::TableIndex);
+    compare.moves("kind", |sample| sample.0 = PageKind::Catalog);
+    compare.moves("tree", |sample| sample.1.tree = TreeId([0x22; 16]));
     compare.moves("level", |sample| sample.1.level = 2);
     compare.moves("index", |sample| sample.1.index = B);
     compare.moves("replica", |sample| sample.2 = [0x44; 16]);
@@ -576,7 +651,11 @@ fn a_page_and_its_entries_are_drawn_as_they_are() {
     let rows = |id: u64, used: Used| vec![row(SegmentId(id as u32), &used)];
     let table: Sample = (
         PageKind::Table,
-        PageName { level: 0, index: 0 },
+        PageName {
+            tree: TreeId::HEAD,
+            level: 0,
+            index: 0,
+        },
         IDENTITY.replica,
         A,
         rows(A, of(SegmentKind::Data, A as u32, A)),
@@ -636,6 +715,7 @@ fn the_check_of_a_block_covers_what_the_page_says() {
 #[test]
 fn every_layout_of_the_page_is_held_by_a_test() {
     let held = [
+        "Control rows",
         "Entries",
         "Epoch ends",
         "Locations",
@@ -643,6 +723,7 @@ fn every_layout_of_the_page_is_held_by_a_test() {
         "Pages",
         "Records",
         "Segment table rows",
+        "The catalog",
         "The segment header",
         "The superblock",
         "Write rows",

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::buffer::BufMut;
 use galleonfs_storage_engine::io::{Disk, FileId, Io, IoId, Output, perform};
-use galleonfs_storage_engine::request::{Answer, Piece, Reply, Request, RequestError, RequestId};
+use galleonfs_storage_engine::request::{Answer, Control, Piece, Reply, Request, RequestError, RequestId};
 use galleonfs_storage_engine::store::{
     FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, open_replica,
 };
-use galleonfs_storage_engine::types::{BLOCK_BYTES, Epoch, Identity};
+use galleonfs_storage_engine::types::{BLOCK_BYTES, Epoch, Identity, SnapshotId};
 use galleonfs_storage_engine::volume::Volume;
 
 use crate::sim_disk::{Random, SimDisk};
@@ -74,22 +74,78 @@ pub fn stamp_of(block: &[u8]) -> Result<Stamp, String> {
 
 /// One change that the guest made, in the order in which the engine numbered them.
 #[derive(Clone, Copy, Debug)]
-pub struct Change {
-    pub lba: u64,
-    pub blocks: u64,
-    /// Stamp of the first block, the next has one more; 0 for zeroes.
-    pub stamp: Stamp,
+pub enum Change {
+    Write {
+        lba: u64,
+        blocks: u64,
+        /// Stamp of the first block, the next has one more; 0 for zeroes.
+        stamp: Stamp,
+    },
+    Snapshot(SnapshotId),
+    Delete(SnapshotId),
+    Revert(SnapshotId),
 }
 
-/// The state after the first `count` changes.
-pub fn state_after(changes: &[Change], count: usize, size_blocks: u64) -> Vec<Stamp> {
-    let mut state = vec![0; size_blocks as usize];
-    for change in &changes[..count] {
-        for n in 0..change.blocks {
-            state[(change.lba + n) as usize] = if change.stamp == 0 { 0 } else { change.stamp + n };
+/// What the volume and its snapshots hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Model {
+    pub head: Vec<Stamp>,
+    /// Oldest first.
+    pub snapshots: Vec<(SnapshotId, Vec<Stamp>)>,
+}
+
+impl Model {
+    pub fn new(size_blocks: u64) -> Model {
+        Model {
+            head: vec![0; size_blocks as usize],
+            snapshots: Vec::new(),
         }
     }
-    state
+
+    pub fn apply(&mut self, change: &Change) {
+        match *change {
+            Change::Write { lba, blocks, stamp } => {
+                for n in 0..blocks {
+                    self.head[(lba + n) as usize] = if stamp == 0 { 0 } else { stamp + n };
+                }
+            }
+            Change::Snapshot(id) => self.snapshots.push((id, self.head.clone())),
+            Change::Delete(id) => self.snapshots.retain(|(other, _)| *other != id),
+            Change::Revert(id) => {
+                let index = self.index(id);
+                self.snapshots.truncate(index + 1);
+                // A volume never shrinks: what came behind the snapshot's end reads as zeros.
+                let size = self.head.len();
+                self.head = self.snapshots[index].1.clone();
+                self.head.resize(size, 0);
+            }
+        }
+    }
+
+    fn index(&self, id: SnapshotId) -> usize {
+        let found = self.snapshots.iter().position(|(other, _)| *other == id);
+        found.expect("the model knows the snapshot")
+    }
+
+    /// After these changes.
+    pub fn after(changes: &[Change], size_blocks: u64) -> Model {
+        let mut model = Model::new(size_blocks);
+        changes.iter().for_each(|change| model.apply(change));
+        model
+    }
+
+    /// A snapshot by chance.
+    pub fn pick(&self, random: &mut Random) -> Option<SnapshotId> {
+        let count = self.snapshots.len() as u64;
+        (count > 0).then(|| self.snapshots[random.below(count) as usize].0)
+    }
+}
+
+/// The name of the nth snapshot.
+pub fn snapshot_id(n: u64) -> SnapshotId {
+    let mut id = [0xaa; 16];
+    id[..8].copy_from_slice(&n.to_le_bytes());
+    SnapshotId(id)
 }
 
 /// An engine with a guest in front and a disk behind it.
@@ -125,6 +181,13 @@ impl Rig {
         let id = RequestId(self.next_request);
         self.next_request += 1;
         self.engine.submit(id, request);
+        id
+    }
+
+    pub fn order(&mut self, control: Control) -> RequestId {
+        let id = RequestId(self.next_request);
+        self.next_request += 1;
+        self.engine.control(id, control);
         id
     }
 
@@ -169,7 +232,8 @@ impl Rig {
     pub fn run(&mut self, request: Request) -> Answer {
         let id = self.submit(request);
         self.settle();
-        self.answers.remove(&id).expect("every request is answered")
+        let answer = self.answers.remove(&id);
+        answer.unwrap_or_else(|| panic!("every request is answered: {:?}", self.engine))
     }
 
     pub fn write(&mut self, lba: u64, blocks: u64, stamp: Stamp) -> Answer {
@@ -188,6 +252,45 @@ impl Rig {
             Reply::Data(pieces) => Ok(stamps(&pieces)),
             Reply::Done => panic!("a read gives data"),
         }
+    }
+
+    pub fn control(&mut self, control: Control) -> Answer {
+        let id = self.order(control);
+        self.settle();
+        let answer = self.answers.remove(&id);
+        answer.unwrap_or_else(|| panic!("every order is answered: {:?}", self.engine))
+    }
+
+    pub fn snapshot(&mut self, id: SnapshotId) {
+        self.control(Control::Snapshot { id, time_ms: 7 }).unwrap();
+    }
+
+    pub fn read_at(&mut self, id: SnapshotId, lba: u64, blocks: u64) -> Result<Vec<Stamp>, RequestError> {
+        match self.control(Control::Read {
+            id,
+            offset: lba * BLOCK_BYTES,
+            len: blocks * BLOCK_BYTES,
+        })? {
+            Reply::Data(pieces) => Ok(stamps(&pieces)),
+            Reply::Done => panic!("a read gives data"),
+        }
+    }
+
+    /// Everything that can be read.
+    pub fn view(&mut self) -> Model {
+        let size_blocks = self.engine.size_bytes() / BLOCK_BYTES;
+        let head = self.read_all(size_blocks);
+        let held = self.engine.snapshots().into_iter();
+        let snapshots = held.map(|held| {
+            let blocks = held.size_bytes / BLOCK_BYTES;
+            let mut all = Vec::new();
+            for lba in (0..blocks).step_by(256) {
+                all.extend(self.read_at(held.id, lba, 256.min(blocks - lba)).unwrap());
+            }
+            (held.id, all)
+        });
+        let snapshots = snapshots.collect();
+        Model { head, snapshots }
     }
 
     pub fn read_all(&mut self, size_blocks: u64) -> Vec<Stamp> {

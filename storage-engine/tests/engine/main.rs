@@ -7,5 +7,6 @@ mod harness;
 mod model;
 mod purity;
 mod sim_disk;
+mod snapshots;
 mod space;
 mod torn;

@@ -110,7 +110,7 @@ fn two_damaged_superblocks_are_refused_with_what_to_do() {
 #[test]
 fn a_newer_format_is_refused_by_its_number() {
     let mut disk = three_writes(true);
-    disk.flip(FileId::Superblock(0), 8, 1);
+    disk.flip(FileId::Superblock(0), 8, 0);
     assert!(matches!(open(&mut disk, 2), Err(OpenError::NewerFormat(3))));
 }
 

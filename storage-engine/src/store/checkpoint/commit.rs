@@ -1,0 +1,115 @@
+//! The end of a checkpoint: sync, the superblocks one after the other, and then everybody sees the new trees.
+
+use std::collections::BTreeSet;
+
+use super::super::segment::SegmentKind;
+use super::super::{Event, Purpose, Store};
+use super::Phase;
+use crate::io::{FileId, Io, SegmentId};
+
+impl Store {
+    /// Once the pages are written and the log is durable up to the freeze: sync, then the superblocks.
+    pub(in super::super) fn maybe_sync_checkpoint(&mut self) {
+        let durable = self.log.durable;
+        let Some(job) = self.job.as_mut() else { return };
+        let ready = matches!(job.phase, Phase::Table) && job.next.is_some() && job.out.writes_out == 0;
+        let frozen = self.frozen.as_ref().expect("a checkpoint has a frozen table");
+        if !ready || durable < frozen.position.last {
+            return;
+        }
+        let files: BTreeSet<SegmentId> = job.out.dirty.iter().chain(&frozen.moved_dirty).copied().collect();
+        job.phase = Phase::Sync {
+            outstanding: files.len(),
+        };
+        for segment in files {
+            self.issue(
+                Io::Sync {
+                    file: FileId::Segment(segment),
+                },
+                Purpose::CheckpointSync,
+            );
+        }
+    }
+
+    pub(in super::super) fn checkpoint_synced(&mut self) {
+        let job = self.job.as_mut().expect("a sync belongs to a checkpoint");
+        let Phase::Sync { outstanding } = &mut job.phase else {
+            unreachable!("syncs end in the sync phase")
+        };
+        *outstanding -= 1;
+        if *outstanding == 0 {
+            job.phase = Phase::Superblocks;
+            self.write_superblock(0);
+        }
+    }
+
+    fn write_superblock(&mut self, slot: u8) {
+        let job = self.job.as_ref().expect("superblocks belong to a checkpoint");
+        let bytes = job.next.as_ref().expect("it was made before the sync").encode();
+        let io = Io::Write {
+            file: FileId::Superblock(slot),
+            offset: 0,
+            parts: vec![bytes],
+        };
+        self.issue(io, Purpose::Superblock { slot, synced: false });
+    }
+
+    pub(in super::super) fn superblock_done(&mut self, slot: u8, synced: bool) {
+        match (slot, synced) {
+            (slot, false) => {
+                self.issue(
+                    Io::Sync {
+                        file: FileId::Superblock(slot),
+                    },
+                    Purpose::Superblock { slot, synced: true },
+                );
+            }
+            (0, true) => self.write_superblock(1),
+            (_, true) => self.commit(),
+        }
+    }
+
+    fn commit(&mut self) {
+        let job = *self.job.take().expect("a commit belongs to a checkpoint");
+        let freed = self.freed_by(&job);
+        let frozen = self.frozen.take().expect("a checkpoint has a frozen table");
+        self.superblock = job.next.expect("it was written");
+        self.superblock_table_pages = job.table_pages;
+        self.map.root = job.head.root;
+        self.map.height = job.head.height;
+        self.recent.catalog.committed(frozen.position.last, &job.catalog);
+        for (id, delta) in job.out.live {
+            self.segments.add_live(id, delta);
+        }
+        let meta_open = job.out.meta.map(|at| at.segment);
+        let metas: Vec<SegmentId> = self
+            .segments
+            .used()
+            .iter()
+            .filter(|(id, used)| used.kind == SegmentKind::Meta && used.open && Some(**id) != meta_open)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in metas {
+            self.segments.close(id);
+        }
+        for id in freed {
+            self.map.forget(id);
+            self.segments.release(id);
+        }
+        let segments = &self.segments;
+        self.cleaner
+            .committed(&frozen.moved_dirty, |id| segments.get(id).is_some());
+        self.stats.checkpoints += 1;
+        if job.revert.is_some() {
+            self.recent.revert = None;
+            self.events.push_back(Event::Reverted);
+        }
+        if let Some(size) = self.grow_to.filter(|size| *size <= self.size_blocks()) {
+            self.grow_to = None;
+            self.events.push_back(Event::Grown(size));
+        } else if self.grow_to.is_some() {
+            self.checkpoint_wanted = true;
+        }
+        self.background_due = true;
+    }
+}

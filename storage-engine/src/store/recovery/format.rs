@@ -1,0 +1,104 @@
+//! Making a replica in an empty directory.
+
+use super::super::page::{Entry, height_for};
+use super::super::record::{HEADER_BYTES, record_bytes};
+use super::super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
+use super::super::superblock::{Checkpoint, Geometry, LogPosition, SUPERBLOCK_BYTES, Superblock};
+use super::super::{BLOCKS_MAX, RESERVE_SEGMENTS};
+use super::found::{read_superblocks, write_superblocks};
+use super::{OpenError, disk};
+use crate::io::{Disk, FileId, SegmentId};
+use crate::types::{BLOCK_BYTES, Epoch, Identity, SEGMENT_BYTES_MAX, Version};
+
+/// What a new replica is like.
+#[derive(Clone, Debug)]
+pub struct FormatOptions {
+    /// Whose it is.
+    pub identity: Identity,
+    /// Size of the volume in blocks.
+    pub size_blocks: u64,
+    /// Bytes in a segment, a multiple of 4096; `None` chooses by the size of the volume (4 to 64 MiB).
+    pub segment_bytes: Option<u64>,
+    /// A fresh random number, kept secret from the guest.
+    pub salt: u64,
+}
+
+/// Bytes in a segment of a volume of so many blocks: about 256 segments, between 4 and 64 MiB.
+pub fn segment_bytes_for(size_blocks: u64) -> u64 {
+    (size_blocks * BLOCK_BYTES / 256)
+        .next_power_of_two()
+        .clamp(4 << 20, 64 << 20)
+}
+
+/// Makes a replica in an empty directory. What an interrupted attempt left behind is taken over.
+pub fn format_replica(on: &mut dyn Disk, options: &FormatOptions) -> Result<(), OpenError> {
+    let segment_bytes = options
+        .segment_bytes
+        .unwrap_or_else(|| segment_bytes_for(options.size_blocks));
+    let smallest = record_bytes(BLOCKS_MAX) + SEGMENT_HEADER_BYTES + HEADER_BYTES as u64;
+    if options.size_blocks == 0 || !segment_bytes.is_multiple_of(BLOCK_BYTES) {
+        return Err(OpenError::Invalid(
+            "a volume has at least one block, and segments are made of whole blocks".into(),
+        ));
+    }
+    if !(smallest..=SEGMENT_BYTES_MAX).contains(&segment_bytes) {
+        return Err(OpenError::Invalid(format!(
+            "a segment has {smallest} to {SEGMENT_BYTES_MAX} bytes, not {segment_bytes}"
+        )));
+    }
+    if !matches!(read_superblocks(on), Err(OpenError::NotFormatted)) {
+        return Err(OpenError::AlreadyFormatted);
+    }
+    let first = SegmentId(0);
+    for n in 0..=(RESERVE_SEGMENTS + 1) as u32 {
+        disk(on.create(FileId::Segment(SegmentId(n)), segment_bytes), || {
+            format!("making segment {n}")
+        })?;
+    }
+    let header = SegmentHeader {
+        kind: SegmentKind::Data,
+        segment: first,
+        log_index: 0,
+        epoch: Epoch(0),
+    };
+    let bytes = header.encode(&options.identity);
+    disk(on.write(FileId::Segment(first), 0, &[bytes]), || {
+        "writing the first segment".into()
+    })?;
+    disk(on.sync(FileId::Segment(first)), || "syncing the first segment".into())?;
+    let (segment, offset) = (first, SEGMENT_HEADER_BYTES);
+    let superblock = Superblock {
+        generation: 1,
+        geometry: Geometry {
+            identity: options.identity,
+            segment_bytes,
+            salt: options.salt,
+        },
+        epoch: Epoch(0),
+        clean: true,
+        checkpoint: Checkpoint {
+            number: 0,
+            size_blocks: options.size_blocks,
+            height: height_for(options.size_blocks),
+            root: Entry::default(),
+            replay: LogPosition {
+                segment,
+                offset,
+                log_index: 0,
+                last: Version::default(),
+                chain: 0,
+            },
+            table: Vec::new(),
+            catalog: Vec::new(),
+            meta: None,
+            moved: None,
+        },
+        epoch_ends: Vec::new(),
+    };
+    for slot in 0..2 {
+        disk(on.create(FileId::Superblock(slot), SUPERBLOCK_BYTES as u64), || {
+            format!("making superblock {slot}")
+        })?;
+    }
+    write_superblocks(on, &superblock, 0)
+}

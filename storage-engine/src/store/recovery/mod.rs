@@ -1,0 +1,297 @@
+//! Making, opening and telling torn from corrupt.
+//!
+//! Opening takes the newer valid superblock and replays the records behind its checkpoint. The log of a crash ends in
+//! a torn tail: records that were on their way and that no flush covered. It is cut off, and the superblock notes
+//! where the epoch ended, so that what lies behind is never taken for valid again. Anything else that does not fit is
+//! damage, and damage is never cut off: a record that is unreadable although a later one says that it was flushed
+//! makes opening fail with the place, and a flushed block with a bad check stays in the map, so that reading it says so.
+
+mod format;
+mod found;
+mod tail;
+
+use std::collections::BTreeMap;
+
+use super::log::Log;
+use super::map::Map;
+use super::read::Reads;
+use super::record::Seals;
+use super::segment::{SegmentKind, Segments, Used};
+use super::snapshot::Recent;
+use super::superblock::ENDS_MAX;
+use super::{Store, StoreStats};
+use crate::io::{Disk, FileId, IoFailure, SegmentId};
+use crate::types::{Epoch, Identity, Seq};
+
+pub use format::{FormatOptions, format_replica};
+pub use found::inspect;
+pub(super) use found::{Found, read_catalog, read_page, read_superblocks, read_table, segment_files};
+pub(super) use tail::{Replay, replay};
+
+use found::write_superblocks;
+
+/// How to open a replica.
+#[derive(Clone, Debug)]
+pub struct OpenOptions {
+    /// Whose it must be.
+    pub identity: Identity,
+    /// The epoch to serve in; higher than any before.
+    pub epoch: Epoch,
+    /// Map pages kept in memory (4 KiB each).
+    pub cache_pages_max: usize,
+    /// Rows of the memtable that make a checkpoint due.
+    pub memtable_rows_max: usize,
+    /// Log segments that make a checkpoint due.
+    pub tail_segments_max: u64,
+    /// Pause in the writes after which a completed flush is written down.
+    pub mark_after_ms: u64,
+    /// Pause in the writes after which a checkpoint is made.
+    pub idle_checkpoint_ms: u64,
+    /// Pause after the pool was found full.
+    pub retry_create_ms: u64,
+}
+
+impl OpenOptions {
+    /// The defaults: 16 MiB of cached map pages, a checkpoint after 128 Ki blocks or 16 segments.
+    pub fn new(identity: Identity, epoch: Epoch) -> OpenOptions {
+        OpenOptions {
+            identity,
+            epoch,
+            cache_pages_max: 4096,
+            memtable_rows_max: 128 << 10,
+            tail_segments_max: 16,
+            mark_after_ms: 50,
+            idle_checkpoint_ms: 10_000,
+            retry_create_ms: 1_000,
+        }
+    }
+}
+
+/// What opening found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OpenReport {
+    /// Records replayed behind the checkpoint.
+    pub replayed_records: u64,
+    /// Where the log of an engine that was not closed in order ends; what was behind it was on its way and is cut off.
+    pub torn_at: Option<(u32, u64)>,
+    /// One of the superblocks was not valid and was written anew; what was wrong with it.
+    pub superblock_repaired: Option<String>,
+    /// Flushed blocks that do not pass their check. They stay in the map and fail when they are read.
+    pub damaged_blocks: Vec<u64>,
+}
+
+/// Why a replica cannot be opened or made.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory holds no replica yet.
+    #[error("there is no replica here")]
+    NotFormatted,
+    /// The directory holds something already.
+    #[error("there is a replica here already")]
+    AlreadyFormatted,
+    /// Made by a newer version.
+    #[error(
+        "the replica has format version {0}, this program reads up to 2: run the version that wrote it, or a newer one"
+    )]
+    NewerFormat(u16),
+    /// Another volume's, replica's or cluster's.
+    #[error("the replica belongs to another {what}: found {found}, expected {expected}")]
+    WrongIdentity {
+        what: &'static str,
+        found: String,
+        expected: String,
+    },
+    /// What must be there is missing or does not pass its check.
+    #[error("the replica is damaged: {0}")]
+    Damaged(String),
+    /// A higher epoch has been promised.
+    #[error("the replica has promised epoch {promised} and refuses epoch {asked}")]
+    Fenced { promised: u32, asked: u32 },
+    /// Asked for something that cannot be.
+    #[error("{0}")]
+    Invalid(String),
+    /// The pool is full.
+    #[error("the pool has no space left")]
+    NoSpace,
+    /// The disk failed.
+    #[error("{doing}: {cause}")]
+    Disk { doing: String, cause: IoFailure },
+}
+
+fn disk<T>(result: Result<T, IoFailure>, doing: impl FnOnce() -> String) -> Result<T, OpenError> {
+    result.map_err(|cause| match cause {
+        IoFailure::NoSpace => OpenError::NoSpace,
+        cause => OpenError::Disk { doing: doing(), cause },
+    })
+}
+
+fn hex(bytes: &[u8; 16]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn check_identity(found: &Identity, expected: &Identity) -> Result<(), OpenError> {
+    let parts = [
+        ("cluster", found.cluster, expected.cluster),
+        ("volume", found.volume, expected.volume),
+        ("replica", found.replica, expected.replica),
+    ];
+    for (what, found, expected) in parts {
+        if found != expected {
+            return Err(OpenError::WrongIdentity {
+                what,
+                found: hex(&found),
+                expected: hex(&expected),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Opens a replica for `options.epoch`. The promise of that epoch is durable when this returns.
+pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, OpenReport), OpenError> {
+    let Found {
+        mut superblock,
+        slot: in_use,
+        other: repaired,
+    } = read_superblocks(on)?;
+    check_identity(&superblock.geometry.identity, &options.identity)?;
+    if options.epoch <= superblock.epoch {
+        return Err(OpenError::Fenced {
+            promised: superblock.epoch.0,
+            asked: options.epoch.0,
+        });
+    }
+    let files = segment_files(on)?;
+    let (used, mut table_pages) = read_table(on, &superblock)?;
+    let (catalog, catalog_pages) = read_catalog(on, &superblock)?;
+    table_pages.extend(catalog_pages);
+    let segment_bytes = superblock.geometry.segment_bytes;
+    for id in used.keys() {
+        match files.get(id) {
+            None => return Err(OpenError::Damaged(format!("segment {} is missing", id.0))),
+            Some(len) if *len < segment_bytes => {
+                return Err(OpenError::Damaged(format!(
+                    "segment {} has {len} bytes instead of {segment_bytes}",
+                    id.0
+                )));
+            }
+            Some(_) => {}
+        }
+    }
+    let Replay {
+        ops,
+        end,
+        segments: replayed,
+        mut report,
+        ..
+    } = replay(on, &superblock, &files, &used)?;
+    report.superblock_repaired = repaired;
+
+    let mut segments = Segments::default();
+    let replayed: BTreeMap<SegmentId, u64> = replayed.into_iter().collect();
+    for (id, row) in &used {
+        segments.load(*id, *row);
+    }
+    for (id, log_index) in &replayed {
+        let live = used.get(id).map_or(0, |row| row.live);
+        segments.load(
+            *id,
+            Used {
+                kind: SegmentKind::Data,
+                live,
+                log_index: *log_index,
+                open: *id == end.segment,
+            },
+        );
+    }
+    for (id, len) in &files {
+        if segments.get(*id).is_some() {
+            continue;
+        }
+        if *len == segment_bytes {
+            segments.load_free(*id);
+        } else {
+            // Left half made by a crash; nothing uses it.
+            disk(on.remove(FileId::Segment(*id)), || {
+                format!("removing the unfinished segment {}", id.0)
+            })?;
+        }
+    }
+    for stream in [superblock.checkpoint.meta, superblock.checkpoint.moved]
+        .into_iter()
+        .flatten()
+    {
+        segments.reopen(stream.segment);
+    }
+    let mut recent = Recent::new(catalog);
+    ops.iter().for_each(|op| recent.apply(op));
+    // What is served after this must still be there after the next power cut.
+    for id in replayed.keys() {
+        disk(on.sync(FileId::Segment(*id)), || format!("syncing segment {}", id.0))?;
+    }
+    if superblock.epoch > Epoch(0) {
+        let ended = end.last.epoch;
+        let promised = superblock.epoch;
+        if superblock.end_of(ended).is_none() && ended > Epoch(0) {
+            superblock.settle(ended, ended, end.last.seq);
+        }
+        if promised > ended && superblock.end_of(promised).is_none() {
+            superblock.settle(promised, promised, Seq(0));
+        }
+    }
+    superblock.generation += 1;
+    superblock.epoch = options.epoch;
+    superblock.clean = false;
+    let crowded = superblock.epoch_ends.len() > ENDS_MAX - 4;
+    // The one that is not in use goes first: a power cut in the middle must leave a valid one.
+    write_superblocks(on, &superblock, 1 - in_use)?;
+
+    let seals = Seals::new(&superblock.geometry.identity, superblock.geometry.salt);
+    let checkpoint = &superblock.checkpoint;
+    let map = Map::new(checkpoint.root, checkpoint.height, options.cache_pages_max.max(64));
+    let cleaner = super::cleaner::Cleaner::new(checkpoint.moved);
+    let mut store = Store {
+        seals,
+        segments,
+        map,
+        recent,
+        frozen: None,
+        log: Log::new(end),
+        reads: Reads::default(),
+        job: None,
+        cleaner,
+        checkpoint_wanted: crowded,
+        grow_to: None,
+        closing: false,
+        close_unclean: false,
+        stopped: None,
+        now_ms: 0,
+        last_write_ms: 0,
+        background_due: true,
+        retry_create_ms: None,
+        pool_tight: true,
+        next_io: 0,
+        pending: Default::default(),
+        out: Default::default(),
+        events: Default::default(),
+        stats: StoreStats::default(),
+        superblock_table_pages: table_pages,
+        options,
+        superblock,
+    };
+    if store.is_reverting() {
+        // Whoever asked for it got no answer, but what is read from now on must stay.
+        store.drive(on);
+        if store.is_reverting() {
+            return Err(OpenError::NoSpace);
+        }
+    }
+    if crowded {
+        // The history of epochs must not overflow in a loop of crashes.
+        store.drive(on);
+        if store.superblock.epoch_ends.len() > ENDS_MAX - 4 {
+            return Err(OpenError::NoSpace);
+        }
+    }
+    Ok((store, report))
+}

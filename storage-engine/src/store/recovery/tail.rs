@@ -1,0 +1,382 @@
+//! Replaying the log behind the checkpoint, and telling a torn tail from damage.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::log::Op;
+use super::super::page::Entry;
+use super::super::record::{Body, HEADER_BYTES, Header, Seals, record_bytes};
+use super::super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Used};
+use super::super::superblock::{LogPosition, Superblock};
+use super::super::{WriteEntry, cleaner};
+use super::{OpenError, OpenReport, disk};
+use crate::buffer::BufMut;
+use crate::io::{Disk, FileId, IoFailure, SegmentId};
+use crate::types::{BLOCK_BYTES, Lba, Location, Seq, Version};
+
+/// What replaying the log found.
+pub(in super::super) struct Replay {
+    pub ops: Vec<Op>,
+    pub end: LogPosition,
+    pub segments: Vec<(SegmentId, u64)>,
+    pub report: OpenReport,
+}
+
+/// Reads the records behind the checkpoint.
+pub(in super::super) fn replay(
+    on: &mut dyn Disk,
+    superblock: &Superblock,
+    files: &BTreeMap<SegmentId, u64>,
+    used: &BTreeMap<SegmentId, Used>,
+) -> Result<Replay, OpenError> {
+    let seals = Seals::new(&superblock.geometry.identity, superblock.geometry.salt);
+    let start = superblock.checkpoint.replay;
+    // An earlier opening settled where its epochs ended, and synced what lies before: that was served.
+    let settled = superblock.epoch_ends.iter().filter(|end| end.end > Seq(0));
+    let served = settled
+        .map(|end| Version {
+            epoch: end.last,
+            seq: end.end,
+        })
+        .max()
+        .unwrap_or_default();
+    let flushed = start.last.max(served);
+    let mut tail = Tail {
+        on,
+        superblock,
+        seals,
+        end: start,
+        flushed,
+    };
+    let mut report = OpenReport::default();
+    let mut ops = Vec::new();
+    let mut segments = vec![(start.segment, start.log_index)];
+    // Records with a bad payload: torn, unless something behind them says that they were flushed.
+    let mut doubtful: Vec<Doubtful> = Vec::new();
+    let hole = loop {
+        if superblock.clean {
+            break false;
+        }
+        let Some((header, check)) = tail.header_at(tail.end)? else {
+            break true;
+        };
+        if !tail.continues(&header) {
+            break true;
+        }
+        match header.body.clone() {
+            Body::Data {
+                first_seq,
+                writes,
+                checks,
+            } => {
+                let at = tail.end;
+                let last = Version {
+                    epoch: header.epoch,
+                    seq: Seq(first_seq.0 + writes.len() as u64 - 1),
+                };
+                if header.flushed.0 > 0 {
+                    tail.flushed = tail.flushed.max(Version {
+                        epoch: header.epoch,
+                        seq: header.flushed,
+                    });
+                }
+                let bad = tail.replay_record(&header, first_seq, &writes, &checks, &mut ops)?;
+                if !bad.is_empty() {
+                    let ops_before = ops.len() - ops_of(&writes);
+                    doubtful.push(Doubtful {
+                        last,
+                        at,
+                        ops_before,
+                        records_before: report.replayed_records,
+                        bad,
+                    });
+                }
+                report.replayed_records += 1;
+                tail.end.offset += record_bytes(checks.len());
+                tail.end.last = last;
+                tail.end.chain = check;
+            }
+            Body::Control { seq, op } => {
+                let last = Version {
+                    epoch: header.epoch,
+                    seq,
+                };
+                if header.flushed.0 > 0 {
+                    tail.flushed = tail.flushed.max(Version {
+                        epoch: header.epoch,
+                        seq: header.flushed,
+                    });
+                }
+                ops.push(Op::Control(op, last));
+                report.replayed_records += 1;
+                tail.end.offset += HEADER_BYTES as u64;
+                tail.end.last = last;
+                tail.end.chain = check;
+            }
+            Body::FlushMark => {
+                tail.flushed = tail.flushed.max(Version {
+                    epoch: header.epoch,
+                    seq: header.flushed,
+                });
+                tail.end.offset += HEADER_BYTES as u64;
+            }
+            Body::Next { next } => {
+                tail.flushed = tail.flushed.max(Version {
+                    epoch: header.epoch,
+                    seq: header.flushed,
+                });
+                let next = SegmentId(next);
+                let log_index = tail.end.log_index + 1;
+                if !tail.segment_is(next, log_index, files)? {
+                    break true;
+                }
+                segments.push((next, log_index));
+                tail.end = LogPosition {
+                    segment: next,
+                    offset: SEGMENT_HEADER_BYTES,
+                    log_index,
+                    ..tail.end
+                };
+            }
+            Body::Moved { .. } => break true,
+        }
+    };
+    if hole {
+        tail.look_behind(files, used, &segments)?;
+    }
+    let flushed = tail.flushed;
+    let mut end = tail.end;
+    // The first doubtful record that no flush covers is where the tail is torn.
+    if let Some(torn) = doubtful.iter().position(|record| record.last > flushed) {
+        let record = &doubtful[torn];
+        report.replayed_records = record.records_before;
+        ops.truncate(record.ops_before);
+        segments.retain(|(_, log_index)| *log_index <= record.at.log_index);
+        end = record.at;
+        doubtful.truncate(torn);
+    }
+    if end.last < flushed.min(served) {
+        return Err(OpenError::Damaged(format!(
+            "the log breaks off at segment {} offset {} after write {}, but it went on to write {served} when it was \
+             opened before: data that was served is missing here; another copy or a backup is needed",
+            end.segment.0, end.offset, end.last
+        )));
+    }
+    if hole {
+        report.torn_at = Some((end.segment.0, end.offset));
+    }
+    report.damaged_blocks = doubtful.into_iter().flat_map(|record| record.bad).collect();
+    Ok(Replay {
+        ops,
+        end,
+        segments,
+        report,
+    })
+}
+
+/// A record whose header is good and whose payload is not.
+struct Doubtful {
+    last: Version,
+    at: LogPosition,
+    ops_before: usize,
+    records_before: u64,
+    /// The blocks that do not pass their check.
+    bad: Vec<u64>,
+}
+
+/// Changes of the map that these writes make.
+fn ops_of(writes: &[WriteEntry]) -> usize {
+    writes
+        .iter()
+        .map(|write| if write.zero { 1 } else { write.blocks as usize })
+        .sum()
+}
+
+struct Tail<'a> {
+    on: &'a mut dyn Disk,
+    superblock: &'a Superblock,
+    seals: Seals,
+    end: LogPosition,
+    flushed: Version,
+}
+
+impl Tail<'_> {
+    fn header_at(&mut self, at: LogPosition) -> Result<Option<(Header, u32)>, OpenError> {
+        if at.offset + HEADER_BYTES as u64 > self.superblock.geometry.segment_bytes {
+            return Ok(None);
+        }
+        let mut buf = BufMut::zeroed(HEADER_BYTES);
+        let doing = || format!("reading the log at segment {} offset {}", at.segment.0, at.offset);
+        match self.on.read(FileId::Segment(at.segment), at.offset, buf.as_mut()) {
+            Err(IoFailure::NotFound) => Err(OpenError::Damaged(format!("{}: the segment is missing", doing()))),
+            result => disk(result, doing).map(|()| self.seals.decode(buf.as_ref())),
+        }
+    }
+
+    /// True if the record is the next one of the log, and not a stale one.
+    fn continues(&self, header: &Header) -> bool {
+        let last = self.end.last;
+        if header.chain != self.end.chain || header.epoch > self.superblock.epoch || header.epoch < last.epoch {
+            return false;
+        }
+        match &header.body {
+            Body::Data { .. } | Body::Control { .. } => {
+                let expected = if header.epoch == last.epoch {
+                    last.seq.next()
+                } else {
+                    Seq(1)
+                };
+                let settled = self.superblock.end_of(header.epoch);
+                header.body.numbers().is_some_and(|(first, last)| {
+                    first == expected && last >= first && settled.is_none_or(|end| last <= end)
+                })
+            }
+            Body::Next { .. } | Body::FlushMark => true,
+            Body::Moved { .. } => false,
+        }
+    }
+
+    fn segment_is(
+        &mut self,
+        segment: SegmentId,
+        log_index: u64,
+        files: &BTreeMap<SegmentId, u64>,
+    ) -> Result<bool, OpenError> {
+        if !files.contains_key(&segment) {
+            return Ok(false);
+        }
+        Ok(self.segment_header(segment)?.is_some_and(|header| {
+            header.kind == SegmentKind::Data && header.segment == segment && header.log_index == log_index
+        }))
+    }
+
+    fn segment_header(&mut self, segment: SegmentId) -> Result<Option<SegmentHeader>, OpenError> {
+        let mut buf = BufMut::zeroed(SEGMENT_HEADER_BYTES as usize);
+        let read = self.on.read(FileId::Segment(segment), 0, buf.as_mut());
+        disk(read, || format!("reading the header of segment {}", segment.0))?;
+        Ok(SegmentHeader::decode(buf.as_ref(), &self.superblock.geometry.identity))
+    }
+
+    /// Adds the changes of a record; returns the blocks whose payload does not pass its check.
+    fn replay_record(
+        &mut self,
+        header: &Header,
+        first_seq: Seq,
+        writes: &[WriteEntry],
+        checks: &[u32],
+        ops: &mut Vec<Op>,
+    ) -> Result<Vec<u64>, OpenError> {
+        let at = self.end;
+        let mut payload = BufMut::zeroed(checks.len() * BLOCK_BYTES as usize);
+        if !checks.is_empty() {
+            let offset = at.offset + HEADER_BYTES as u64;
+            if offset + payload.len() as u64 > self.superblock.geometry.segment_bytes {
+                return Err(OpenError::Damaged(format!(
+                    "segment {} has a record that reaches over its end",
+                    at.segment.0
+                )));
+            }
+            let read = self.on.read(FileId::Segment(at.segment), offset, payload.as_mut());
+            disk(read, || {
+                format!("reading the log at segment {} offset {offset}", at.segment.0)
+            })?;
+        }
+        let mut blocks = payload.as_ref().chunks(BLOCK_BYTES as usize).zip(checks).enumerate();
+        let mut bad = Vec::new();
+        for (n, write) in writes.iter().enumerate() {
+            let version = cleaner::version_of(header.epoch, first_seq, n);
+            if write.zero {
+                ops.push(Op::Zero(write.lba, Lba(write.lba.0 + u64::from(write.blocks)), version));
+                continue;
+            }
+            for block in 0..u64::from(write.blocks) {
+                let (index, (bytes, check)) = blocks.next().expect("a header has a check for each block");
+                let lba = Lba(write.lba.0 + block);
+                if self.seals.block(lba, version, bytes) != *check {
+                    bad.push(lba.0);
+                }
+                let offset = at.offset + HEADER_BYTES as u64 + index as u64 * BLOCK_BYTES;
+                let location = Location::block(at.segment, offset);
+                ops.push(Op::Block(
+                    lba,
+                    Entry {
+                        location,
+                        version,
+                        check: *check,
+                    },
+                ));
+            }
+        }
+        Ok(bad)
+    }
+
+    /// Looks for records behind the end of the log that say it should not end here.
+    fn look_behind(
+        &mut self,
+        files: &BTreeMap<SegmentId, u64>,
+        used: &BTreeMap<SegmentId, Used>,
+        replayed: &[(SegmentId, u64)],
+    ) -> Result<(), OpenError> {
+        self.scan(self.end.segment, self.end.offset)?;
+        let replayed: BTreeSet<SegmentId> = replayed.iter().map(|(id, _)| *id).collect();
+        for segment in files
+            .keys()
+            .filter(|id| !used.contains_key(id) && !replayed.contains(id))
+        {
+            let later = self.segment_header(*segment)?.is_some_and(|header| {
+                header.kind == SegmentKind::Data
+                    && header.log_index > self.end.log_index
+                    && header.epoch >= self.end.last.epoch
+            });
+            if later {
+                self.scan(*segment, SEGMENT_HEADER_BYTES)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn scan(&mut self, segment: SegmentId, from: u64) -> Result<(), OpenError> {
+        const CHUNK: u64 = 1 << 20;
+        let mut offset = from;
+        let segment_bytes = self.superblock.geometry.segment_bytes;
+        while offset < segment_bytes {
+            let len = CHUNK.min(segment_bytes - offset);
+            let mut buf = BufMut::zeroed(len as usize);
+            let read = self.on.read(FileId::Segment(segment), offset, buf.as_mut());
+            disk(read, || {
+                format!("reading the log at segment {} offset {offset}", segment.0)
+            })?;
+            for block in buf.as_ref().chunks(HEADER_BYTES) {
+                if let Some((header, _)) = self.seals.decode(block) {
+                    self.weigh(&header)?;
+                }
+            }
+            offset += len;
+        }
+        Ok(())
+    }
+
+    /// A record behind the end: stale ones say nothing, a valid one may prove that flushed records are missing.
+    fn weigh(&mut self, header: &Header) -> Result<(), OpenError> {
+        let last = self.end.last;
+        let current = header.epoch >= last.epoch && header.epoch <= self.superblock.epoch;
+        if !current || matches!(header.body, Body::Moved { .. }) {
+            return Ok(());
+        }
+        let flushed = Version {
+            epoch: header.epoch,
+            seq: header.flushed,
+        };
+        let settled = self.superblock.end_of(header.epoch);
+        if settled.is_some_and(|end| header.flushed > end) {
+            return Ok(());
+        }
+        if header.flushed.0 > 0 && flushed > last {
+            return Err(OpenError::Damaged(format!(
+                "the log breaks off at segment {} offset {} after write {last}, but write {flushed} was flushed: \
+                 flushed data is missing here; another copy or a backup is needed",
+                self.end.segment.0, self.end.offset
+            )));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,195 @@
+//! Snapshots of a volume: orders that take their place among the writes.
+//!
+//! An order is carried out when every write that was submitted before it is in the log, and those submitted later wait
+//! until it is there too. So a snapshot holds exactly the writes that came before it, and its place in the log is a
+//! number like that of a write: every replica cuts at the same one.
+
+use std::collections::VecDeque;
+
+use super::{Inflight, Volume};
+use crate::request::{Control, Reply, Request, RequestError, RequestId};
+use crate::store::{Body, ControlOp, Header, Record, Room, SnapshotInfo};
+use crate::types::{BLOCK_BYTES, Lba, SnapshotId};
+
+/// Orders, and what came behind them.
+#[derive(Debug, Default)]
+pub(super) struct Orders {
+    held: VecDeque<Held>,
+    /// Reverts that are in the log, until the volume is what it was.
+    reverting: Option<RequestId>,
+}
+
+#[derive(Debug)]
+enum Held {
+    Order(RequestId, Order),
+    Request(RequestId, Request),
+}
+
+/// An order that goes through the log.
+#[derive(Clone, Copy, Debug)]
+enum Order {
+    Snapshot { id: SnapshotId, time_ms: u64 },
+    Delete { id: SnapshotId },
+    Revert { id: SnapshotId, discard_newer: bool },
+}
+
+impl Orders {
+    pub fn is_idle(&self) -> bool {
+        self.held.is_empty() && self.reverting.is_none()
+    }
+
+    /// Everybody who waits.
+    pub fn take_all(&mut self) -> Vec<RequestId> {
+        let held = std::mem::take(&mut self.held).into_iter().map(|held| match held {
+            Held::Order(id, _) | Held::Request(id, _) => id,
+        });
+        self.reverting.take().into_iter().chain(held).collect()
+    }
+}
+
+impl Volume {
+    /// Takes an order about snapshots. It is answered like a request, also when it is refused.
+    pub fn control(&mut self, id: RequestId, control: Control) {
+        if let Err(error) = self.take_control(id, control) {
+            self.answer(id, Err(error));
+        }
+    }
+
+    /// The snapshots, oldest first.
+    pub fn snapshots(&self) -> Vec<SnapshotInfo> {
+        self.store.snapshots()
+    }
+
+    fn take_control(&mut self, id: RequestId, control: Control) -> Result<(), RequestError> {
+        if self.closing {
+            return Err(RequestError::Fenced);
+        }
+        let order = match control {
+            Control::Snapshot { id, time_ms } => Order::Snapshot { id, time_ms },
+            Control::Delete { id } => Order::Delete { id },
+            Control::Revert { id, discard_newer } => Order::Revert { id, discard_newer },
+            Control::Read {
+                id: snapshot,
+                offset,
+                len,
+            } => {
+                self.counters.reads += 1;
+                if len == 0 || !offset.is_multiple_of(BLOCK_BYTES) || !len.is_multiple_of(BLOCK_BYTES) {
+                    return Err(RequestError::Invalid(format!(
+                        "{len} bytes at {offset} of snapshot {snapshot}; expected multiples of {BLOCK_BYTES}"
+                    )));
+                }
+                let (lba, blocks) = (Lba(offset / BLOCK_BYTES), len / BLOCK_BYTES);
+                return self.store.read_snapshot(id.0, snapshot, lba, blocks);
+            }
+        };
+        self.check_writable()?;
+        self.orders.held.push_back(Held::Order(id, order));
+        Ok(())
+    }
+
+    /// Holds a request back that must not overtake an order. Reads and flushes may: they ask for what was answered.
+    pub(super) fn hold(&mut self, id: RequestId, request: Request) -> Option<Request> {
+        let overtakes = matches!(request, Request::Read { .. } | Request::Flush);
+        if overtakes || self.orders.is_idle() && !self.store.is_reverting() {
+            return Some(request);
+        }
+        self.orders.held.push_back(Held::Request(id, request));
+        None
+    }
+
+    /// Carries out orders whose turn has come, and lets go of the writes behind them.
+    pub(super) fn run_orders(&mut self) {
+        while !self.store.is_reverting() {
+            // An order is alone in the log: nothing before it is on its way, nothing behind it was begun.
+            let quiet = self.waiting.is_empty() && self.records_inflight.is_empty();
+            match self.orders.held.front() {
+                Some(Held::Order(..)) if quiet => {}
+                Some(Held::Request(..)) if self.records_inflight.is_empty() || !self.waiting.is_empty() => {}
+                _ => return,
+            }
+            match self.orders.held.pop_front().expect("it is there") {
+                Held::Request(id, request) => {
+                    if let Err(error) = self.take(id, request) {
+                        self.answer(id, Err(error));
+                    }
+                }
+                Held::Order(id, order) => {
+                    if !self.run_order(id, order) {
+                        self.orders.held.push_front(Held::Order(id, order));
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// False if the order has to wait.
+    fn run_order(&mut self, id: RequestId, order: Order) -> bool {
+        let (op, discard_newer) = match order {
+            Order::Snapshot { id, time_ms } => {
+                let size_blocks = self.store.size_blocks();
+                let op = ControlOp::Snapshot {
+                    id,
+                    time_ms,
+                    size_blocks,
+                };
+                (op, false)
+            }
+            Order::Delete { id } => (ControlOp::Delete { id }, false),
+            Order::Revert { id, discard_newer } => (ControlOp::Revert { id }, discard_newer),
+        };
+        match self.store.allows(&op, discard_newer) {
+            Err(error) => {
+                self.answer(id, Err(error));
+                return true;
+            }
+            Ok(false) => {
+                self.store.want_checkpoint();
+                return false;
+            }
+            Ok(true) => {}
+        }
+        match self.store.room(0, true) {
+            Room::Ready => {}
+            Room::Wait => return false,
+            Room::NoSpace => {
+                self.answer(id, Err(RequestError::NoSpace));
+                return true;
+            }
+        }
+        let (seq, epoch) = (self.next_seq, self.store.epoch());
+        self.next_seq = seq.next();
+        if matches!(op, ControlOp::Revert { .. }) {
+            self.orders.reverting = Some(id);
+        } else {
+            self.inflight.push_back(Inflight { id, seq, fua: true });
+        }
+        self.append_order(Header {
+            epoch,
+            flushed: self.store.flushed(),
+            chain: self.store.chain(),
+            body: Body::Control { seq, op },
+        });
+        self.records_inflight.push_back(seq);
+        true
+    }
+
+    fn append_order(&mut self, header: Header) {
+        let (header_bytes, check) = self.store.seals().encode(&header);
+        self.counters.records += 1;
+        self.store.append(Record {
+            header,
+            header_bytes,
+            check,
+            payload: Vec::new(),
+        });
+    }
+
+    /// The volume is what it was: whoever asked for it is told, and writes go on.
+    pub(super) fn reverted(&mut self) {
+        if let Some(id) = self.orders.reverting.take() {
+            self.answer(id, Ok(Reply::Done));
+        }
+    }
+}
