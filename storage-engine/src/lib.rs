@@ -12,8 +12,10 @@
 #![forbid(unsafe_code)]
 
 pub mod buffer;
+pub mod compress;
 pub mod io;
 pub mod request;
+pub mod seal;
 pub mod store;
 pub mod types;
 pub mod volume;

@@ -18,7 +18,7 @@
 pub mod check;
 mod checkpoint;
 mod cleaner;
-mod format;
+pub(crate) mod format;
 mod log;
 mod map;
 mod memtable;

@@ -3,7 +3,17 @@
 use std::path::Path;
 
 /// What the engine may depend on; anything else is a decision to be argued for here.
-const DEPENDENCIES: [&str; 4] = ["bytemuck", "crc-fast", "rustc-hash", "thiserror"];
+/// ring, lz4_flex, zstd: pure functions of their arguments as used here (docs/rfd/0008-sealing.md); zeroize wipes keys.
+const DEPENDENCIES: [&str; 8] = [
+    "bytemuck",
+    "crc-fast",
+    "lz4_flex",
+    "ring",
+    "rustc-hash",
+    "thiserror",
+    "zeroize",
+    "zstd",
+];
 const FORBIDDEN: [&str; 14] = [
     "std::fs",
     "std::net",
