@@ -1,5 +1,7 @@
 //! What a guest asks of its volume, and what it is answered.
 
+use std::ops::Range;
+
 use crate::buffer::Buf;
 use crate::types::SnapshotId;
 
@@ -39,6 +41,27 @@ pub enum Control {
     Revert { id: SnapshotId, discard_newer: bool },
     /// Read `len` bytes at `offset` as they were at a snapshot.
     Read { id: SnapshotId, offset: u64, len: u64 },
+    /// List blocks, from `offset` on and at most so many ranges. The answer is `Done`, and the list is taken with
+    /// `Volume::take_ranges`.
+    List { scan: Scan, offset: u64, ranges_max: usize },
+}
+
+/// Which blocks are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scan {
+    /// Those that were written or zeroed after snapshot `from` and before `to` (or now). A block may be among them that
+    /// has the same bytes at both; one that is not has.
+    Changed { from: SnapshotId, to: Option<SnapshotId> },
+    /// Those that are stored at a snapshot (or now); all others read as zeros.
+    Stored { at: Option<SnapshotId> },
+}
+
+/// What [`Control::List`] found: ranges of bytes in ascending order that do not touch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ranges {
+    pub ranges: Vec<Range<u64>>,
+    /// The offset to go on from; none at the end.
+    pub next: Option<u64>,
 }
 
 /// A run of bytes in the answer to a read.

@@ -35,6 +35,14 @@ pub struct Version {
     pub seq: Seq,
 }
 
+impl Version {
+    /// Behind every write.
+    pub const MAX: Version = Version {
+        epoch: Epoch(u32::MAX),
+        seq: Seq(u64::MAX),
+    };
+}
+
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}.{}", self.epoch.0, self.seq.0)

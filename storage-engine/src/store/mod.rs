@@ -36,7 +36,7 @@ use rustc_hash::FxHashMap;
 
 pub use record::{BLOCKS_MAX, Body, ControlOp, Header, Seals, WRITES_MAX, WriteEntry};
 pub use recovery::{FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, inspect, open_replica};
-pub use snapshot::{SNAPSHOTS_MAX, SnapshotInfo};
+pub use snapshot::{Extents, SNAPSHOTS_MAX, SnapshotInfo};
 pub use superblock::Superblock;
 
 /// The structures on the disk and what they are made of, for tests and tools; `docs/disk-format.md` draws them.
@@ -58,7 +58,7 @@ use log::Log;
 use map::Map;
 use read::{ReadKey, Reads};
 use segment::{Segments, blocks_per_segment};
-use snapshot::Recent;
+use snapshot::{Recent, Scans};
 
 /// A record ready to be appended. The coordinator of the volume makes it; every replica appends the same bytes.
 #[derive(Debug)]
@@ -93,6 +93,8 @@ pub enum Event {
     Durable(Version),
     /// A read that was asked for with this token.
     Read(u64, Result<Vec<Piece>, RequestError>),
+    /// What a scan found that was asked for with this token.
+    Scanned(u64, Result<Extents, RequestError>),
     /// The volume has this many blocks now, also after a power cut.
     Grown(u64),
     /// The volume is what it was at the snapshot it was reverted to, also after a power cut.
@@ -150,6 +152,7 @@ pub struct Store {
     frozen: Option<Frozen>,
     log: Log,
     reads: Reads,
+    scans: Scans,
     job: Option<Box<Job>>,
     cleaner: Cleaner,
     /// Asked for by growth, by the cleaner, or by closing.

@@ -53,6 +53,7 @@ enum Part {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiter {
     Read(u64),
+    Scan(u64),
     /// The checkpoint and the cleaner look again by themselves.
     Background,
 }
@@ -236,6 +237,7 @@ impl Store {
                         }
                     }
                 }
+                (Waiter::Scan(id), failed) => self.run_scan(id, failed.clone().map_or(Ok(()), Err)),
                 (Waiter::Background, Some(error)) => self.stop(format!("the map cannot be kept: {error}")),
                 (Waiter::Background, None) => {}
             }

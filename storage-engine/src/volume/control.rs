@@ -4,11 +4,11 @@
 //! until it is there too. So a snapshot holds exactly the writes that came before it, and its place in the log is a
 //! number like that of a write: every replica cuts at the same one.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::{Inflight, Volume};
-use crate::request::{Control, Reply, Request, RequestError, RequestId};
-use crate::store::{Body, ControlOp, Header, Record, Room, SnapshotInfo};
+use crate::request::{Control, Ranges, Reply, Request, RequestError, RequestId};
+use crate::store::{Body, ControlOp, Extents, Header, Record, Room, SnapshotInfo};
 use crate::types::{BLOCK_BYTES, Lba, SnapshotId};
 
 /// Orders, and what came behind them.
@@ -17,6 +17,8 @@ pub(super) struct Orders {
     held: VecDeque<Held>,
     /// Reverts that are in the log, until the volume is what it was.
     reverting: Option<RequestId>,
+    /// Answered, and not taken yet.
+    lists: BTreeMap<RequestId, Ranges>,
 }
 
 #[derive(Debug)]
@@ -36,6 +38,19 @@ enum Order {
 impl Orders {
     pub fn is_idle(&self) -> bool {
         self.held.is_empty() && self.reverting.is_none()
+    }
+
+    /// Keeps a list until it is taken.
+    pub fn listed(&mut self, id: RequestId, found: Extents) {
+        let ranges = found
+            .extents
+            .iter()
+            .map(|(start, end)| start.0 * BLOCK_BYTES..end.0 * BLOCK_BYTES);
+        let ranges = Ranges {
+            ranges: ranges.collect(),
+            next: found.next.map(|lba| lba.0 * BLOCK_BYTES),
+        };
+        self.lists.insert(id, ranges);
     }
 
     /// Everybody who waits.
@@ -60,6 +75,11 @@ impl Volume {
         self.store.snapshots()
     }
 
+    /// The list that was asked for by this request, once it was answered.
+    pub fn take_ranges(&mut self, id: RequestId) -> Option<Ranges> {
+        self.orders.lists.remove(&id)
+    }
+
     fn take_control(&mut self, id: RequestId, control: Control) -> Result<(), RequestError> {
         if self.closing {
             return Err(RequestError::Fenced);
@@ -82,6 +102,11 @@ impl Volume {
                 let (lba, blocks) = (Lba(offset / BLOCK_BYTES), len / BLOCK_BYTES);
                 return self.store.read_snapshot(id.0, snapshot, lba, blocks);
             }
+            Control::List {
+                scan,
+                offset,
+                ranges_max,
+            } => return self.store.scan(id.0, scan, Lba(offset / BLOCK_BYTES), ranges_max),
         };
         self.check_writable()?;
         self.orders.held.push_back(Held::Order(id, order));

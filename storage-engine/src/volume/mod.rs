@@ -338,6 +338,11 @@ impl Volume {
                 }
             }
             Event::Reverted => self.reverted(),
+            Event::Scanned(token, result) => {
+                let id = RequestId(token);
+                let answer = result.map(|found| self.orders.listed(id, found));
+                self.answer(id, answer.map(|()| Reply::Done));
+            }
             Event::Stopped(why) => {
                 let waiting = std::mem::take(&mut self.waiting).into_iter().map(|write| write.id);
                 let inflight = std::mem::take(&mut self.inflight).into_iter().map(|write| write.id);

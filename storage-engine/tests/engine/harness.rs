@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::buffer::BufMut;
 use galleonfs_storage_engine::io::{Disk, FileId, Io, IoId, Output, perform};
-use galleonfs_storage_engine::request::{Answer, Control, Piece, Reply, Request, RequestError, RequestId};
+use galleonfs_storage_engine::request::{Answer, Control, Piece, Reply, Request, RequestError, RequestId, Scan};
 use galleonfs_storage_engine::store::{
     FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, open_replica,
 };
@@ -273,6 +273,39 @@ impl Rig {
         })? {
             Reply::Data(pieces) => Ok(stamps(&pieces)),
             Reply::Done => panic!("a read gives data"),
+        }
+    }
+
+    /// A whole list, asked for in pieces; true for each block in it.
+    pub fn list(&mut self, scan: Scan, ranges_max: usize) -> Vec<bool> {
+        let blocks = (self.engine.size_bytes() / BLOCK_BYTES) as usize;
+        let (mut listed, mut offset) = (vec![false; blocks], 0);
+        loop {
+            let id = self.order(Control::List {
+                scan,
+                offset,
+                ranges_max,
+            });
+            self.settle();
+            self.answers.remove(&id).expect("every order is answered").unwrap();
+            let found = self.engine.take_ranges(id).expect("a list is there");
+            assert!(found.ranges.len() <= ranges_max);
+            let mut end = offset;
+            for range in found.ranges {
+                assert!(
+                    range.start >= end && range.end > range.start,
+                    "in order: {range:?} after {end}"
+                );
+                end = range.end;
+                listed[(range.start / BLOCK_BYTES) as usize..(end / BLOCK_BYTES) as usize].fill(true);
+            }
+            match found.next {
+                Some(next) => {
+                    assert!(next >= end && next > offset, "it goes on");
+                    offset = next;
+                }
+                None => return listed,
+            }
         }
     }
 

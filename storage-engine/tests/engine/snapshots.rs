@@ -1,6 +1,9 @@
 //! Snapshots against a model: whatever happens, each reads as the volume was when it was taken.
 
-use galleonfs_storage_engine::request::{Control, Request, RequestError};
+use std::collections::BTreeMap;
+
+use galleonfs_storage_engine::io::Io;
+use galleonfs_storage_engine::request::{Control, Request, RequestError, Scan};
 use galleonfs_storage_engine::types::{BLOCK_BYTES, SnapshotId};
 
 use crate::harness::{Change, Model, Rig, SEGMENT_BYTES, assert_check_passes, open, snapshot_id, write_request};
@@ -15,6 +18,10 @@ struct Run {
     epoch: u32,
     stamp: u64,
     taken: u64,
+    /// Every write and zero that no revert undid: first block and number.
+    touched: Vec<(u64, u64)>,
+    /// How many there were when a snapshot was taken.
+    at_snapshot: BTreeMap<SnapshotId, usize>,
 }
 
 impl Run {
@@ -29,6 +36,8 @@ impl Run {
             epoch: 1,
             stamp: 1,
             taken: 0,
+            touched: Vec::new(),
+            at_snapshot: BTreeMap::new(),
         }
     }
 
@@ -46,6 +55,7 @@ impl Run {
                 let stamp = self.stamp;
                 self.stamp += blocks;
                 self.rig.write(lba, blocks, stamp).unwrap();
+                self.touched.push((lba, blocks));
                 self.model.apply(&Change::Write { lba, blocks, stamp });
             }
             12 | 13 => {
@@ -54,6 +64,7 @@ impl Run {
                 let (offset, len) = (lba * BLOCK_BYTES, blocks * BLOCK_BYTES);
                 let fua = self.random.chance(20);
                 self.rig.run(Request::Zero { offset, len, fua }).unwrap();
+                self.touched.push((lba, blocks));
                 self.model.apply(&Change::Write { lba, blocks, stamp: 0 });
             }
             14 => drop(self.rig.flush().unwrap()),
@@ -72,6 +83,7 @@ impl Run {
                 self.taken += 1;
                 let id = snapshot_id(self.taken);
                 self.rig.snapshot(id);
+                self.at_snapshot.insert(id, self.touched.len());
                 self.model.apply(&Change::Snapshot(id));
             }
             21 | 22 => {
@@ -84,6 +96,7 @@ impl Run {
                 if let Some(id) = self.model.pick(&mut self.random) {
                     let discard_newer = true;
                     self.rig.control(Control::Revert { id, discard_newer }).unwrap();
+                    self.touched.truncate(self.at_snapshot[&id]);
                     self.model.apply(&Change::Revert(id));
                 }
             }
@@ -125,6 +138,40 @@ impl Run {
         self.rig = Rig::new(disk, engine);
     }
 
+    /// What differs is listed as changed, what was not touched is not; what is stored is what is no zeros.
+    fn compare_lists(&mut self) {
+        let ranges_max = 1 + self.random.below(50) as usize;
+        let mut views: Vec<(Option<SnapshotId>, &Vec<u64>)> = Vec::new();
+        views.extend(self.model.snapshots.iter().map(|(id, blocks)| (Some(*id), blocks)));
+        views.push((None, &self.model.head));
+        let pick = self.random.below(views.len() as u64) as usize;
+        let (to, new) = views[pick];
+        for (from, old) in &views[..pick] {
+            let from = from.expect("the head comes last");
+            let listed = self.rig.list(Scan::Changed { from, to }, ranges_max);
+            for block in 0..new.len() {
+                let differs = old.get(block).copied().unwrap_or(0) != new[block];
+                assert!(listed[block] || !differs, "seed {} {from:?} block {block}", self.seed);
+            }
+            let (first, end) = (self.at_snapshot[&from], to.map(|to| self.at_snapshot[&to]));
+            let mut touched = vec![false; listed.len()];
+            for (lba, blocks) in &self.touched[first..end.unwrap_or(self.touched.len())] {
+                touched[*lba as usize..(lba + blocks) as usize].fill(true);
+            }
+            for block in (0..listed.len()).filter(|block| listed[*block]) {
+                assert!(
+                    touched[block],
+                    "seed {} {from:?} block {block} was not touched",
+                    self.seed
+                );
+            }
+        }
+        let listed = self.rig.list(Scan::Stored { at: to }, ranges_max);
+        for (block, stamp) in new.iter().enumerate() {
+            assert_eq!(listed[block], *stamp != 0, "seed {} block {block} of {to:?}", self.seed);
+        }
+    }
+
     fn compare(&mut self) {
         let view = self.rig.view();
         assert!(view.head == self.model.head, "seed {}: the volume", self.seed);
@@ -148,6 +195,9 @@ fn snapshots_read_as_the_volume_was() {
             run.step();
             if step % 100 == 99 {
                 run.compare();
+            }
+            if step % 25 == 24 {
+                run.compare_lists();
             }
         }
         run.end();
@@ -224,6 +274,13 @@ fn what_makes_no_sense_is_refused_and_says_what_was_expected() {
         )
         .contains("multiples")
     );
+    let list = |from, to| Control::List {
+        scan: Scan::Changed { from, to },
+        offset: 0,
+        ranges_max: 9,
+    };
+    assert!(refused(&mut rig, list(second, Some(first))).contains("older"));
+    assert!(refused(&mut rig, list(unknown, None)).contains("no snapshot"));
     rig.control(Control::Delete { id: first }).unwrap();
     assert!(
         refused(
@@ -471,4 +528,43 @@ fn snapshots_that_fill_the_pool_damage_nothing_and_deleting_them_makes_room() {
     assert_check_passes(&mut disk);
     let (engine, _) = open(&mut disk, 2).unwrap();
     assert!(Rig::new(disk, engine).view() == model, "and after a power cut");
+}
+
+#[test]
+fn a_list_of_changes_costs_what_changed() {
+    let mut costs = Vec::new();
+    for size in [20_000, 1 << 28] {
+        let mut rig = Rig::fresh(size);
+        for n in 0..150 {
+            rig.write(n * 100, 8, n * 100 + 1).unwrap();
+        }
+        rig.pass_time(20_000);
+        let from = snapshot_id(1);
+        rig.snapshot(from);
+        for lba in [3, 7_000, 14_000] {
+            rig.write(lba, 2, 900_000 + lba).unwrap();
+        }
+        rig.pass_time(20_000);
+        rig.close();
+        let mut disk = rig.disk;
+        let (engine, _) = open(&mut disk, 2).unwrap();
+        let mut rig = Rig::new(disk, engine);
+        let id = rig.order(Control::List {
+            scan: Scan::Changed { from, to: None },
+            offset: 0,
+            ranges_max: 100,
+        });
+        let mut reads = 0;
+        rig.poll();
+        while !rig.answers.contains_key(&id) {
+            reads += usize::from(matches!(rig.outstanding[0].1, Io::Read { .. }));
+            rig.complete(0);
+            rig.poll();
+        }
+        let ranges = rig.engine.take_ranges(id).unwrap().ranges;
+        let block = |n: u64| n * BLOCK_BYTES..(n + 2) * BLOCK_BYTES;
+        assert_eq!(ranges, [block(3), block(7_000), block(14_000)]);
+        costs.push(reads);
+    }
+    assert!(costs[0] <= 4 + 4 && costs[1] <= costs[0] + 4, "pages read: {costs:?}");
 }

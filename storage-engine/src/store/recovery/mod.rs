@@ -258,6 +258,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         frozen: None,
         log: Log::new(end),
         reads: Reads::default(),
+        scans: Default::default(),
         job: None,
         cleaner,
         checkpoint_wanted: crowded,

@@ -20,9 +20,11 @@
 
 mod catalog;
 mod find;
+mod scan;
 
 pub use catalog::{Catalog, ROWS_PER_PAGE, SNAPSHOTS_MAX, Snapshot};
 pub use find::Holder;
+pub use scan::{Extents, Scans};
 
 use super::Store;
 use super::memtable::Memtable;
