@@ -24,7 +24,7 @@ use crate::engine::EngineConfig;
 use crate::mount::{HungChildren, Kubelet};
 use crate::pool::Pools;
 use crate::registry::{Kubernetes, Parts, Registry};
-use crate::served::{Guards, NodeEngine, RealDisks, RealEngine, Served};
+use crate::served::{Guards, NodeEngine, RealDisks, RealEngine, Served, give_memory_back};
 use crate::server::{Page, Registration, bind, register, render, serve_csi, serve_pages};
 use crate::staging::Stager;
 use crate::state::Records;
@@ -166,6 +166,11 @@ impl Process {
                 page(path, &shown, page_engine.as_ref(), &page_served, &hung)
             })
             .await;
+            Ok(())
+        });
+        let at_rest = engine.clone();
+        servers.spawn(async move {
+            give_memory_back(at_rest).await;
             Ok(())
         });
         let parts = {

@@ -8,12 +8,14 @@ mod engine;
 mod fake;
 mod guard;
 mod real;
+mod rest;
 mod table;
 
 pub use engine::{NodeEngine, ReplicaDisks, VolumeMetrics, salt};
 pub use fake::{FakeDisks, FakeEngine};
 pub use guard::{Guard, Guards, Unguarded};
 pub use real::{RealDisks, RealEngine};
+pub use rest::give_memory_back;
 pub use table::{Presence, Served, Waited};
 
 pub use crate::disk::FormatSpec;
