@@ -1,9 +1,9 @@
 //! How fast a volume is, beside a file on the same disk.
 //!
-//! Each round runs each job first on the raw file and right after it on our device, through everything that a pod's I/O
-//! goes through on its node. What counts is the ratio of such neighbours: the disk below may be another one a minute
-//! later, and is the same for both. The second thing that counts is the CPU time our process spends per operation,
-//! which a noisy machine changes least.
+//! Each round fills the volume from its start to its end, and then runs each job first on the raw file and right after
+//! it on our device, through everything that a pod's I/O goes through on its node. What counts is the ratio of such
+//! neighbours: the disk below may be another one a minute later, and is the same for both. The second thing that counts
+//! is the CPU time our process spends per operation, which a noisy machine changes least.
 //!
 //! `job` says what is measured, `fio` measures, `server` is the process under test, `scratch` the place, `report` the
 //! outcome.
@@ -70,7 +70,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     let program = std::env::current_exe().context("find this program")?;
     let server = Server::start(&program, scratch, serving)?;
     say(&format!(
-        "filling the volume at {}, served by process {}",
+        "measuring the volume at {}, served by process {}",
         server.device().display(),
         server.pid()
     ));
@@ -79,7 +79,6 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         size_bytes: options.size_bytes,
         interrupt,
     };
-    ours.fill()?;
     let pairs = rounds(options, &raw, &ours, &server)?;
     server.stop()?;
     let rows: Vec<Row> = options
@@ -106,6 +105,8 @@ fn rounds(options: &Options, raw: &Fio<'_>, ours: &Fio<'_>, server: &Server) -> 
     let start = Instant::now();
     let mut pairs = vec![Vec::new(); options.jobs.len()];
     for round in 1..=options.rounds {
+        say(&format!("[{:4.0} s] filling the volume", start.elapsed().as_secs_f64()));
+        ours.fill()?;
         for (job, pairs) in options.jobs.iter().zip(&mut pairs) {
             server.settle(SETTLE_WAIT_MAX)?;
             let raw = raw.measure(job, options.time)?;
