@@ -309,7 +309,17 @@ impl Inner {
         };
         reservation.set(Some(attached.clone()));
         match self.frontend.connect(&attached.export) {
-            Ok(device) => {
+            Ok(mut device) => {
+                // Requests have come by now: the device was looked at while it was made.
+                let stats = attached.counters.read();
+                device.frontend = stats.guest_path.frontend();
+                tracing::info!(
+                    volume = attached.spec.volume,
+                    device = %device.path.display(),
+                    frontend = device.frontend,
+                    disk = ?stats.path,
+                    "a volume is up"
+                );
                 reservation.set(Some(Attached {
                     device: Some(device.clone()),
                     ..attached

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use super::fuse::FuseSession;
 use super::loop_device::LoopDevice;
-use super::{Device, Export, Frontend, Session, mounts};
+use super::{Device, Export, Frontend, GuestPath, Session, mounts};
 use crate::engine::{EngineError, ErrorKind};
 
 const FILE_PREFIX: &str = "galleonfs-";
@@ -55,10 +55,6 @@ fn file_name(volume: &str) -> String {
 }
 
 impl Frontend for FuseLoop {
-    fn name(&self) -> &'static str {
-        "fuse-loop"
-    }
-
     fn open(&self, export: &Export) -> Result<Box<dyn Session>, EngineError> {
         let target = self.mount_point(&export.volume);
         let doing = || {
@@ -89,7 +85,7 @@ impl Frontend for FuseLoop {
         Ok(Device {
             path: device.path(),
             size_bytes: export.size_bytes,
-            frontend: self.name(),
+            frontend: GuestPath::Device.frontend(),
         })
     }
 

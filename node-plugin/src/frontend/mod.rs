@@ -50,15 +50,12 @@ pub struct Device {
     pub path: PathBuf,
     /// Its capacity.
     pub size_bytes: u64,
-    /// Name of the frontend behind it.
+    /// What is behind it, in words: "FUSE over io_uring".
     pub frontend: &'static str,
 }
 
 /// Makes and removes block devices of one kind. All calls may block, and none is made on a shard.
 pub trait Frontend: Debug + Send + Sync {
-    /// A short name for logs and status.
-    fn name(&self) -> &'static str;
-
     /// Makes the channel of a device. Nothing is answered before a shard serves the session.
     fn open(&self, export: &Export) -> Result<Box<dyn Session>, EngineError>;
 
@@ -86,6 +83,16 @@ pub enum GuestPath {
     Ring,
     /// One at a time, by reading the device.
     Device,
+}
+
+impl GuestPath {
+    /// What a device whose requests come this way has behind it, in words.
+    pub fn frontend(self) -> &'static str {
+        match self {
+            GuestPath::Ring => "FUSE over io_uring",
+            GuestPath::Device => "FUSE",
+        }
+    }
 }
 
 /// Where one request is.

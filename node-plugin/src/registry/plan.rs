@@ -153,7 +153,7 @@ fn device_status(node: &str, device: &Device) -> DeviceStatus {
 
 /// What is said of a device that is there. One with trouble is still there: its pods may be reading what is whole.
 fn attached(node: &str, device: &Device, trouble: Option<&str>) -> Condition {
-    let at = format!("{} on node {node}", device.path.display());
+    let at = format!("{} on node {node}, through {}", device.path.display(), device.frontend);
     match trouble {
         None => Condition::new(condition_type::ATTACHED, true, reason::READY, at),
         Some(trouble) => Condition::new(
