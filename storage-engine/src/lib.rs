@@ -36,11 +36,7 @@ pub trait BlockEngine {
 
     /// Takes a read of `into.len()` bytes from `offset` whose answer may be put in `into`, lent memory, in place: then
     /// the pieces of the answer are parts of it, each where it belongs. Otherwise the engine lets go of it.
-    fn read_into(&mut self, id: RequestId, offset: u64, into: BufMut) {
-        let len = into.len() as u64;
-        drop(into);
-        self.submit(id, Request::Read { offset, len });
-    }
+    fn read_into(&mut self, id: RequestId, offset: u64, into: BufMut);
 
     /// Reports how a disk operation ended.
     fn completed(&mut self, id: IoId, result: IoResult);

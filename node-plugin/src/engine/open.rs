@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use galleonfs_storage_engine::BlockEngine;
-use galleonfs_storage_engine::buffer::PAGE_BYTES;
+use galleonfs_storage_engine::buffer::{BufMut, PAGE_BYTES};
 use galleonfs_storage_engine::io::{IoFailure, IoId, IoResult, Output};
 use galleonfs_storage_engine::request::{Request, RequestId};
 use galleonfs_storage_engine::store::{OpenError, OpenOptions, open_replica};
@@ -132,6 +132,10 @@ pub(crate) fn explain(doing: &str, dir: &Path, error: OpenError) -> EngineError 
 impl BlockEngine for OpenVolume {
     fn submit(&mut self, id: RequestId, request: Request) {
         self.volume.submit(id, request);
+    }
+
+    fn read_into(&mut self, id: RequestId, offset: u64, into: BufMut) {
+        self.volume.read_into(id, offset, into);
     }
 
     fn completed(&mut self, id: IoId, result: IoResult) {

@@ -4,6 +4,7 @@ mod bits;
 mod crash;
 mod format_doc;
 mod harness;
+mod landing;
 mod model;
 mod purity;
 mod sim_disk;

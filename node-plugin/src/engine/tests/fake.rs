@@ -125,6 +125,12 @@ impl BlockEngine for Ram {
         }
     }
 
+    fn read_into(&mut self, id: RequestId, offset: u64, into: BufMut) {
+        let len = into.len() as u64;
+        drop(into);
+        self.submit(id, Request::Read { offset, len });
+    }
+
     fn completed(&mut self, id: IoId, _: IoResult) {
         panic!("a volume in memory has no disk operation {id:?}");
     }
@@ -192,6 +198,14 @@ impl Mapped {
     }
 }
 
+impl Mapped {
+    fn start(&mut self, request: RequestId, io: Io) {
+        self.next += 1;
+        self.pending.insert(IoId(self.next), request);
+        self.out.push_back(Output::Io(IoId(self.next), io));
+    }
+}
+
 impl BlockEngine for Mapped {
     fn submit(&mut self, id: RequestId, request: Request) {
         let file = SEGMENT;
@@ -219,9 +233,16 @@ impl BlockEngine for Mapped {
                 Io::Create { file, len }
             }
         };
-        self.next += 1;
-        self.pending.insert(IoId(self.next), id);
-        self.out.push_back(Output::Io(IoId(self.next), io));
+        self.start(id, io);
+    }
+
+    fn read_into(&mut self, id: RequestId, offset: u64, into: BufMut) {
+        let io = Io::Read {
+            file: SEGMENT,
+            offset,
+            buf: into,
+        };
+        self.start(id, io);
     }
 
     fn completed(&mut self, id: IoId, result: IoResult) {
