@@ -217,9 +217,7 @@ impl Store {
             seq: record.header.flushed,
         });
         self.last_write_ms = self.now_ms;
-        let mut parts = record.payload;
-        parts.insert(0, record.header_bytes);
-        self.log_write(segment, offset, parts, ops);
+        self.log_write(segment, offset, record.parts, ops);
     }
 
     fn log_write(&mut self, segment: SegmentId, offset: u64, parts: Vec<Buf>, ops: Vec<Op>) {

@@ -4,6 +4,7 @@
 //! merges it into the map and drops it.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::ops::Bound;
 
 use super::page::Entry;
@@ -41,17 +42,22 @@ impl Memtable {
     }
 
     fn zero_at(&self, lba: Lba) -> Option<Version> {
-        if self.zeros.is_empty() {
-            return None;
-        }
-        let (_, (end, version)) = self.zeros.range(..=lba).next_back()?;
-        (lba < *end).then_some(*version)
+        zero_at(&self.zeros, lba)
     }
 
     /// Takes a block, unless something newer is known. The same version again replaces it (a moved block).
     pub fn insert(&mut self, lba: Lba, entry: Entry) {
-        if self.get(lba).is_none_or(|known| known.version <= entry.version) {
-            self.blocks.insert(lba, entry);
+        match self.blocks.entry(lba) {
+            Occupied(mut known) => {
+                if known.get().version <= entry.version {
+                    known.insert(entry);
+                }
+            }
+            Vacant(place) => {
+                if zero_at(&self.zeros, lba).is_none_or(|zeroed| zeroed <= entry.version) {
+                    place.insert(entry);
+                }
+            }
         }
     }
 
@@ -101,6 +107,14 @@ impl Memtable {
         let (start, (end, version)) = self.zeros.range((Bound::Excluded(from), Bound::Unbounded)).next()?;
         Some((*start, *end, *version))
     }
+}
+
+fn zero_at(zeros: &BTreeMap<Lba, (Lba, Version)>, lba: Lba) -> Option<Version> {
+    if zeros.is_empty() {
+        return None;
+    }
+    let (_, (end, version)) = zeros.range(..=lba).next_back()?;
+    (lba < *end).then_some(*version)
 }
 
 /// The entry of a block that was zeroed at `version`.

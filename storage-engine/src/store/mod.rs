@@ -32,7 +32,7 @@ mod superblock;
 
 use std::collections::VecDeque;
 
-use rustc_hash::FxHashMap;
+use slab::Slab;
 
 pub use record::{BLOCKS_MAX, Body, ControlOp, Header, Seals, WRITES_MAX, WriteEntry};
 pub use recovery::{FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, inspect, open_replica};
@@ -65,12 +65,10 @@ use snapshot::{Recent, Scans};
 pub struct Record {
     /// What the header says.
     pub header: Header,
-    /// The encoded header.
-    pub header_bytes: Buf,
     /// Its check.
     pub check: u32,
-    /// The payload, in the order of the header's checks.
-    pub payload: Vec<Buf>,
+    /// The bytes: the encoded header, then the payload in the order of the header's checks.
+    pub parts: Vec<Buf>,
 }
 
 /// Whether the next record has a place.
@@ -171,8 +169,8 @@ pub struct Store {
     /// The pool is nearly full, or nobody said otherwise: the log keeps to what placement set aside for it. In a roomy
     /// pool it may grow further before the cleaner works, which saves most of the cleaning.
     pool_tight: bool,
-    next_io: u64,
-    pending: FxHashMap<IoId, Purpose>,
+    /// Operations that are out, by their [`IoId`].
+    pending: Slab<Purpose>,
     out: VecDeque<(IoId, Io)>,
     events: VecDeque<Event>,
     stats: StoreStats,
@@ -321,15 +319,16 @@ impl Store {
     }
 
     fn issue(&mut self, io: Io, purpose: Purpose) {
-        let id = IoId(self.next_io);
-        self.next_io += 1;
-        self.pending.insert(id, purpose);
+        let id = IoId(self.pending.insert(purpose) as u64);
         self.out.push_back((id, io));
     }
 
     /// Reports how a disk operation ended.
     pub fn completed(&mut self, id: IoId, result: IoResult) {
-        let purpose = self.pending.remove(&id).expect("an operation is completed once");
+        let purpose = self
+            .pending
+            .try_remove(id.0 as usize)
+            .expect("an operation is completed once");
         self.background_due = true;
         let reads = matches!(purpose, Purpose::PageRead { .. } | Purpose::BlockRead(_));
         if self.stopped.is_some() && !reads {

@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use slab::Slab;
+use smallvec::SmallVec;
+
 use super::map::Found;
 use super::page::{Entry, Page, PageKind, PageName};
 use super::{Event, Purpose, Store};
@@ -13,18 +16,18 @@ use crate::types::{BLOCK_BYTES, Lba, Location, SnapshotId};
 /// Names a part of a read.
 #[derive(Clone, Copy, Debug)]
 pub struct ReadKey {
-    read: u64,
-    piece: usize,
+    read: usize,
+    part: usize,
 }
 
 /// Reads under way, and pages being fetched for anybody.
 #[derive(Debug, Default)]
 pub struct Reads {
-    next: u64,
-    under_way: BTreeMap<u64, Read>,
+    under_way: Slab<Read>,
     fetching: BTreeMap<Location, Vec<Waiter>>,
 }
 
+/// A read of one block is one part of one entry, and needs no memory but its buffer.
 #[derive(Debug)]
 struct Read {
     token: u64,
@@ -32,7 +35,7 @@ struct Read {
     blocks: u64,
     /// What the blocks were at this snapshot, not what they are.
     at: Option<SnapshotId>,
-    pieces: Vec<Part>,
+    parts: SmallVec<[Part; 1]>,
     outstanding: usize,
     failed: Option<RequestError>,
     /// Where the answer goes if somebody lent the memory; cut up as the parts are read.
@@ -44,7 +47,7 @@ enum Part {
     Zeros(u64),
     Stored {
         lba: Lba,
-        entries: Vec<Entry>,
+        entries: SmallVec<[Entry; 1]>,
         bytes: Option<Buf>,
     },
 }
@@ -52,7 +55,7 @@ enum Part {
 /// Who wants a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Waiter {
-    Read(u64),
+    Read(usize),
     Scan(u64),
     /// The checkpoint and the cleaner look again by themselves.
     Background,
@@ -81,35 +84,32 @@ impl Store {
     }
 
     fn start_read(&mut self, token: u64, lba: Lba, blocks: u64, at: Option<SnapshotId>, into: Option<BufMut>) {
-        let id = self.reads.next;
-        self.reads.next += 1;
-        let read = Read {
+        let id = self.reads.under_way.insert(Read {
             token,
             lba,
             blocks,
             at,
-            pieces: Vec::new(),
+            parts: SmallVec::new(),
             outstanding: 0,
             failed: None,
             into,
-        };
-        self.reads.under_way.insert(id, read);
+        });
         self.resolve(id);
     }
 
-    fn resolve(&mut self, id: u64) {
-        let read = &self.reads.under_way[&id];
+    fn resolve(&mut self, id: usize) {
+        let read = &self.reads.under_way[id];
         let (first, blocks) = (read.lba, read.blocks);
         let at = match read.at.map(|at| self.known(at).map(|snapshot| snapshot.version)) {
             None => None,
             Some(Ok(version)) => Some(version),
             Some(Err(error)) => {
                 // It was deleted while its pages were read.
-                self.reads.under_way.get_mut(&id).expect("it is under way").failed = Some(error);
+                self.reads.under_way[id].failed = Some(error);
                 return self.finish_read(id);
             }
         };
-        let mut parts: Vec<Part> = Vec::new();
+        let mut parts = SmallVec::new();
         let mut missing: Vec<(PageName, Entry)> = Vec::new();
         for lba in (first.0..first.0 + blocks).map(Lba) {
             let found = match at {
@@ -131,40 +131,43 @@ impl Store {
         }
         if !missing.is_empty() {
             // Looked up again from the start when the first of them comes: it may lead to further pages.
-            self.reads.under_way.get_mut(&id).expect("it is under way").outstanding = missing.len();
+            self.reads.under_way[id].outstanding = missing.len();
             for (name, pointer) in missing {
                 self.fetch(name, pointer, Waiter::Read(id));
             }
             return;
         }
-        let read = self.reads.under_way.get_mut(&id).expect("it is under way");
+        let stored = parts.iter().filter(|part| matches!(part, Part::Stored { .. })).count();
+        let count = parts.len();
+        let read = &mut self.reads.under_way[id];
         let mut into = read.into.take();
-        let mut out = Vec::new();
-        for (piece, part) in parts.iter().enumerate() {
-            match part {
+        read.outstanding = stored;
+        read.parts = parts;
+        if stored == 0 {
+            self.finish_read(id);
+            return;
+        }
+        for part in 0..count {
+            let (location, buf) = match &self.reads.under_way[id].parts[part] {
                 Part::Stored { entries, .. } => {
                     let len = entries.len() * BLOCK_BYTES as usize;
-                    out.push((piece, entries[0].location, place(&mut into, len)));
+                    (entries[0].location, place(&mut into, len))
                 }
-                // Whoever lent the memory fills this part himself.
-                Part::Zeros(blocks) if into.is_some() => drop(place(&mut into, (blocks * BLOCK_BYTES) as usize)),
-                Part::Zeros(_) => {}
-            }
-        }
-        read.outstanding = out.len();
-        read.pieces = parts;
-        let all_zeros = out.is_empty();
-        for (piece, location, buf) in out {
+                Part::Zeros(blocks) => {
+                    // Whoever lent the memory fills this part himself.
+                    if into.is_some() {
+                        drop(place(&mut into, (blocks * BLOCK_BYTES) as usize));
+                    }
+                    continue;
+                }
+            };
             self.segments.pin(location.segment());
             let io = Io::Read {
                 file: FileId::Segment(location.segment()),
                 offset: location.offset(),
                 buf,
             };
-            self.issue(io, Purpose::BlockRead(ReadKey { read: id, piece }));
-        }
-        if all_zeros {
-            self.finish_read(id);
+            self.issue(io, Purpose::BlockRead(ReadKey { read: id, part }));
         }
     }
 
@@ -226,7 +229,7 @@ impl Store {
         for waiter in waiters {
             match (waiter, &failed) {
                 (Waiter::Read(id), failed) => {
-                    let read = self.reads.under_way.get_mut(&id).expect("a read waits for its pages");
+                    let read = &mut self.reads.under_way[id];
                     read.outstanding -= 1;
                     read.failed = read.failed.take().or_else(|| failed.clone());
                     if read.outstanding == 0 {
@@ -245,13 +248,9 @@ impl Store {
     }
 
     pub(super) fn block_read(&mut self, key: ReadKey, result: Result<Buf, IoFailure>) {
-        let read = self
-            .reads
-            .under_way
-            .get_mut(&key.read)
-            .expect("a read waits for its blocks");
+        let read = &mut self.reads.under_way[key.read];
         read.outstanding -= 1;
-        let Part::Stored { lba, entries, bytes } = &mut read.pieces[key.piece] else {
+        let Part::Stored { lba, entries, bytes } = &mut read.parts[key.part] else {
             unreachable!("only stored blocks are read")
         };
         let segment = entries[0].location.segment();
@@ -283,12 +282,12 @@ impl Store {
         }
     }
 
-    fn finish_read(&mut self, id: u64) {
-        let read = self.reads.under_way.remove(&id).expect("it is under way");
+    fn finish_read(&mut self, id: usize) {
+        let read = self.reads.under_way.remove(id);
         let answer = match read.failed {
             Some(error) => Err(error),
             None => Ok(read
-                .pieces
+                .parts
                 .into_iter()
                 .map(|part| match part {
                     Part::Zeros(blocks) => Piece::Zeros((blocks * BLOCK_BYTES) as usize),
@@ -308,7 +307,7 @@ fn place(into: &mut Option<BufMut>, len: usize) -> BufMut {
     }
 }
 
-fn add_block(parts: &mut Vec<Part>, lba: Lba, entry: Entry) {
+fn add_block(parts: &mut SmallVec<[Part; 1]>, lba: Lba, entry: Entry) {
     if entry.location.is_none() {
         match parts.last_mut() {
             Some(Part::Zeros(blocks)) => *blocks += 1,
@@ -325,7 +324,7 @@ fn add_block(parts: &mut Vec<Part>, lba: Lba, entry: Entry) {
     }
     parts.push(Part::Stored {
         lba,
-        entries: vec![entry],
+        entries: SmallVec::from_buf([entry]),
         bytes: None,
     });
 }

@@ -136,7 +136,8 @@ pub struct Segments {
     /// Freed, but still being read; and those whose file is being removed.
     leaving: BTreeSet<SegmentId>,
     removing: BTreeSet<SegmentId>,
-    pins: BTreeMap<SegmentId, u32>,
+    /// By number of the segment: numbers stay small.
+    pins: Vec<u32>,
     /// The last attempt to make a segment found the pool full.
     pub exhausted: bool,
 }
@@ -249,7 +250,7 @@ impl Segments {
     /// Nothing needs what is in it any more.
     pub fn release(&mut self, id: SegmentId) {
         self.used.remove(&id).expect("only a used segment is released");
-        if self.pins.contains_key(&id) {
+        if self.is_pinned(id) {
             self.leaving.insert(id);
         } else {
             self.free.push_back(id);
@@ -271,19 +272,24 @@ impl Segments {
 
     /// A read of this segment is out: it must not be written anew.
     pub fn pin(&mut self, id: SegmentId) {
-        *self.pins.entry(id).or_default() += 1;
+        let index = id.0 as usize;
+        if index >= self.pins.len() {
+            self.pins.resize(index + 1, 0);
+        }
+        self.pins[index] += 1;
     }
 
     pub fn unpin(&mut self, id: SegmentId) {
-        let pins = self.pins.get_mut(&id).expect("an unpin follows a pin");
-        *pins -= 1;
-        if *pins == 0 {
-            self.pins.remove(&id);
-            if self.leaving.remove(&id) {
-                self.free.push_back(id);
-                self.exhausted = false;
-            }
+        let pins = &mut self.pins[id.0 as usize];
+        *pins = pins.checked_sub(1).expect("an unpin follows a pin");
+        if *pins == 0 && self.leaving.remove(&id) {
+            self.free.push_back(id);
+            self.exhausted = false;
         }
+    }
+
+    fn is_pinned(&self, id: SegmentId) -> bool {
+        self.pins.get(id.0 as usize).is_some_and(|pins| *pins > 0)
     }
 
     /// Pages of the map, of the tables of snapshots and of lists that the last checkpoint needs.

@@ -239,7 +239,7 @@ impl Volume {
                 writes += 1;
             }
             match self.store.room(blocks, blocks == 0) {
-                Room::Ready => self.send_record(writes),
+                Room::Ready => self.send_record(writes, blocks),
                 Room::Wait => return,
                 Room::NoSpace => {
                     // Zeroes still find room, so that a full volume can be trimmed; the others are refused.
@@ -256,26 +256,21 @@ impl Volume {
         }
     }
 
-    fn send_record(&mut self, count: usize) {
+    /// Sends the first `count` of the waiting writes, which have `blocks` blocks of payload.
+    fn send_record(&mut self, count: usize, blocks: usize) {
         let (seals, epoch, first_seq) = (self.store.seals(), self.store.epoch(), self.next_seq);
-        let (mut writes, mut checks, mut payload) = (Vec::with_capacity(count), Vec::new(), Vec::new());
-        for write in self.waiting.drain(..count) {
+        let (mut writes, mut checks) = (Vec::with_capacity(count), Vec::with_capacity(blocks));
+        for write in self.waiting.iter().take(count) {
             let version = Version {
                 epoch,
                 seq: self.next_seq,
             };
-            if let Some(data) = write.data {
-                for (n, block) in data.as_ref().chunks(BLOCK_BYTES as usize).enumerate() {
+            if let Some(data) = &write.data {
+                for (n, block) in data.as_ref().chunks_exact(BLOCK_BYTES as usize).enumerate() {
                     checks.push(seals.block(Lba(write.entry.lba.0 + n as u64), version, block));
                 }
-                payload.push(data);
             }
             writes.push(write.entry);
-            self.inflight.push_back(Inflight {
-                id: write.id,
-                seq: self.next_seq,
-                fua: write.fua,
-            });
             self.next_seq = self.next_seq.next();
         }
         let body = Body::Data {
@@ -290,14 +285,21 @@ impl Volume {
             body,
         };
         let (header_bytes, check) = seals.encode(&header);
+        let mut parts = Vec::with_capacity(count + 1);
+        parts.push(header_bytes);
+        let mut seq = first_seq;
+        for write in self.waiting.drain(..count) {
+            parts.extend(write.data);
+            self.inflight.push_back(Inflight {
+                id: write.id,
+                seq,
+                fua: write.fua,
+            });
+            seq = seq.next();
+        }
         self.counters.records += 1;
         self.records_inflight.push_back(Seq(self.next_seq.0 - 1));
-        self.store.append(Record {
-            header,
-            header_bytes,
-            check,
-            payload,
-        });
+        self.store.append(Record { header, check, parts });
     }
 
     fn handle(&mut self, event: Event) {

@@ -4,12 +4,15 @@ use std::path::Path;
 
 /// What the engine may depend on; anything else is a decision to be argued for here.
 /// ring, lz4_flex, zstd: pure functions of their arguments as used here (docs/rfd/0008-sealing.md); zeroize wipes keys.
-const DEPENDENCIES: [&str; 8] = [
+/// slab and smallvec keep requests from allocating.
+const DEPENDENCIES: [&str; 10] = [
     "bytemuck",
     "crc-fast",
     "lz4_flex",
     "ring",
     "rustc-hash",
+    "slab",
+    "smallvec",
     "thiserror",
     "zeroize",
     "zstd",

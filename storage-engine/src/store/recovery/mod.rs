@@ -271,7 +271,6 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         background_due: true,
         retry_create_ms: None,
         pool_tight: true,
-        next_io: 0,
         pending: Default::default(),
         out: Default::default(),
         events: Default::default(),
