@@ -14,6 +14,7 @@ use super::record::{Body, HEADER_BYTES, Header, MOVED_MAX, MovedBlock, record_by
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Used, blocks_per_segment};
 use super::snapshot::Holder;
 use super::superblock::StreamPosition;
+use super::supply::LIMIT_SEGMENTS;
 use super::{Purpose, Store};
 use crate::buffer::{Buf, BufMut};
 use crate::io::{FileId, Io, IoFailure, SegmentId};
@@ -95,6 +96,11 @@ impl Cleaner {
         self.work.is_some()
     }
 
+    /// Entries of the map that the next checkpoint changes for it.
+    pub fn rows(&self) -> usize {
+        self.touched.len() + self.relocated.len()
+    }
+
     /// What the next checkpoint has to do for it: pages to write anew, and blocks that lie elsewhere.
     pub fn take_work(&mut self) -> (BTreeSet<(TreeId, Lba, u8)>, BTreeMap<(TreeId, Lba), Relocated>) {
         (std::mem::take(&mut self.touched), std::mem::take(&mut self.relocated))
@@ -142,12 +148,12 @@ impl Store {
         if !self.pool_tight {
             return false;
         }
-        let slack = (self.reserve_target() + 8) as u64 * self.superblock.geometry.segment_bytes;
+        let slack = (self.reserve_target() + LIMIT_SEGMENTS) as u64 * self.superblock.geometry.segment_bytes;
         self.allocated_bytes() > self.placed_blocks() * BLOCK_BYTES / 8 * 9 + slack && self.reclaimable()
     }
 
     /// Blocks that may be there with good reason: those of the volume, and what snapshots keep.
-    fn placed_blocks(&self) -> u64 {
+    pub(super) fn placed_blocks(&self) -> u64 {
         self.size_blocks() + self.recent.catalog.blocks()
     }
 

@@ -6,6 +6,7 @@ use super::page::Entry;
 use super::record::{Body, ControlOp, HEADER_BYTES, Header, record_bytes};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use super::superblock::LogPosition;
+use super::supply::RESERVE_SEGMENTS;
 use super::{Event, Purpose, Record, Room, Store};
 use crate::buffer::Buf;
 use crate::io::{FileId, Io, SegmentId};
@@ -46,6 +47,9 @@ pub struct Log {
     sync_wanted: bool,
     /// What the running sync will have covered, and how many of its operations are out.
     sync: Option<(Version, usize)>,
+    /// Records and syncs since the log went on to its segment.
+    pub records: u64,
+    pub syncs: u64,
 }
 
 impl Log {
@@ -61,6 +65,8 @@ impl Log {
             dirty: BTreeSet::new(),
             sync_wanted: false,
             sync: None,
+            records: 0,
+            syncs: 0,
         }
     }
 
@@ -89,7 +95,7 @@ impl Store {
             return Room::Wait;
         }
         let reserve = if zero_only {
-            super::RESERVE_SEGMENTS - 1
+            RESERVE_SEGMENTS - 1
         } else {
             self.reserve_target()
         };
@@ -102,7 +108,7 @@ impl Store {
             return Room::Ready;
         }
         if !self.segments.exhausted {
-            self.keep_segments();
+            self.segment_missing();
             return Room::Wait;
         }
         if self.reclaimable() { Room::Wait } else { Room::NoSpace }
@@ -138,6 +144,8 @@ impl Store {
         self.log.position.segment = next;
         self.log.position.offset = SEGMENT_HEADER_BYTES;
         self.log.position.log_index = log_index;
+        (self.log.records, self.log.syncs) = (0, 0);
+        self.segment_taken();
         self.log_write(
             next,
             0,
@@ -217,6 +225,7 @@ impl Store {
             seq: record.header.flushed,
         });
         self.last_write_ms = self.now_ms;
+        self.log.records += 1;
         self.log_write(segment, offset, record.parts, ops);
     }
 
@@ -280,6 +289,7 @@ impl Store {
             return;
         }
         self.log.sync = Some((covers, files.len()));
+        self.log.syncs += 1;
         for segment in files {
             self.issue(
                 Io::Sync {

@@ -29,6 +29,7 @@ mod recovery;
 mod segment;
 mod snapshot;
 mod superblock;
+mod supply;
 
 use std::collections::VecDeque;
 
@@ -49,7 +50,7 @@ pub mod layout {
 }
 
 use crate::buffer::Buf;
-use crate::io::{Disk, FileId, Io, IoDone, IoFailure, IoId, IoResult, SegmentId, perform};
+use crate::io::{Disk, Io, IoDone, IoFailure, IoId, IoResult, SegmentId, perform};
 use crate::request::{Piece, RequestError};
 use crate::types::{Epoch, Lba, Location, Seq, Version};
 use checkpoint::{Frozen, Job};
@@ -57,8 +58,9 @@ use cleaner::Cleaner;
 use log::Log;
 use map::Map;
 use read::{ReadKey, Reads};
-use segment::{Segments, blocks_per_segment};
+use segment::Segments;
 use snapshot::{Recent, Scans};
+use supply::{RESERVE_SEGMENTS, Supply};
 
 /// A record ready to be appended. The coordinator of the volume makes it; every replica appends the same bytes.
 #[derive(Debug)]
@@ -129,6 +131,8 @@ enum Purpose {
     LogSync,
     CreateSegment(SegmentId),
     RemoveSegment(SegmentId),
+    FillWrite,
+    FillSync,
     PageRead { key: page::PageName, pointer: page::Entry },
     BlockRead(ReadKey),
     MetaWrite,
@@ -145,6 +149,7 @@ pub struct Store {
     seals: Seals,
     options: OpenOptions,
     segments: Segments,
+    supply: Supply,
     map: Map,
     recent: Recent,
     frozen: Option<Frozen>,
@@ -345,9 +350,12 @@ impl Store {
             }
             (Purpose::CreateSegment(segment), Err(IoFailure::NoSpace)) => {
                 self.segments.create_failed(segment);
+                self.pool_tight = true;
                 self.retry_create_ms = Some(self.now_ms + self.options.retry_create_ms);
             }
             (Purpose::RemoveSegment(segment), Ok(_)) => self.segments.removed(segment),
+            (Purpose::FillWrite, Ok(_)) => self.fill_written(),
+            (Purpose::FillSync, Ok(_)) => self.end_fill(true),
             (Purpose::PageRead { key, pointer }, Ok(IoDone::Read(buf))) => {
                 self.page_read(key, pointer, Ok(buf.freeze()))
             }
@@ -381,59 +389,11 @@ impl Store {
             return;
         }
         self.start_sync();
-        self.keep_segments();
         if std::mem::take(&mut self.background_due) {
             self.mark_flush();
             self.run_cleaner();
             self.run_checkpoint();
             self.keep_segments();
-        }
-    }
-
-    /// Segments that guest writes leave alone: for the pages of the next checkpoint, for the cleaner, and one for
-    /// zeroes, so that trimming works on a full disk.
-    fn reserve_target(&self) -> usize {
-        let rows = self.recent.rows() + self.frozen.as_ref().map_or(0, Frozen::rows);
-        let leaves = self.size_blocks().div_ceil(page::FANOUT as u64);
-        let mut pages = (rows as u64).min(leaves) + 16;
-        if !self.recent.catalog.is_empty() {
-            // What is replaced goes into the table of a snapshot, leaf by leaf; zeroes may move whole subtrees there, at
-            // most as many pages as there are.
-            let zeroed = self.recent.zeroed_blocks() + self.frozen.as_ref().map_or(0, Frozen::zeroed_blocks);
-            let moved = (zeroed / page::FANOUT as u64).min(self.segments.live_pages());
-            let snapshots = self.recent.catalog.len().div_ceil(snapshot::ROWS_PER_PAGE) as u64;
-            pages += pages + moved + snapshots + checkpoint::DELETED_PAGES_FULL as u64;
-        }
-        let pages = pages + pages / 20;
-        RESERVE_SEGMENTS + pages.div_ceil(blocks_per_segment(self.superblock.geometry.segment_bytes)) as usize
-    }
-
-    /// Makes segments ahead of need, and gives surplus ones back to the pool.
-    fn keep_segments(&mut self) {
-        let target = self.reserve_target() + 1;
-        while self.segments.free_count() + self.segments.creating_count() < target
-            && !self.segments.exhausted
-            && self.segments.creating_count() < 2
-            && (!self.closing || self.job.is_some())
-        {
-            let id = self.segments.begin_create();
-            let len = self.superblock.geometry.segment_bytes;
-            self.issue(
-                Io::Create {
-                    file: FileId::Segment(id),
-                    len,
-                },
-                Purpose::CreateSegment(id),
-            );
-        }
-        while self.segments.free_count() > target + SURPLUS_SEGMENTS {
-            let id = self.segments.begin_remove().expect("there are free ones");
-            self.issue(
-                Io::Remove {
-                    file: FileId::Segment(id),
-                },
-                Purpose::RemoveSegment(id),
-            );
         }
     }
 
@@ -451,6 +411,7 @@ impl Purpose {
             Purpose::LogSync => "syncing the log",
             Purpose::CreateSegment(_) => "making a segment",
             Purpose::RemoveSegment(_) => "removing a segment",
+            Purpose::FillWrite | Purpose::FillSync => "filling a segment",
             Purpose::PageRead { .. } => "reading the map",
             Purpose::BlockRead(_) => "reading a block",
             Purpose::MetaWrite => "writing the map",
@@ -461,9 +422,3 @@ impl Purpose {
         }
     }
 }
-
-/// Segments kept beside those for the next checkpoint's pages: one for moved blocks, one for zeroes on a full disk,
-/// one for the table of segments.
-const RESERVE_SEGMENTS: usize = 3;
-/// Free segments kept beyond the target, so that steady overwriting does not make and remove files all the time.
-const SURPLUS_SEGMENTS: usize = 2;

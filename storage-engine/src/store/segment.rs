@@ -127,12 +127,22 @@ pub fn from_row(entry: Entry) -> Option<(SegmentId, Used)> {
     ))
 }
 
-/// Every segment of a replica. Invariant: a segment is in exactly one of used, free, creating, leaving.
+/// Every segment of a replica. Invariant: a segment is in exactly one of used, free, making, leaving, removing.
+///
+/// Free ones come in two kinds. The file system only notes that it set the blocks of a *fresh* file aside; the first
+/// write to each makes it change, and with the next sync commit, its own metadata. A *written* one was filled before
+/// and is just overwritten, so the log takes these first.
 #[derive(Debug, Default)]
 pub struct Segments {
     used: BTreeMap<SegmentId, Used>,
-    free: VecDeque<SegmentId>,
-    creating: BTreeSet<SegmentId>,
+    written: VecDeque<SegmentId>,
+    fresh: VecDeque<SegmentId>,
+    /// Files that are being made, or asked about.
+    creating: BTreeMap<SegmentId, Made>,
+    /// A fresh one that is being filled with zeros.
+    filling: Option<SegmentId>,
+    /// Used ones that were fresh, and that their stream has not filled yet.
+    patchy: BTreeSet<SegmentId>,
     /// Freed, but still being read; and those whose file is being removed.
     leaving: BTreeSet<SegmentId>,
     removing: BTreeSet<SegmentId>,
@@ -142,15 +152,27 @@ pub struct Segments {
     pub exhausted: bool,
 }
 
+/// What there was before a file was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Made {
+    New,
+    Fresh,
+    Written,
+}
+
 impl Segments {
     /// Takes what recovery found.
     pub fn load(&mut self, id: SegmentId, used: Used) {
         self.used.insert(id, used);
     }
 
-    /// Adds a segment file that nothing uses.
-    pub fn load_free(&mut self, id: SegmentId) {
-        self.free.push_back(id);
+    /// Adds a segment file that nothing uses; `written` if a stream filled it once.
+    pub fn load_free(&mut self, id: SegmentId, written: bool) {
+        if written {
+            self.written.push_back(id);
+        } else {
+            self.fresh.push_back(id);
+        }
     }
 
     pub fn used(&self) -> &BTreeMap<SegmentId, Used> {
@@ -161,8 +183,14 @@ impl Segments {
         self.used.get(&id)
     }
 
+    /// Segments that a stream may take now.
     pub fn free_count(&self) -> usize {
-        self.free.len()
+        self.written.len() + self.fresh.len()
+    }
+
+    /// Segments that will be free soon.
+    pub fn coming_count(&self) -> usize {
+        self.creating.len() + usize::from(self.filling.is_some())
     }
 
     pub fn creating_count(&self) -> usize {
@@ -171,12 +199,26 @@ impl Segments {
 
     /// Files in the directory, whatever their state.
     pub fn file_count(&self) -> usize {
-        self.used.len() + self.free.len() + self.leaving.len() + self.removing.len()
+        let asked = self.creating.values().filter(|made| **made != Made::New).count();
+        let idle = self.free_count() + usize::from(self.filling.is_some()) + asked;
+        self.used.len() + idle + self.leaving.len() + self.removing.len()
     }
 
-    /// Gives a free segment to a stream.
+    /// Gives a free segment to a stream: the log gets one that is cheap to sync, if there is one.
     pub fn take(&mut self, kind: SegmentKind, log_index: u64) -> Option<SegmentId> {
-        let id = self.free.pop_front()?;
+        let filled = match kind {
+            SegmentKind::Data => self.written.pop_front(),
+            SegmentKind::Moved | SegmentKind::Meta => None,
+        };
+        let id = match (filled, self.fresh.front().copied()) {
+            (Some(id), _) => id,
+            (None, Some(id)) => {
+                self.fresh.pop_front();
+                self.patchy.insert(id);
+                id
+            }
+            (None, None) => self.written.pop_front()?,
+        };
         let before = self.used.insert(
             id,
             Used {
@@ -190,9 +232,10 @@ impl Segments {
         Some(id)
     }
 
-    /// Its stream appends no more.
+    /// Its stream has filled it and appends no more.
     pub fn close(&mut self, id: SegmentId) {
         self.used.get_mut(&id).expect("only a used segment is closed").open = false;
+        self.patchy.remove(&id);
     }
 
     /// Opens again a segment that its stream goes on with after a restart.
@@ -203,42 +246,78 @@ impl Segments {
             .open = true;
     }
 
+    fn give_free(&mut self, id: SegmentId) {
+        let patchy = self.patchy.remove(&id);
+        self.load_free(id, !patchy);
+        self.exhausted = false;
+    }
+
     /// A number for a new segment; it counts as being created until [`Segments::created`].
     pub fn begin_create(&mut self) -> SegmentId {
         let taken = |id: &SegmentId| {
             self.used.contains_key(id)
-                || self.free.contains(id)
-                || self.creating.contains(id)
+                || self.written.contains(id)
+                || self.fresh.contains(id)
+                || self.creating.contains_key(id)
+                || self.filling == Some(*id)
                 || self.leaving.contains(id)
                 || self.removing.contains(id)
         };
         let highest = [
             self.used.keys().next_back(),
-            self.creating.last(),
+            self.creating.keys().next_back(),
             self.leaving.last(),
             self.removing.last(),
         ]
         .into_iter()
         .flatten()
-        .chain(self.free.iter())
+        .chain(&self.written)
+        .chain(&self.fresh)
+        .chain(&self.filling)
         .max()
         .map_or(0, |id| id.0 + 1);
         // A low number that was given back is used first, so that numbers stay small.
         let low = (0..highest).take(64).map(SegmentId).find(|id| !taken(id));
         let id = low.unwrap_or(SegmentId(highest));
-        self.creating.insert(id);
+        self.creating.insert(id, Made::New);
         id
     }
 
+    /// Takes a free segment out to make its file once more, which changes nothing and tells how the pool is.
+    pub fn begin_ask(&mut self) -> Option<SegmentId> {
+        let (id, made) = match self.fresh.pop_back() {
+            Some(id) => (id, Made::Fresh),
+            None => (self.written.pop_back()?, Made::Written),
+        };
+        self.creating.insert(id, made);
+        Some(id)
+    }
+
     pub fn created(&mut self, id: SegmentId) {
-        assert!(self.creating.remove(&id));
+        let made = self.creating.remove(&id).expect("it was being created");
+        self.load_free(id, made == Made::Written);
         self.exhausted = false;
-        self.free.push_back(id);
     }
 
     pub fn create_failed(&mut self, id: SegmentId) {
-        assert!(self.creating.remove(&id));
+        match self.creating.remove(&id).expect("it was being created") {
+            Made::New => {}
+            made => self.load_free(id, made == Made::Written),
+        }
         self.exhausted = true;
+    }
+
+    /// Takes a fresh segment out, to fill it with zeros; one at a time.
+    pub fn begin_fill(&mut self) -> Option<SegmentId> {
+        assert!(self.filling.is_none(), "one segment is filled at a time");
+        self.filling = Some(self.fresh.pop_front()?);
+        self.filling
+    }
+
+    /// The end of filling; `whole` if it came to its end.
+    pub fn end_fill(&mut self, whole: bool) {
+        let id = self.filling.take().expect("a segment was being filled");
+        self.load_free(id, whole);
     }
 
     /// Changes the count of needed blocks of a segment.
@@ -253,14 +332,13 @@ impl Segments {
         if self.is_pinned(id) {
             self.leaving.insert(id);
         } else {
-            self.free.push_back(id);
-            self.exhausted = false;
+            self.give_free(id);
         }
     }
 
-    /// Takes a free segment out, to remove its file.
+    /// Takes a free segment out, to remove its file; a fresh one is the least loss.
     pub fn begin_remove(&mut self) -> Option<SegmentId> {
-        let id = self.free.pop_back()?;
+        let id = self.fresh.pop_back().or_else(|| self.written.pop_back())?;
         self.removing.insert(id);
         Some(id)
     }
@@ -283,8 +361,7 @@ impl Segments {
         let pins = &mut self.pins[id.0 as usize];
         *pins = pins.checked_sub(1).expect("an unpin follows a pin");
         if *pins == 0 && self.leaving.remove(&id) {
-            self.free.push_back(id);
-            self.exhausted = false;
+            self.give_free(id);
         }
     }
 
@@ -357,7 +434,7 @@ mod tests {
     #[test]
     fn a_released_segment_is_not_free_while_it_is_being_read() {
         let mut segments = Segments::default();
-        segments.load_free(SegmentId(0));
+        segments.load_free(SegmentId(0), false);
         let id = segments.take(SegmentKind::Data, 1).unwrap();
         segments.pin(id);
         segments.release(id);
@@ -369,10 +446,36 @@ mod tests {
     #[test]
     fn a_number_is_given_again_only_after_its_file_is_gone() {
         let mut segments = Segments::default();
-        segments.load_free(SegmentId(0));
+        segments.load_free(SegmentId(0), false);
         let removing = segments.begin_remove().unwrap();
         assert_eq!(segments.begin_create(), SegmentId(1));
         segments.removed(removing);
         assert_eq!(segments.begin_create(), SegmentId(0));
+    }
+
+    #[test]
+    fn the_log_takes_what_was_filled_before_and_the_others_take_fresh_ones() {
+        let mut segments = Segments::default();
+        (0..3).for_each(|n| segments.load_free(SegmentId(n), n == 1));
+        assert_eq!(segments.take(SegmentKind::Meta, 0), Some(SegmentId(0)));
+        assert_eq!(segments.take(SegmentKind::Data, 1), Some(SegmentId(1)));
+        assert_eq!(segments.take(SegmentKind::Data, 2), Some(SegmentId(2)));
+        // Filled to its end, it is worth keeping; given up before, it is as good as fresh.
+        segments.close(SegmentId(2));
+        segments.release(SegmentId(2));
+        segments.release(SegmentId(0));
+        assert_eq!(segments.begin_remove(), Some(SegmentId(0)));
+        assert_eq!(segments.take(SegmentKind::Data, 3), Some(SegmentId(2)));
+    }
+
+    #[test]
+    fn a_segment_that_is_being_filled_is_nobodys() {
+        let mut segments = Segments::default();
+        (0..2).for_each(|n| segments.load_free(SegmentId(n), false));
+        assert_eq!(segments.begin_fill(), Some(SegmentId(0)));
+        assert_eq!((segments.free_count(), segments.file_count()), (1, 2));
+        assert_eq!(segments.begin_create(), SegmentId(2));
+        segments.end_fill(true);
+        assert_eq!(segments.take(SegmentKind::Data, 1), Some(SegmentId(0)));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::buffer::BufMut;
-use galleonfs_storage_engine::io::{Disk, FileId, Io, IoId, Output, perform};
+use galleonfs_storage_engine::io::{Disk, FileId, Io, IoDone, IoId, Output, perform};
 use galleonfs_storage_engine::request::{Answer, Control, Piece, Reply, Request, RequestError, RequestId, Scan};
 use galleonfs_storage_engine::store::{
     FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, open_replica,
@@ -155,6 +155,10 @@ pub struct Rig {
     pub outstanding: Vec<(IoId, Io)>,
     pub answers: BTreeMap<RequestId, Answer>,
     pub now_ms: u64,
+    /// What the driver says of the pool.
+    pub pool_tight: bool,
+    /// Files that were made since the start.
+    pub created: u64,
     next_request: u64,
 }
 
@@ -166,6 +170,8 @@ impl Rig {
             outstanding: Vec::new(),
             answers: BTreeMap::new(),
             now_ms: 0,
+            pool_tight: true,
+            created: 0,
             next_request: 1,
         }
     }
@@ -205,7 +211,14 @@ impl Rig {
 
     pub fn complete(&mut self, index: usize) {
         let (id, io) = self.outstanding.swap_remove(index);
-        let result = perform(&mut self.disk, io);
+        let made = matches!(io, Io::Create { .. });
+        let mut result = perform(&mut self.disk, io);
+        if made && result.is_ok() {
+            self.created += 1;
+            result = Ok(IoDone::Created {
+                pool_tight: self.pool_tight,
+            });
+        }
         self.engine.completed(id, result);
     }
 
@@ -234,6 +247,19 @@ impl Rig {
         self.settle();
         let answer = self.answers.remove(&id);
         answer.unwrap_or_else(|| panic!("every request is answered: {:?}", self.engine))
+    }
+
+    /// Like [`Rig::run`], and gives a full pool time to win space back.
+    pub fn run_patiently(&mut self, request: Request) -> Answer {
+        let id = self.submit(request);
+        self.settle();
+        for _ in 0..30 {
+            if let Some(answer) = self.answers.remove(&id) {
+                return answer;
+            }
+            self.pass_time(1_100);
+        }
+        panic!("a request hangs");
     }
 
     pub fn write(&mut self, lba: u64, blocks: u64, stamp: Stamp) -> Answer {

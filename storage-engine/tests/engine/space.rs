@@ -1,10 +1,13 @@
 //! Space: a full pool damages nothing, overwriting does not grow without bound, trimming gives back.
 
+use galleonfs_storage_engine::io::FileId;
 use galleonfs_storage_engine::request::{Request, RequestError};
+use galleonfs_storage_engine::store::{OpenOptions, open_replica};
 use galleonfs_storage_engine::types::BLOCK_BYTES;
+use galleonfs_storage_engine::volume::Volume;
 
-use crate::harness::{Rig, SEGMENT_BYTES, assert_check_passes, open};
-use crate::sim_disk::{Cut, Random};
+use crate::harness::{Rig, SEGMENT_BYTES, assert_check_passes, format, open, options, write_request};
+use crate::sim_disk::{Cut, Random, SimDisk};
 
 #[test]
 fn a_full_pool_refuses_writes_and_damages_nothing() {
@@ -102,4 +105,195 @@ fn trimmed_space_goes_back_to_the_pool() {
         after / SEGMENT_BYTES,
         full / SEGMENT_BYTES
     );
+}
+
+#[test]
+fn in_a_roomy_pool_steady_overwriting_makes_no_more_files() {
+    let blocks = 4_000;
+    let mut rig = Rig::fresh(blocks);
+    rig.pool_tight = false;
+    let mut stamp = 1;
+    let mut made = Vec::new();
+    for _ in 0..12 {
+        for lba in (0..blocks).step_by(16) {
+            rig.write(lba, 16.min(blocks - lba), stamp).unwrap();
+            stamp += 16;
+        }
+        made.push(std::mem::take(&mut rig.created));
+    }
+    assert_eq!(made[6..], [0; 6], "files made in each round: {made:?}");
+}
+
+fn full_pages(rig: &Rig) -> Vec<FileId> {
+    let whole = (SEGMENT_BYTES / 4096) as usize;
+    let files = rig.disk.file_ids().into_iter();
+    files
+        .filter(|file| rig.disk.written_pages(*file).len() == whole)
+        .collect()
+}
+
+#[test]
+fn small_synced_writes_find_segments_that_were_filled_before() {
+    let mut rig = Rig::fresh(20_000);
+    rig.pool_tight = false;
+    let mut random = Random(4);
+    let mut filled = Vec::new();
+    for n in 0..600 {
+        rig.run(write_request(random.below(20_000), 1, n + 1, true)).unwrap();
+        if n == 200 {
+            filled = full_pages(&rig);
+        }
+    }
+    assert!(
+        !filled.is_empty(),
+        "before the first segment was full, the next ones were"
+    );
+    assert_check_passes(&mut rig.disk);
+    // An end in the middle of filling.
+    rig.close();
+    let mut disk = rig.disk;
+    open(&mut disk, 2).unwrap();
+}
+
+#[test]
+fn a_long_sequential_writer_does_not_pay_for_filling() {
+    let blocks = 4_096;
+    let mut rig = Rig::fresh(blocks);
+    rig.pool_tight = false;
+    for lba in (0..blocks).step_by(256) {
+        rig.write(lba, 256, lba + 1).unwrap();
+    }
+    let written: usize = rig
+        .disk
+        .file_ids()
+        .iter()
+        .map(|file| rig.disk.written_pages(*file).len())
+        .sum();
+    assert!(written < blocks as usize + 300, "{written} pages for {blocks} blocks");
+}
+
+#[test]
+fn a_replica_that_grew_in_a_roomy_pool_shrinks_when_the_pool_is_tight() {
+    let blocks = 4_000;
+    let mut rig = Rig::fresh(blocks);
+    rig.pool_tight = false;
+    let mut random = Random(8);
+    let mut overwrite = |rig: &mut Rig, writes: u64| {
+        for n in 0..writes {
+            rig.write(random.below(blocks - 4), 4, n * 4 + 1).unwrap();
+        }
+        rig.disk.allocated()
+    };
+    let roomy = overwrite(&mut rig, 6_000);
+    rig.pool_tight = true;
+    let tight = overwrite(&mut rig, 6_000);
+    assert!(
+        tight + 4 * SEGMENT_BYTES < roomy,
+        "{} segments in a roomy pool, {} in a tight one",
+        roomy / SEGMENT_BYTES,
+        tight / SEGMENT_BYTES
+    );
+    assert!(tight < blocks * BLOCK_BYTES / 4 * 5 + 24 * SEGMENT_BYTES);
+}
+
+/// Writes single blocks all over a volume until the pool is full; returns what was written.
+fn fill_the_pool(rig: &mut Rig, blocks: u64) -> Vec<(u64, u64)> {
+    rig.disk.capacity = Some(30 * SEGMENT_BYTES);
+    let mut random = Random(6);
+    let mut written = Vec::new();
+    for stamp in 1..20_000 {
+        let lba = random.below(blocks);
+        if rig.run_patiently(write_request(lba, 1, stamp, false)).is_err() {
+            break;
+        }
+        written.push((lba, stamp));
+    }
+    assert!((500..19_000).contains(&written.len()), "{} writes", written.len());
+    written
+}
+
+#[test]
+fn a_full_pool_keeps_room_for_the_checkpoint_of_what_it_took() {
+    // Each write changes a leaf of its own.
+    let blocks = 1 << 22;
+    let mut disk = SimDisk::default();
+    format(&mut disk, blocks);
+    let late = OpenOptions {
+        memtable_rows_max: 100_000,
+        tail_segments_max: 1_000,
+        ..options(1)
+    };
+    let (store, _) = open_replica(&mut disk, late).unwrap();
+    let mut rig = Rig::new(disk, Volume::new(store));
+    fill_the_pool(&mut rig, blocks);
+    rig.close();
+    let (_, report) = open(&mut rig.disk, 2).unwrap();
+    assert_eq!(report.replayed_records, 0, "the last checkpoint found its place");
+}
+
+#[test]
+fn closing_comes_to_an_end_although_the_last_checkpoint_finds_no_space() {
+    // A map of four levels, which grows faster than the data.
+    let blocks = 1 << 28;
+    let mut rig = Rig::fresh(blocks);
+    let written = fill_the_pool(&mut rig, blocks);
+    rig.close();
+    let mut disk = rig.disk;
+    let (engine, _) = open(&mut disk, 2).unwrap();
+    let mut rig = Rig::new(disk, engine);
+    for (lba, stamp) in written.into_iter().step_by(7) {
+        assert_eq!(rig.read(lba, 1).unwrap(), [stamp]);
+    }
+}
+
+#[test]
+fn a_full_pool_answers_every_request() {
+    for seed in 1..=8 {
+        let mut random = Random(seed);
+        let blocks = 500 + random.below(6_000);
+        let mut rig = Rig::fresh(blocks);
+        rig.disk.capacity = Some((6 + random.below(14)) * SEGMENT_BYTES + 8192);
+        let mut model = vec![0; blocks as usize];
+        let mut stamp = 1;
+        for _ in 0..700 {
+            let lba = random.below(blocks);
+            let most = [1, 8, 256][random.below(3) as usize];
+            let count = 1 + random.below((blocks - lba).min(most));
+            let range = lba as usize..(lba + count) as usize;
+            if random.chance(60) {
+                let mut small = rig.disk.capacity;
+                // Others take from the pool, too, and give back.
+                if random.chance(5) {
+                    std::mem::swap(&mut rig.disk.capacity, &mut small);
+                    rig.disk.capacity = Some(rig.disk.allocated());
+                }
+                match rig.run_patiently(write_request(lba, count, stamp, random.chance(20))) {
+                    Ok(_) => model[range]
+                        .iter_mut()
+                        .zip(stamp..)
+                        .for_each(|(block, stamp)| *block = stamp),
+                    Err(RequestError::NoSpace) => {}
+                    Err(other) => panic!("seed {seed}: {other}"),
+                }
+                stamp += count;
+                rig.disk.capacity = small;
+            } else {
+                let (offset, len) = (lba * BLOCK_BYTES, count * BLOCK_BYTES);
+                let zero = Request::Zero {
+                    offset,
+                    len,
+                    fua: false,
+                };
+                match rig.run_patiently(zero) {
+                    Ok(_) => model[range].fill(0),
+                    Err(RequestError::NoSpace) => {}
+                    Err(other) => panic!("seed {seed}: {other}"),
+                }
+            }
+        }
+        assert_eq!(rig.read_all(blocks), model, "seed {seed}");
+        rig.flush().unwrap();
+        let mut disk = rig.disk.cut(Cut::None);
+        assert_check_passes(&mut disk);
+    }
 }

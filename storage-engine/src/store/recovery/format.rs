@@ -4,11 +4,15 @@ use super::super::page::{Entry, height_for};
 use super::super::record::{HEADER_BYTES, record_bytes};
 use super::super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use super::super::superblock::{Checkpoint, Geometry, LogPosition, SUPERBLOCK_BYTES, Superblock};
+use super::super::supply::bytes_max;
 use super::super::{BLOCKS_MAX, RESERVE_SEGMENTS};
 use super::found::{read_superblocks, write_superblocks};
-use super::{OpenError, disk};
+use super::{MEMTABLE_ROWS_MAX, OpenError, disk};
 use crate::io::{Disk, FileId, SegmentId};
 use crate::types::{BLOCK_BYTES, Epoch, Identity, SEGMENT_BYTES_MAX, Version};
+
+/// A volume has at least so many segments: space comes back by whole ones.
+const SEGMENTS_MIN: u64 = 64;
 
 /// What a new replica is like.
 #[derive(Clone, Debug)]
@@ -23,11 +27,16 @@ pub struct FormatOptions {
     pub salt: u64,
 }
 
-/// Bytes in a segment of a volume of so many blocks: about 256 segments, between 4 and 64 MiB.
+/// Bytes in a segment of a volume of so many blocks, between 4 and 64 MiB: the larger, the fewer files are made, but a
+/// replica in a tight pool has to fit into what placement sets aside for it.
 pub fn segment_bytes_for(size_blocks: u64) -> u64 {
-    (size_blocks * BLOCK_BYTES / 256)
-        .next_power_of_two()
-        .clamp(4 << 20, 64 << 20)
+    let size = size_blocks * BLOCK_BYTES;
+    let fits = |bytes: &u64| bytes_max(size_blocks, *bytes, MEMTABLE_ROWS_MAX as u64) <= size + size / 5 + (80 << 20);
+    [64 << 20, 32 << 20, 16 << 20, 8 << 20]
+        .into_iter()
+        .filter(|bytes| *bytes <= size / SEGMENTS_MIN)
+        .find(fits)
+        .unwrap_or(4 << 20)
 }
 
 /// Makes a replica in an empty directory. What an interrupted attempt left behind is taken over.

@@ -16,19 +16,25 @@ use super::log::Log;
 use super::map::Map;
 use super::read::Reads;
 use super::record::Seals;
-use super::segment::{SegmentKind, Segments, Used};
+use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Segments, Used};
 use super::snapshot::Recent;
-use super::superblock::ENDS_MAX;
+use super::superblock::{ENDS_MAX, Superblock};
 use super::{Store, StoreStats};
+use crate::buffer::BufMut;
 use crate::io::{Disk, FileId, IoFailure, SegmentId};
 use crate::types::{Epoch, Identity, Seq};
 
+#[cfg(test)]
+pub(super) use format::segment_bytes_for;
 pub use format::{FormatOptions, format_replica};
 pub use found::inspect;
 pub(super) use found::{Found, read_catalog, read_page, read_superblocks, read_table, segment_files};
 pub(super) use tail::{Replay, replay};
 
 use found::write_superblocks;
+
+/// Rows of the memtable that make a checkpoint due, unless somebody asks for another number.
+const MEMTABLE_ROWS_MAX: usize = 128 << 10;
 
 /// How to open a replica.
 #[derive(Clone, Debug)]
@@ -58,7 +64,7 @@ impl OpenOptions {
             identity,
             epoch,
             cache_pages_max: 4096,
-            memtable_rows_max: 128 << 10,
+            memtable_rows_max: MEMTABLE_ROWS_MAX,
             tail_segments_max: 16,
             mark_after_ms: 50,
             idle_checkpoint_ms: 10_000,
@@ -147,6 +153,14 @@ fn check_identity(found: &Identity, expected: &Identity) -> Result<(), OpenError
     Ok(())
 }
 
+/// True if a stream used this free segment once: then its blocks were written.
+fn was_filled(on: &mut dyn Disk, superblock: &Superblock, segment: SegmentId) -> Result<bool, OpenError> {
+    let mut buf = BufMut::for_reading(SEGMENT_HEADER_BYTES as usize);
+    let read = on.read(FileId::Segment(segment), 0, buf.as_mut());
+    disk(read, || format!("reading the header of segment {}", segment.0))?;
+    Ok(SegmentHeader::decode(buf.as_ref(), &superblock.geometry.identity).is_some())
+}
+
 /// Opens a replica for `options.epoch`. The promise of that epoch is durable when this returns.
 pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, OpenReport), OpenError> {
     let Found {
@@ -209,7 +223,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
             continue;
         }
         if *len == segment_bytes {
-            segments.load_free(*id);
+            segments.load_free(*id, was_filled(on, &superblock, *id)?);
         } else {
             // Left half made by a crash; nothing uses it.
             disk(on.remove(FileId::Segment(*id)), || {
@@ -253,6 +267,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
     let mut store = Store {
         seals,
         segments,
+        supply: Default::default(),
         map,
         recent,
         frozen: None,
