@@ -191,12 +191,16 @@ impl Store {
     }
 
     fn checkpoint_due(&self) -> bool {
-        if self.cleaner.is_busy() || self.stopped.is_some() || self.retry_create_ms.is_some() && self.frozen.is_some() {
+        if self.cleaner.is_busy() || self.stopped.is_some() {
             return false;
         }
         if self.closing {
+            // Once, also when the last one found no space a moment ago: nobody waits for a full pool at the end.
             let quiet = self.log.inflight() == 0;
-            return quiet && !self.superblock.clean;
+            return quiet && !self.superblock.clean && !self.close_unclean;
+        }
+        if self.retry_create_ms.is_some() && self.frozen.is_some() {
+            return false;
         }
         let rows = self.recent.rows() + self.frozen.as_ref().map_or(0, Frozen::rows);
         let tail = self.log.appended.log_index - self.superblock.checkpoint.replay.log_index;
