@@ -130,11 +130,9 @@ impl ReplicaDir {
             return Err(fail(error));
         }
         handle.sync_all().map_err(fail)?;
+        // The name of the directory for segments is as durable as the replica's own: both were synced before the replica
+        // got its name. A sync of it here would cost every new segment another flush of the disk.
         sync_dir(path.parent().expect("a replica's file has a parent")).map_err(fail)?;
-        if matches!(file, FileId::Segment(_)) {
-            // The segment directory's own name, in case it is new too.
-            sync_dir(&self.path).map_err(fail)?;
-        }
         Ok(handle)
     }
 
