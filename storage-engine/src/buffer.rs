@@ -19,6 +19,14 @@ struct Page([u8; PAGE_BYTES]);
 /// making a buffer nor sharing it allocates while the thread has spare ones.
 type Memory = Arc<Box<[Page]>>;
 
+fn pages_of(len: usize) -> usize {
+    assert!(
+        len.is_multiple_of(PAGE_BYTES),
+        "a buffer is made of whole pages, not of {len} bytes"
+    );
+    len / PAGE_BYTES
+}
+
 const HAS_MEMORY: &str = "a buffer has its memory until it is dropped";
 const ONE_OWNER: &str = "a buffer that may be filled has one owner";
 
@@ -29,15 +37,23 @@ pub struct BufMut {
 
 /// Where the pages are. Nobody else has a reference.
 enum AllMut {
-    /// Taken only when the buffer is frozen or dropped.
-    Own(Option<Memory>),
+    /// So many pages of it. Taken only when the buffer is frozen or dropped.
+    Own(Option<Memory>, usize),
     Lent(Arc<dyn LentMut>),
 }
 
 /// Most pages that a thread keeps for reuse: 16 MiB, what a guest that reads ahead has in flight.
 const SPARE_PAGES_MAX: usize = 4096;
-/// The largest buffer that is kept: the longest record.
-const SPARE_LEN_MAX: usize = 257;
+/// Pages of the memory that is kept: a buffer takes the next larger one, so that lengths which are never asked for again
+/// do not pile up. The last one is the longest record.
+const CLASSES: [usize; 14] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 257];
+
+/// The class of buffers of so many pages; larger ones are not kept.
+fn class_of(pages: usize) -> Option<usize> {
+    (pages > 0)
+        .then_some(CLASSES.partition_point(|class| *class < pages))
+        .filter(|class| *class < CLASSES.len())
+}
 
 thread_local! {
     /// Memory that was let go: getting it from the system, aligned and cleared, for each read and each header cost a
@@ -47,29 +63,27 @@ thread_local! {
 
 #[derive(Default)]
 struct Spares {
-    /// By number of pages.
-    by_len: Vec<Vec<Memory>>,
+    by_class: [Vec<Memory>; CLASSES.len()],
     pages: usize,
 }
 
 impl Spares {
-    fn take(&mut self, len: usize) -> Option<Memory> {
-        let memory = self.by_len.get_mut(len)?.pop()?;
-        self.pages -= len;
+    fn take(&mut self, class: usize) -> Option<Memory> {
+        let memory = self.by_class[class].pop()?;
+        self.pages -= memory.len();
         Some(memory)
     }
 
     /// Keeps `memory`, to which nobody else has a reference.
     fn keep(&mut self, memory: Memory) {
-        let len = memory.len();
-        if len == 0 || len > SPARE_LEN_MAX || self.pages + len > SPARE_PAGES_MAX {
-            return;
+        let pages = memory.len();
+        if let Some(class) = class_of(pages)
+            && CLASSES[class] == pages
+            && self.pages + pages <= SPARE_PAGES_MAX
+        {
+            self.pages += pages;
+            self.by_class[class].push(memory);
         }
-        if self.by_len.is_empty() {
-            self.by_len.resize_with(SPARE_LEN_MAX + 1, Vec::new);
-        }
-        self.pages += len;
-        self.by_len[len].push(memory);
     }
 }
 
@@ -90,7 +104,7 @@ pub fn free_spares() {
 
 impl Drop for BufMut {
     fn drop(&mut self) {
-        if let AllMut::Own(memory) = &mut self.all {
+        if let AllMut::Own(memory, _) = &mut self.all {
             let_go(memory);
         }
     }
@@ -114,23 +128,21 @@ impl BufMut {
     }
 
     fn spare(len: usize) -> Option<BufMut> {
-        assert!(
-            len.is_multiple_of(PAGE_BYTES),
-            "a buffer is made of whole pages, not of {len} bytes"
-        );
-        let memory = SPARES
-            .try_with(|spares| spares.borrow_mut().take(len / PAGE_BYTES))
-            .ok()??;
-        Some(BufMut::of(memory))
+        let pages = pages_of(len);
+        let class = class_of(pages)?;
+        let memory = SPARES.try_with(|spares| spares.borrow_mut().take(class)).ok()??;
+        Some(BufMut::of(memory, pages))
     }
 
     fn new(len: usize) -> BufMut {
-        BufMut::of(Arc::new(bytemuck::zeroed_slice_box(len / PAGE_BYTES)))
+        let pages = pages_of(len);
+        let memory = bytemuck::zeroed_slice_box(class_of(pages).map_or(pages, |class| CLASSES[class]));
+        BufMut::of(Arc::new(memory), pages)
     }
 
-    fn of(memory: Memory) -> BufMut {
+    fn of(memory: Memory, pages: usize) -> BufMut {
         BufMut {
-            all: AllMut::Own(Some(memory)),
+            all: AllMut::Own(Some(memory), pages),
         }
     }
 
@@ -171,14 +183,17 @@ impl BufMut {
         reason = "an empty buffer has no use; asking for the length has"
     )]
     pub fn len(&self) -> usize {
-        self.as_ref().len()
+        match &self.all {
+            AllMut::Own(_, pages) => pages * PAGE_BYTES,
+            AllMut::Lent(memory) => (**memory).as_ref().len(),
+        }
     }
 
     /// Ends writing and allows sharing.
     pub fn freeze(mut self) -> Buf {
         let pages = 0..self.len() / PAGE_BYTES;
         let all = match &mut self.all {
-            AllMut::Own(memory) => All::Own(memory.take()),
+            AllMut::Own(memory, _) => All::Own(memory.take()),
             AllMut::Lent(memory) => All::Lent(memory.clone()),
         };
         Buf { all, pages }
@@ -188,7 +203,7 @@ impl BufMut {
 impl AsRef<[u8]> for BufMut {
     fn as_ref(&self) -> &[u8] {
         match &self.all {
-            AllMut::Own(memory) => bytemuck::cast_slice(memory.as_ref().expect(HAS_MEMORY)),
+            AllMut::Own(memory, pages) => bytemuck::cast_slice(&memory.as_ref().expect(HAS_MEMORY)[..*pages]),
             AllMut::Lent(memory) => (**memory).as_ref(),
         }
     }
@@ -197,9 +212,9 @@ impl AsRef<[u8]> for BufMut {
 impl AsMut<[u8]> for BufMut {
     fn as_mut(&mut self) -> &mut [u8] {
         match &mut self.all {
-            AllMut::Own(memory) => {
+            AllMut::Own(memory, pages) => {
                 let memory = memory.as_mut().expect(HAS_MEMORY);
-                bytemuck::cast_slice_mut(Arc::get_mut(memory).expect(ONE_OWNER))
+                bytemuck::cast_slice_mut(&mut Arc::get_mut(memory).expect(ONE_OWNER)[..*pages])
             }
             AllMut::Lent(memory) => Arc::get_mut(memory).expect(ONE_OWNER).as_mut(),
         }
@@ -284,8 +299,8 @@ impl Buf {
     /// Gives the buffer back for reuse, if nobody else holds a part of it. Lent memory just goes back to its owner.
     pub fn try_reclaim(mut self) -> Option<BufMut> {
         let All::Own(memory) = &mut self.all else { return None };
-        Arc::get_mut(memory.as_mut()?)?;
-        memory.take().map(BufMut::of)
+        let pages = Arc::get_mut(memory.as_mut()?)?.len();
+        memory.take().map(|memory| BufMut::of(memory, pages))
     }
 }
 
@@ -342,5 +357,17 @@ mod tests {
         let part = buf.slice(PAGE_BYTES..2 * PAGE_BYTES);
         assert!(buf.try_reclaim().is_none());
         assert_eq!(part.try_reclaim().map(|whole| whole.len()), Some(2 * PAGE_BYTES));
+    }
+
+    #[test]
+    fn a_buffer_is_as_long_as_was_asked_for_and_shares_memory_with_its_class() {
+        let odd = BufMut::zeroed(200 * PAGE_BYTES);
+        assert_eq!((odd.len(), odd.as_ref().len()), (200 * PAGE_BYTES, 200 * PAGE_BYTES));
+        let at = odd.as_ref().as_ptr();
+        drop(odd);
+        let next = BufMut::for_reading(256 * PAGE_BYTES);
+        assert_eq!((next.as_ref().as_ptr(), next.len()), (at, 256 * PAGE_BYTES));
+        assert_eq!(BufMut::zeroed(0).len(), 0);
+        assert_eq!(BufMut::zeroed(1000 * PAGE_BYTES).as_ref().len(), 1000 * PAGE_BYTES);
     }
 }

@@ -55,21 +55,27 @@ impl Entry {
         Entry { check, ..self }
     }
 
+    // Whole entries at a time: a checkpoint reads and writes millions of them.
     pub(super) fn put(self, put: &mut Put<'_>) {
-        put.u64(self.location.bits())
-            .u32(self.version.epoch.0)
-            .u64(self.version.seq.0)
-            .u32(self.check);
+        let mut bytes = [0; ENTRY_BYTES];
+        bytes[..8].copy_from_slice(&self.location.bits().to_le_bytes());
+        bytes[8..12].copy_from_slice(&self.version.epoch.0.to_le_bytes());
+        bytes[12..20].copy_from_slice(&self.version.seq.0.to_le_bytes());
+        bytes[20..].copy_from_slice(&self.check.to_le_bytes());
+        put.bytes(&bytes);
     }
 
     pub(super) fn get(get: &mut Get<'_>) -> Entry {
+        let bytes: [u8; ENTRY_BYTES] = get.array();
+        let u32_at = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let u64_at = |at: usize| u64::from(u32_at(at)) | u64::from(u32_at(at + 4)) << 32;
         Entry {
-            location: Location::from_bits(get.u64()),
+            location: Location::from_bits(u64_at(0)),
             version: Version {
-                epoch: Epoch(get.u32()),
-                seq: Seq(get.u64()),
+                epoch: Epoch(u32_at(8)),
+                seq: Seq(u64_at(12)),
             },
-            check: get.u32(),
+            check: u32_at(20),
         }
     }
 }

@@ -205,9 +205,8 @@ impl Volume {
         self.counters.records += 1;
         self.store.append(Record {
             header,
-            header_bytes,
             check,
-            payload: Vec::new(),
+            parts: vec![header_bytes],
         });
     }
 

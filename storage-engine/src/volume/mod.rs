@@ -17,7 +17,8 @@ use crate::store::{BLOCKS_MAX, Body, Event, Header, Record, Room, Store, StoreSt
 use crate::types::{BLOCK_BYTES, Lba, Seq, Version};
 
 /// Records that may be on their way to the disk at a time. More hides latency, fewer make larger records: writes that
-/// arrive meanwhile gather in the next one.
+/// arrive meanwhile gather in the next one. With 32 writes waiting, 1 record of 132 KiB to 8 of 20 KiB at a time gave the
+/// same rate on a disk in a data centre, three times that of single blocks.
 const RECORDS_INFLIGHT_MAX: usize = 4;
 /// Largest write that is taken, in bytes; a front end splits larger ones.
 pub const WRITE_BYTES_MAX: u64 = BLOCKS_MAX as u64 * BLOCK_BYTES;

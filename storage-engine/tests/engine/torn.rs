@@ -110,8 +110,21 @@ fn two_damaged_superblocks_are_refused_with_what_to_do() {
 #[test]
 fn a_newer_format_is_refused_by_its_number() {
     let mut disk = three_writes(true);
+    // A newer program changed more than the number.
     disk.flip(FileId::Superblock(0), 8, 0);
+    disk.flip(FileId::Superblock(0), 200, 1);
     assert!(matches!(open(&mut disk, 2), Err(OpenError::NewerFormat(3))));
+}
+
+#[test]
+fn a_damaged_version_is_damage_and_the_other_superblock_counts() {
+    for bit in 0..8 {
+        let mut disk = three_writes(true);
+        disk.flip(FileId::Superblock(0), 8, bit);
+        let (engine, report) = open(&mut disk, 2).unwrap();
+        assert!(report.superblock_repaired.unwrap().contains("superblock 0"));
+        assert_eq!(Rig::new(disk, engine).read(1, 2).unwrap(), [10, 20]);
+    }
 }
 
 #[test]
