@@ -107,7 +107,7 @@ impl Store {
             );
             return Room::Ready;
         }
-        if !self.segments.exhausted {
+        if !self.segments.exhausted || self.segments.coming_count() > 0 {
             self.segment_missing();
             return Room::Wait;
         }

@@ -32,7 +32,8 @@ const CREATING_MAX: usize = 4;
 /// Free segments beyond the reserve, once a volume has filled its first segment.
 const AHEAD_TIGHT: usize = 2;
 const AHEAD_ROOMY: usize = 4;
-const AHEAD_MAX: usize = 16;
+const AHEAD_MAX: u64 = 16;
+const AHEAD_BYTES_MAX: u64 = 512 << 20;
 /// Free segments kept beyond that, so that steady overwriting does not make and remove files all the time.
 const SURPLUS_TIGHT: usize = 2;
 const SURPLUS_ROOMY_MIN: usize = 8;
@@ -189,14 +190,15 @@ impl Store {
     /// The log has to wait for a segment. In a roomy pool it shall not happen to this writer again.
     pub(super) fn segment_missing(&mut self) {
         if !std::mem::replace(&mut self.supply.starving, true) && !self.pool_tight {
-            self.supply.ahead = (self.supply.ahead * 2).min(AHEAD_MAX);
+            let most = (AHEAD_BYTES_MAX / self.superblock.geometry.segment_bytes).min(AHEAD_MAX);
+            self.supply.ahead = (self.supply.ahead * 2).min(most as usize);
         }
         self.keep_segments();
     }
 
     /// Fills fresh segments while that pays, one at a time, and never one that somebody may need before it is done.
     fn fill(&mut self) {
-        let spare = self.segments.free_count() > self.supply.reserve + 1;
+        let spare = self.segments.free_count() > self.supply.reserve + 1 && !self.segments.exhausted;
         if self.supply.filling.is_some() || !spare || self.closing || !self.log.gains_from_filling() {
             return;
         }
