@@ -73,6 +73,8 @@ pub mod reason {
     pub const READ_ONLY: &str = "ReadOnly";
     /// No room is left on the file system.
     pub const DISK_FULL: &str = "DiskFull";
+    /// Writes of the volume wait, because its pool is full.
+    pub const POOL_FULL: &str = "PoolFull";
     /// The directory carries the label of another cluster.
     pub const OTHER_CLUSTER: &str = "OtherCluster";
     /// The directory is labelled as another pool of this cluster.

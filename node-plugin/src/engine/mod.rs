@@ -98,6 +98,9 @@ pub trait VolumeEngine: BlockEngine + Send {
 
     /// Why the engine has stopped itself, if it has.
     fn stopped(&self) -> Option<String>;
+
+    /// True while writes wait for room in the pool.
+    fn waits_for_space(&self) -> bool;
 }
 
 /// Opens the engine of a replica; called on a thread that may block.
@@ -220,6 +223,14 @@ impl Engine {
     /// The device of an attached volume.
     pub fn device(&self, volume: &str) -> Option<Device> {
         self.inner.volumes().get(volume)?.attached.as_ref()?.device.clone()
+    }
+
+    /// The directory of the pool that an attached volume's replica is in.
+    pub fn pool(&self, volume: &str) -> Option<PathBuf> {
+        let volumes = self.inner.volumes();
+        let attached = volumes.get(volume)?.attached.as_ref()?;
+        // <pool>/replicas/<replica>
+        Some(attached.spec.replica_dir.ancestors().nth(2)?.to_owned())
     }
 
     /// The counters of every attached volume.

@@ -171,6 +171,10 @@ impl VolumeEngine for OpenVolume {
     fn stopped(&self) -> Option<String> {
         self.volume.stopped().map(str::to_owned)
     }
+
+    fn waits_for_space(&self) -> bool {
+        self.volume.waits_for_space()
+    }
 }
 
 #[cfg(test)]

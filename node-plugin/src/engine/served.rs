@@ -261,6 +261,7 @@ impl Served {
             reactor.watch(Source::Volume(self.key), self.session.descriptor());
         }
         self.counters.take_path(self.session.path());
+        self.counters.wait_for_space(self.engine.waits_for_space());
         self.session.has_arrived() && !self.ended && !self.is_full() && self.leaving.is_none()
     }
 

@@ -29,6 +29,8 @@ pub struct VolumeStats {
     pub errors: u64,
     /// Requests that are with the engine.
     pub inflight: u64,
+    /// Writes wait because the pool is full.
+    pub waits_for_space: bool,
     pub path: DiskPath,
     /// The way that the guest's requests take; [`GuestPath::Device`] until the first one came the other way.
     pub guest_path: GuestPath,
@@ -40,6 +42,7 @@ pub struct VolumeStats {
 pub(super) struct Counters {
     path: DiskPath,
     guest_ring: AtomicBool,
+    waits_for_space: AtomicBool,
     reads: AtomicU64,
     writes: AtomicU64,
     flushes: AtomicU64,
@@ -57,6 +60,7 @@ impl Counters {
         Counters {
             path,
             guest_ring: AtomicBool::new(false),
+            waits_for_space: AtomicBool::new(false),
             reads: AtomicU64::new(0),
             writes: AtomicU64::new(0),
             flushes: AtomicU64::new(0),
@@ -73,6 +77,11 @@ impl Counters {
     /// The way that requests take now.
     pub fn take_path(&self, path: GuestPath) {
         self.guest_ring.store(path == GuestPath::Ring, Ordering::Relaxed);
+    }
+
+    /// Whether writes wait for room in the pool.
+    pub fn wait_for_space(&self, waits: bool) {
+        self.waits_for_space.store(waits, Ordering::Relaxed);
     }
 
     /// A request was handed to the engine.
@@ -121,6 +130,7 @@ impl Counters {
             zeroed_bytes: get(&self.zeroed_bytes),
             errors: get(&self.errors),
             inflight: get(&self.inflight),
+            waits_for_space: self.waits_for_space.load(Ordering::Relaxed),
             path: self.path,
             guest_path: if self.guest_ring.load(Ordering::Relaxed) {
                 GuestPath::Ring

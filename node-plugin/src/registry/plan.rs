@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::engine::{EngineError, ErrorKind};
 use crate::pool::Pool;
-use crate::served::Device;
+use crate::served::{Device, Trouble};
 
 /// An epoch that a compare-and-swap granted to this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,7 +28,7 @@ pub struct Local {
     /// What is on record is mounted on the present device.
     pub restored: bool,
     /// What its engine wants a person to know.
-    pub trouble: Option<String>,
+    pub trouble: Option<Trouble>,
     /// It is known that no predecessor of ours is still its primary.
     pub settled: bool,
 }
@@ -94,7 +94,7 @@ pub fn next(node: &str, wanted: Option<&GalleonVolume>, replica: Option<&Galleon
         Step::Grow(size)
     } else if local.staged && !local.restored {
         Step::Restore
-    } else if !reported(node, volume, device, local.trouble.as_deref()) {
+    } else if !reported(node, volume, device, local.trouble.as_ref()) {
         Step::Report
     } else {
         Step::Nothing
@@ -152,21 +152,16 @@ fn device_status(node: &str, device: &Device) -> DeviceStatus {
 }
 
 /// What is said of a device that is there. One with trouble is still there: its pods may be reading what is whole.
-fn attached(node: &str, device: &Device, trouble: Option<&str>) -> Condition {
+fn attached(node: &str, device: &Device, trouble: Option<&Trouble>) -> Condition {
     let at = format!("{} on node {node}, through {}", device.path.display(), device.frontend);
-    match trouble {
+    match trouble.map(Trouble::told) {
         None => Condition::new(condition_type::ATTACHED, true, reason::READY, at),
-        Some(trouble) => Condition::new(
-            condition_type::ATTACHED,
-            true,
-            reason::IO_ERROR,
-            format!("{at}, but: {trouble}"),
-        ),
+        Some((why, text)) => Condition::new(condition_type::ATTACHED, true, why, format!("{at}, but: {text}")),
     }
 }
 
 /// Whether the object says already how this device fares.
-pub fn reported(node: &str, volume: &GalleonVolume, device: &Device, trouble: Option<&str>) -> bool {
+pub fn reported(node: &str, volume: &GalleonVolume, device: &Device, trouble: Option<&Trouble>) -> bool {
     let Some(status) = &volume.status else { return false };
     let wanted = attached(node, device, trouble);
     let said = condition::get(&status.conditions, condition_type::ATTACHED);
@@ -175,7 +170,7 @@ pub fn reported(node: &str, volume: &GalleonVolume, device: &Device, trouble: Op
 }
 
 /// Puts the device into the status. True when that changed anything.
-pub fn report(node: &str, volume: &mut GalleonVolume, device: &Device, trouble: Option<&str>) -> bool {
+pub fn report(node: &str, volume: &mut GalleonVolume, device: &Device, trouble: Option<&Trouble>) -> bool {
     let status = volume.status.get_or_insert_default();
     let wanted = Some(device_status(node, device));
     let said = condition::set(&mut status.conditions, attached(node, device, trouble));

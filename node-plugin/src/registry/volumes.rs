@@ -100,8 +100,9 @@ impl Registry {
             (Step::Nothing, Some(object)) => {
                 match local.trouble {
                     None => self.forget_notice(&about(name, Some(&object))),
-                    Some(text) => {
-                        self.notice(about(name, Some(&object)), warning(reason::IO_ERROR, "Serve", text))
+                    Some(trouble) => {
+                        let (why, text) = trouble.told();
+                        self.notice(about(name, Some(&object)), warning(why, "Serve", text))
                             .await;
                     }
                 }
@@ -372,7 +373,7 @@ impl Registry {
         };
         self.served.set(name, Some(Presence::Here(device.clone())));
         let trouble = self.engine.trouble(name);
-        if self.serves(name, &object) && plan::report(&self.node, &mut object, &device, trouble.as_deref()) {
+        if self.serves(name, &object) && plan::report(&self.node, &mut object, &device, trouble.as_ref()) {
             self.objects.put_volume_status(&object).await?;
         }
         Ok(Next::Wait)

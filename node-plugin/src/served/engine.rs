@@ -1,8 +1,9 @@
 //! What this crate's upper rooms need of the engine and of replica directories.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use futures::future::BoxFuture;
+use galleonfs_api::reason;
 use uuid::Uuid;
 
 use crate::disk::FormatSpec;
@@ -26,6 +27,32 @@ pub struct VolumeMetrics {
     pub inflight: u64,
 }
 
+/// What is the matter with a volume that is attached.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Trouble {
+    /// Damage, a failed disk, an engine that stopped: the last of these, in words.
+    Broken(String),
+    /// Its writes wait for room in the pool of this path.
+    PoolFull(PathBuf),
+}
+
+impl Trouble {
+    /// The reason for a condition or an Event, and the text.
+    pub fn told(&self) -> (&'static str, String) {
+        match self {
+            Trouble::Broken(text) => (reason::IO_ERROR, text.clone()),
+            Trouble::PoolFull(pool) => {
+                let text = format!(
+                    "the pool at {} is full: writes wait, and go on by themselves when there is room; delete or trim \
+                     data, or give the pool more",
+                    pool.display()
+                );
+                (reason::POOL_FULL, text)
+            }
+        }
+    }
+}
+
 /// Brings volumes up and down. Each verb may be repeated; calls for one volume never overlap.
 pub trait NodeEngine: Send + Sync + 'static {
     /// Removes what a predecessor that died left behind. Called once, before the first attach.
@@ -38,8 +65,8 @@ pub trait NodeEngine: Send + Sync + 'static {
     fn grow<'a>(&'a self, volume: &'a str, size_bytes: u64) -> BoxFuture<'a, Result<Device, EngineError>>;
     /// The device, while there is one that works.
     fn device(&self, volume: &str) -> Option<Device>;
-    /// The last thing about an attached volume that a person should know: damage, a failed disk, an engine that stopped.
-    fn trouble(&self, volume: &str) -> Option<String>;
+    /// What a person should know about an attached volume.
+    fn trouble(&self, volume: &str) -> Option<Trouble>;
     /// Counters of every attached volume, by name.
     fn metrics(&self) -> Vec<(String, VolumeMetrics)>;
     /// Whether the engine itself runs; the text says what is wrong with it.

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use super::{AttachSpec, Device, FormatSpec, NodeEngine, ReplicaDisks, VolumeMetrics};
+use super::{AttachSpec, Device, FormatSpec, NodeEngine, ReplicaDisks, Trouble, VolumeMetrics};
 use crate::engine::{EngineError, ErrorKind};
 
 /// One sparse file per volume, in its replica directory, behind a loop device of the kernel's.
@@ -18,7 +18,7 @@ pub struct FakeEngine {
     /// What the next attach of a volume fails with.
     failures: Mutex<HashMap<String, String>>,
     attached: Mutex<Vec<AttachSpec>>,
-    troubles: Mutex<HashMap<String, String>>,
+    troubles: Mutex<HashMap<String, Trouble>>,
 }
 
 impl FakeEngine {
@@ -32,9 +32,12 @@ impl FakeEngine {
     }
 
     /// Lets the engine tell of trouble with a volume.
-    pub fn tell_trouble(&self, volume: &str, text: &str) {
+    pub fn tell_trouble(&self, volume: &str, trouble: Option<Trouble>) {
         let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
-        troubles.insert(volume.to_owned(), text.to_owned());
+        match trouble {
+            Some(trouble) => troubles.insert(volume.to_owned(), trouble),
+            None => troubles.remove(volume),
+        };
     }
 
     /// Every attach that was asked for, in order.
@@ -157,7 +160,7 @@ impl NodeEngine for FakeEngine {
             .cloned()
     }
 
-    fn trouble(&self, volume: &str) -> Option<String> {
+    fn trouble(&self, volume: &str) -> Option<Trouble> {
         self.troubles
             .lock()
             .unwrap_or_else(PoisonError::into_inner)

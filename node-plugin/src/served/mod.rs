@@ -11,7 +11,7 @@ mod real;
 mod rest;
 mod table;
 
-pub use engine::{NodeEngine, ReplicaDisks, VolumeMetrics, salt};
+pub use engine::{NodeEngine, ReplicaDisks, Trouble, VolumeMetrics, salt};
 pub use fake::{FakeDisks, FakeEngine};
 pub use guard::{Guard, Guards, Unguarded};
 pub use real::{RealDisks, RealEngine};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use super::engine::{NodeEngine, ReplicaDisks, VolumeMetrics};
+use super::engine::{NodeEngine, ReplicaDisks, Trouble, VolumeMetrics};
 use crate::disk::{self, FormatSpec};
 use crate::engine::{self, AttachSpec, Device, Engine, EngineConfig, EngineError};
 
@@ -48,9 +48,13 @@ impl NodeEngine for RealEngine {
         self.engine.device(volume)
     }
 
-    fn trouble(&self, volume: &str) -> Option<String> {
-        let stats = self.engine.stats().into_iter().find(|(name, _)| name == volume);
-        stats.and_then(|(_, stats)| stats.last_error)
+    fn trouble(&self, volume: &str) -> Option<Trouble> {
+        let (_, stats) = self.engine.stats().into_iter().find(|(name, _)| name == volume)?;
+        match stats.last_error {
+            Some(error) => Some(Trouble::Broken(error)),
+            None if stats.waits_for_space => Some(Trouble::PoolFull(self.engine.pool(volume)?)),
+            None => None,
+        }
     }
 
     fn metrics(&self) -> Vec<(String, VolumeMetrics)> {

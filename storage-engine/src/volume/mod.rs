@@ -6,8 +6,11 @@
 //! several replicas, this is the place that sends each record to all of them.
 
 mod control;
+mod full;
 
 use std::collections::{BTreeMap, VecDeque};
+
+pub use full::WhenFull;
 
 use crate::BlockEngine;
 use crate::buffer::{Buf, BufMut};
@@ -53,6 +56,8 @@ pub struct Volume {
     out: VecDeque<Output>,
     answered: Version,
     closing: bool,
+    full: full::Full,
+    now_ms: u64,
     counters: VolumeCounters,
 }
 
@@ -97,6 +102,8 @@ impl Volume {
             out: VecDeque::new(),
             answered,
             closing: false,
+            full: full::Full::default(),
+            now_ms: 0,
             counters: VolumeCounters::default(),
         }
     }
@@ -240,19 +247,12 @@ impl Volume {
                 writes += 1;
             }
             match self.store.room(blocks, blocks == 0) {
-                Room::Ready => self.send_record(writes, blocks),
-                Room::Wait => return,
-                Room::NoSpace => {
-                    // Zeroes still find room, so that a full volume can be trimmed; the others are refused.
-                    let keep_zeroes = blocks > 0;
-                    let (kept, refused): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.waiting)
-                        .into_iter()
-                        .partition(|write| keep_zeroes && write.entry.zero);
-                    self.waiting = kept;
-                    for write in refused {
-                        self.answer(write.id, Err(RequestError::NoSpace));
-                    }
+                Room::Ready => {
+                    self.found_room();
+                    self.send_record(writes, blocks);
                 }
+                Room::Wait => return,
+                Room::NoSpace => return self.no_room(),
             }
         }
     }
@@ -400,6 +400,7 @@ impl BlockEngine for Volume {
     }
 
     fn tick(&mut self, now_ms: u64) {
+        self.now_ms = now_ms;
         self.store.tick(now_ms);
     }
 

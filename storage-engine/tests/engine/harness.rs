@@ -10,7 +10,7 @@ use galleonfs_storage_engine::store::{
     FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, open_replica,
 };
 use galleonfs_storage_engine::types::{BLOCK_BYTES, Epoch, Identity, SnapshotId};
-use galleonfs_storage_engine::volume::Volume;
+use galleonfs_storage_engine::volume::{Volume, WhenFull};
 
 use crate::sim_disk::{Random, SimDisk};
 
@@ -43,7 +43,9 @@ pub fn options(epoch: u32) -> OpenOptions {
 }
 
 pub fn open(disk: &mut SimDisk, epoch: u32) -> Result<(Volume, OpenReport), OpenError> {
-    open_replica(disk, options(epoch)).map(|(store, report)| (Volume::new(store), report))
+    // A write that waits for ever would look like one that was lost.
+    let refuse = |store| Volume::new(store).when_full(WhenFull::RefuseAfter { ms: 0 });
+    open_replica(disk, options(epoch)).map(|(store, report)| (refuse(store), report))
 }
 
 /// What the guest wrote into a block: 0 for zeros, else a number that no other write used.

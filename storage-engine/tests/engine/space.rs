@@ -4,7 +4,7 @@ use galleonfs_storage_engine::io::FileId;
 use galleonfs_storage_engine::request::{Request, RequestError};
 use galleonfs_storage_engine::store::{OpenOptions, open_replica};
 use galleonfs_storage_engine::types::BLOCK_BYTES;
-use galleonfs_storage_engine::volume::Volume;
+use galleonfs_storage_engine::volume::{Volume, WhenFull};
 
 use crate::harness::{Rig, SEGMENT_BYTES, assert_check_passes, format, open, options, write_request};
 use crate::sim_disk::{Cut, Random, SimDisk};
@@ -48,6 +48,92 @@ fn a_full_pool_refuses_writes_and_damages_nothing() {
     let (engine, _) = open(&mut disk, 2).unwrap();
     let mut rig = Rig::new(disk, engine);
     assert_eq!(rig.read_all(blocks), model, "and after a power cut");
+}
+
+/// A volume that waits, on a pool with less room than it has blocks; and how many blocks were written until it was full.
+fn filled(policy: WhenFull) -> (Rig, u64) {
+    let blocks = 8_000;
+    let mut disk = SimDisk::default();
+    format(&mut disk, blocks);
+    let (store, _) = open_replica(&mut disk, options(1)).unwrap();
+    let mut rig = Rig::new(disk, Volume::new(store).when_full(policy));
+    rig.disk.capacity = Some(14 * SEGMENT_BYTES);
+    for n in 0..blocks / 8 {
+        let id = rig.submit(write_request(n * 8, 8, n * 8 + 1, false));
+        rig.settle();
+        if rig.answers.remove(&id).is_none() {
+            assert!(rig.engine.waits_for_space());
+            return (rig, n * 8);
+        }
+        assert!(!rig.engine.waits_for_space());
+    }
+    panic!("the pool is smaller than the volume");
+}
+
+#[test]
+fn writes_wait_for_room_and_go_on_by_themselves() {
+    let (mut rig, full_at) = filled(WhenFull::Wait);
+    let waiting: Vec<_> = (0..3)
+        .map(|n| rig.submit(write_request(n * 4, 4, 500_000 + n * 4, false)))
+        .collect();
+    for _ in 0..50 {
+        rig.pass_time(1_100);
+    }
+    assert!(rig.answers.is_empty() && rig.engine.waits_for_space(), "nobody was told no");
+    // Everything that needs no room works meanwhile.
+    assert_eq!(rig.read(full_at - 8, 8).unwrap()[0], full_at - 7);
+    rig.flush().unwrap();
+    rig.disk.capacity = None;
+    rig.pass_time(1_100);
+    assert!(waiting.iter().all(|id| rig.answers.remove(id).is_some_and(|answer| answer.is_ok())));
+    assert!(!rig.engine.waits_for_space());
+    assert_eq!(rig.read(0, 4).unwrap()[0], 500_000);
+    assert_eq!(rig.read(full_at, 1).unwrap(), [full_at + 1], "the first that waited, too");
+}
+
+#[test]
+fn a_trim_goes_ahead_of_waiting_writes_and_makes_room_for_them() {
+    let (mut rig, full_at) = filled(WhenFull::Wait);
+    rig.run(Request::Zero {
+        offset: 0,
+        len: full_at / 2 * BLOCK_BYTES,
+        fua: true,
+    })
+    .unwrap();
+    for _ in 0..40 {
+        rig.pass_time(1_100);
+    }
+    assert!(!rig.engine.waits_for_space());
+    assert_eq!(rig.read(full_at, 1).unwrap(), [full_at + 1]);
+    assert_eq!(rig.read(0, 1).unwrap(), [0]);
+}
+
+#[test]
+fn a_volume_that_may_refuse_does_so_only_after_its_time() {
+    let (mut rig, _) = filled(WhenFull::RefuseAfter { ms: 5_000 });
+    rig.pass_time(4_000);
+    assert!(rig.answers.is_empty());
+    for _ in 0..3 {
+        rig.pass_time(1_000);
+    }
+    let answers: Vec<_> = std::mem::take(&mut rig.answers).into_values().collect();
+    assert!(matches!(answers[..], [Err(RequestError::NoSpace)]), "{answers:?}");
+}
+
+#[test]
+fn a_volume_is_closed_although_writes_wait_for_room() {
+    let (mut rig, full_at) = filled(WhenFull::Wait);
+    rig.engine.close();
+    for _ in 0..5 {
+        rig.pass_time(1_100);
+    }
+    let answers: Vec<_> = std::mem::take(&mut rig.answers).into_values().collect();
+    assert!(matches!(answers[..], [Err(RequestError::NoSpace)]), "{answers:?}");
+    assert!(rig.engine.is_closed());
+    let mut disk = rig.disk.cut(Cut::None);
+    assert_check_passes(&mut disk);
+    let (engine, _) = open(&mut disk, 3).unwrap();
+    assert_eq!(Rig::new(disk, engine).read(full_at - 8, 1).unwrap(), [full_at - 7]);
 }
 
 #[test]

@@ -171,6 +171,10 @@ impl VolumeEngine for Ram {
     fn stopped(&self) -> Option<String> {
         self.control.lock().stopped.clone()
     }
+
+    fn waits_for_space(&self) -> bool {
+        false
+    }
 }
 
 /// A volume that is one file, block for block: every request is a disk operation of the same form.
@@ -282,5 +286,9 @@ impl VolumeEngine for Mapped {
 
     fn stopped(&self) -> Option<String> {
         None
+    }
+
+    fn waits_for_space(&self) -> bool {
+        false
     }
 }

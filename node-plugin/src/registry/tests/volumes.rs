@@ -11,7 +11,7 @@ use kube::Resource;
 use super::*;
 use crate::engine::EngineConfig;
 use crate::registry::objects::ObjectError;
-use crate::served::{Presence, RealDisks, RealEngine};
+use crate::served::{Presence, RealDisks, RealEngine, Trouble};
 
 #[tokio::test]
 async fn an_attached_volume_comes_up_under_a_new_epoch_and_then_nothing_is_written_any_more() {
@@ -217,7 +217,7 @@ async fn trouble_of_the_engine_is_told_once_and_stands_in_the_status() {
     let bench = Bench::new();
     bench.attach_to(Some("n1"));
     bench.run().await.unwrap();
-    bench.engine.tell_trouble("v", "block 7 is damaged");
+    bench.engine.tell_trouble("v", Some(Trouble::Broken("block 7 is damaged".to_owned())));
     for _ in 0..3 {
         bench.run().await.unwrap();
     }
@@ -232,6 +232,21 @@ async fn trouble_of_the_engine_is_told_once_and_stands_in_the_status() {
         1,
         "{told:?}"
     );
+}
+
+#[tokio::test]
+async fn a_full_pool_is_named_while_writes_wait_and_forgotten_when_they_went_on() {
+    let bench = Bench::new();
+    bench.attach_to(Some("n1"));
+    bench.run().await.unwrap();
+    bench.engine.tell_trouble("v", Some(Trouble::PoolFull("/pools/fast".into())));
+    bench.run().await.unwrap();
+    let attached = bench.attached();
+    assert!(attached.is_true() && attached.reason == reason::POOL_FULL);
+    assert!(attached.message.contains("/pools/fast is full"), "{}", attached.message);
+    bench.engine.tell_trouble("v", None);
+    bench.run().await.unwrap();
+    assert_eq!(bench.attached().reason, reason::READY);
 }
 
 #[tokio::test(flavor = "multi_thread")]
