@@ -11,6 +11,9 @@ use serde_json::{Value, json};
 /// Generous: the machine may be busy with other tests.
 pub const SOON: Duration = Duration::from_secs(120);
 
+/// For everything that a test leaves.
+const REMOVED: Duration = Duration::from_secs(300);
+
 pub const DRIVER: &str = "csi.galleonfs.io";
 pub const CLASS: &str = "galleonfs";
 
@@ -50,8 +53,11 @@ impl<'a> World<'a> {
     /// Removes the namespace and waits until its volumes are gone too.
     pub fn remove(self) -> Result<()> {
         for kind in ["pods", "persistentvolumeclaims"] {
-            self.kubectl
-                .run(&["delete", kind, "--all", "--wait", "--timeout=120s"])?;
+            // Fifty of them at once may take the API server longer than it lets a request take.
+            wait_for(&format!("all {kind} to be deleted"), REMOVED, || {
+                let delete = ["delete", kind, "--all", "--wait", "--timeout=120s"];
+                self.kubectl.run(&delete).map(Some)
+            })?;
         }
         for (kind, name) in self.strays.borrow().iter() {
             self.kubectl.delete(kind, name, SOON)?;
