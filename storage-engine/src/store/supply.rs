@@ -5,7 +5,7 @@
 //! a direct write into blocks that were only set aside took 65 us and one over written blocks 40 us, and a sync behind
 //! each of them 1130 to 1390 us against 890 us (ext4 on a busy disk). So
 //!
-//! - what was written once is kept, in a roomy pool up to an eighth of the volume, and used again first;
+//! - what was written once is kept and used again first, in a roomy pool as much as the log takes between checkpoints;
 //! - some segments are made ahead, more after the log had to wait for one;
 //! - fresh ones are filled with zeros in the background, while the log is written in pieces so small that it gains more
 //!   than that costs. A long sequential writer would only lose half of the disk to it.
@@ -39,6 +39,8 @@ const SURPLUS_TIGHT: usize = 2;
 const SURPLUS_ROOMY_MIN: usize = 8;
 const SURPLUS_ROOMY_MAX: usize = 256;
 const SURPLUS_ROOMY_DIVISOR: u64 = 8;
+/// What the cleaner gives back besides.
+const CLEANED_AT_ONCE: u64 = 8;
 
 /// Zeros written in one operation while a segment is filled: about a millisecond of a disk's time.
 const FILL_BYTES: u64 = 1 << 20;
@@ -154,9 +156,11 @@ impl Store {
         if self.pool_tight {
             return SURPLUS_TIGHT;
         }
-        let part = self.size_blocks() * BLOCK_BYTES / SURPLUS_ROOMY_DIVISOR;
-        let segments = (part / self.superblock.geometry.segment_bytes) as usize;
-        segments.clamp(SURPLUS_ROOMY_MIN, SURPLUS_ROOMY_MAX)
+        // A checkpoint frees about what the log took since the last one, all at once.
+        let cycle = self.options.tail_segments_max + CLEANED_AT_ONCE;
+        let volume = self.size_blocks() * BLOCK_BYTES / self.superblock.geometry.segment_bytes;
+        let segments = cycle.min(volume / 2).max(volume / SURPLUS_ROOMY_DIVISOR);
+        (segments as usize).clamp(SURPLUS_ROOMY_MIN, SURPLUS_ROOMY_MAX)
     }
 
     /// A replica that took more than placement set aside, because the pool was roomy, asks now and then whether it still
