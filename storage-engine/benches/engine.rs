@@ -16,7 +16,10 @@ use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::buffer::{Buf, BufMut};
 use galleonfs_storage_engine::io::{Disk, FileId, Io, IoDone, IoFailure, IoId, IoResult, Output, SegmentId, perform};
 use galleonfs_storage_engine::request::{Reply, Request, RequestId};
-use galleonfs_storage_engine::store::{FormatOptions, OpenOptions, Seals, format_replica, open_replica};
+use galleonfs_storage_engine::seal::{DataKey, EpochSalt, KeyId, Keyring};
+use galleonfs_storage_engine::store::{
+    FormatOptions, OpenOptions, Seals, format_replica, format_sealed_replica, open_replica,
+};
 use galleonfs_storage_engine::types::{BLOCK_BYTES, Epoch, Identity, Lba, Seq, Version};
 use galleonfs_storage_engine::volume::Volume;
 
@@ -39,6 +42,7 @@ const PREEMPTED: Duration = Duration::from_millis(2);
 #[derive(Default)]
 struct MemoryDisk {
     superblocks: [Vec<u8>; 2],
+    keys: [Vec<u8>; 2],
     segments: Vec<Option<Vec<u8>>>,
 }
 
@@ -46,6 +50,7 @@ impl MemoryDisk {
     fn file(&mut self, file: FileId) -> Result<&mut Vec<u8>, IoFailure> {
         match file {
             FileId::Superblock(slot) => Some(&mut self.superblocks[usize::from(slot)]).filter(|file| !file.is_empty()),
+            FileId::Keys(slot) => Some(&mut self.keys[usize::from(slot)]),
             FileId::Segment(id) => self.segments.get_mut(id.0 as usize).and_then(Option::as_mut),
         }
         .ok_or(IoFailure::NotFound)
@@ -76,6 +81,7 @@ impl Disk for MemoryDisk {
     fn create(&mut self, file: FileId, len: u64) -> Result<(), IoFailure> {
         let file = match file {
             FileId::Superblock(slot) => &mut self.superblocks[usize::from(slot)],
+            FileId::Keys(slot) => &mut self.keys[usize::from(slot)],
             FileId::Segment(id) => {
                 let index = id.0 as usize;
                 self.segments.resize(self.segments.len().max(index + 1), None);
@@ -98,7 +104,8 @@ impl Disk for MemoryDisk {
             let len = file.as_ref()?.len() as u64;
             Some((FileId::Segment(SegmentId(n as u32)), len))
         });
-        Ok(segments.collect())
+        let keys = (0..2).map(|slot| (FileId::Keys(slot), self.keys[usize::from(slot)].len() as u64));
+        Ok(segments.chain(keys).collect())
     }
 }
 
@@ -126,11 +133,12 @@ struct Job {
     flush: bool,
     /// The cleaner has to keep the replica small.
     pool_tight: bool,
+    sealed: bool,
     /// Disk operations that end before the engine is asked again: a busy shard finds a few each time it looks.
     completed_per_turn: usize,
 }
 
-const JOBS: [Job; 9] = [
+const JOBS: [Job; 13] = [
     job("randread-4k-qd1", 1, 1, 100),
     job("randread-4k-qd32", 1, 32, 100),
     job("randwrite-4k-qd1", 1, 1, 0),
@@ -152,6 +160,24 @@ const JOBS: [Job; 9] = [
         pool_tight: true,
         ..job("randwrite-4k-qd32-tight", 1, 32, 0)
     },
+    Job {
+        sealed: true,
+        ..job("sealed-randread-4k-qd32", 1, 32, 100)
+    },
+    Job {
+        sealed: true,
+        ..job("sealed-randwrite-4k-qd32", 1, 32, 0)
+    },
+    Job {
+        sealed: true,
+        sequential: true,
+        ..job("sealed-seqread-1m", 256, 8, 100)
+    },
+    Job {
+        sealed: true,
+        sequential: true,
+        ..job("sealed-seqwrite-1m", 256, 8, 0)
+    },
 ];
 
 const fn job(name: &'static str, blocks: u64, depth: usize, reads: u64) -> Job {
@@ -163,6 +189,7 @@ const fn job(name: &'static str, blocks: u64, depth: usize, reads: u64) -> Job {
         sequential: false,
         flush: false,
         pool_tight: false,
+        sealed: false,
         completed_per_turn: if reads == 0 { 1 } else { 4 },
     }
 }
@@ -191,7 +218,8 @@ struct Rig {
 }
 
 impl Rig {
-    fn new(pool_tight: bool) -> Rig {
+    fn new(measured: &Job) -> Rig {
+        let (pool_tight, sealed) = (measured.pool_tight, measured.sealed);
         let mut disk = MemoryDisk::default();
         let options = FormatOptions {
             identity: IDENTITY,
@@ -199,8 +227,28 @@ impl Rig {
             segment_bytes: None,
             salt: 7,
         };
-        format_replica(&mut disk, &options).expect("an empty disk can be formatted");
-        let (store, _) = open_replica(&mut disk, OpenOptions::new(IDENTITY, Epoch(1))).expect("it can be opened");
+        let key = DataKey::from_slice(&[5; 32]).expect("it has the right length");
+        let ring = Keyring::new(IDENTITY.volume, KeyId(1), key);
+        let proof = |epoch| {
+            let salt = EpochSalt([epoch as u8; 32]);
+            let proof = ring.prove(IDENTITY.volume, Epoch(epoch), KeyId(1), salt);
+            sealed.then(|| proof.expect("the key is in the ring"))
+        };
+        match proof(0) {
+            Some(proof) => format_sealed_replica(&mut disk, &options, &proof),
+            None => format_replica(&mut disk, &options),
+        }
+        .expect("an empty disk can be formatted");
+        let options = OpenOptions {
+            keys: proof(1),
+            ..OpenOptions::new(IDENTITY, Epoch(1))
+        };
+        let (store, _) = open_replica(&mut disk, options).expect("it can be opened");
+        let engine = if sealed {
+            Volume::sealed(store, ring).expect("its key is in the ring")
+        } else {
+            Volume::new(store)
+        };
         let mut payload = BufMut::zeroed(256 * BLOCK_BYTES as usize);
         payload
             .as_mut()
@@ -209,7 +257,7 @@ impl Rig {
             .for_each(|(n, byte)| *byte = (n * 7) as u8);
         let mut rig = Rig {
             disk,
-            engine: Volume::new(store),
+            engine,
             outstanding: Default::default(),
             payload: payload.freeze(),
             random: Random(5),
@@ -378,7 +426,7 @@ fn main() {
     );
     for job in JOBS.iter().filter(|job| job.name.contains(&only)) {
         let mut best: Option<(f64, Spent)> = None;
-        let mut rig = Rig::new(job.pool_tight);
+        let mut rig = Rig::new(job);
         for _ in 0..ROUNDS {
             let spent = rig.run(job, |spent| spent.engine >= ROUND);
             let each = spent.engine.as_nanos() as f64 / spent.requests as f64;

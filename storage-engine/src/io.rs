@@ -19,6 +19,8 @@ pub struct SegmentId(pub u32);
 pub enum FileId {
     /// One of the two superblock files, 0 or 1.
     Superblock(u8),
+    /// One of the two files with the salts of a sealed replica, 0 or 1.
+    Keys(u8),
     /// A segment of the log.
     Segment(SegmentId),
 }
@@ -28,6 +30,7 @@ impl FileId {
     pub fn path(self) -> String {
         match self {
             FileId::Superblock(slot) => format!("superblock.{slot}"),
+            FileId::Keys(slot) => format!("keys.{slot}"),
             FileId::Segment(id) => format!("segments/{:08}", id.0),
         }
     }
@@ -37,6 +40,8 @@ impl FileId {
         match path {
             "superblock.0" => Some(FileId::Superblock(0)),
             "superblock.1" => Some(FileId::Superblock(1)),
+            "keys.0" => Some(FileId::Keys(0)),
+            "keys.1" => Some(FileId::Keys(1)),
             _ => {
                 let number = path.strip_prefix("segments/")?;
                 let id = number.parse().ok()?;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::io::SegmentId;
+use crate::seal::Tag;
 
 /// Bytes in a block: the unit that is addressed, versioned and checked.
 pub const BLOCK_BYTES: u64 = 4096;
@@ -62,6 +63,22 @@ impl fmt::Display for SnapshotId {
 impl fmt::Debug for SnapshotId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "snapshot {self}")
+    }
+}
+
+/// How stored bytes are told from any others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Check {
+    /// CRC-32C with address and version. Over what is stored: for it nobody needs a key.
+    pub crc: u32,
+    /// The seal of a sealed block; zeros where nothing is sealed.
+    pub tag: Tag,
+}
+
+impl From<u32> for Check {
+    fn from(crc: u32) -> Check {
+        let tag = Tag::default();
+        Check { crc, tag }
     }
 }
 
@@ -135,6 +152,11 @@ impl Location {
     /// Bytes from the start of the segment.
     pub fn offset(self) -> u64 {
         (self.0 >> LENGTH_BITS & ((1 << SECTOR_BITS) - 1)) * SECTOR_BYTES
+    }
+
+    /// Length in blocks of 4 KiB.
+    pub fn blocks(self) -> u64 {
+        self.len() / BLOCK_BYTES
     }
 
     /// Length in bytes.

@@ -135,7 +135,9 @@ pub enum KeyError {
     Wrong(KeyId),
     #[error("the replica keeps no salt for epoch {}", .0.0)]
     NoSalt(Epoch),
-    #[error("the volume is not sealed, and keys were given for it")]
+    #[error("the volume is sealed, and no key was given for it")]
+    NotGiven,
+    #[error("the volume is not sealed, and a key was given for it")]
     NotSealed,
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::keys;
 use super::log::Op;
 use super::page::{Entry, PageKind, PageName, TreeId, span};
 use super::record::{ControlOp, Seals};
@@ -41,6 +42,15 @@ pub fn check(on: &mut dyn Disk) -> Result<CheckReport, OpenError> {
         report
             .problems
             .push(format!("{wrong} (the other one is valid and is used)"));
+    }
+    if superblock.geometry.sealed {
+        match keys::read(on, &superblock.geometry.identity.replica) {
+            Ok(keys) => report.problems.extend(
+                keys.damaged
+                    .map(|wrong| format!("{wrong} (the other one is whole and is used)")),
+            ),
+            Err(error) => report.problems.push(error.to_string()),
+        }
     }
     let files = segment_files(on)?;
     let (used, mut listed_pages) = read_table(on, &superblock)?;
@@ -129,7 +139,7 @@ impl Walk<'_> {
             }
             return;
         }
-        *self.live.entry(pointer.location.segment()).or_default() += 1;
+        *self.live.entry(pointer.location.segment()).or_default() += pointer.location.blocks();
         let page = match read_page(self.on, self.superblock, pointer, PageKind::Map, name) {
             Ok(page) => page,
             Err(error) => {
@@ -146,7 +156,7 @@ impl Walk<'_> {
                 self.page(name.child(slot), entry);
             } else if !entry.is_vacant() {
                 if !entry.location.is_none() {
-                    *self.live.entry(entry.location.segment()).or_default() += 1;
+                    *self.live.entry(entry.location.segment()).or_default() += entry.location.blocks();
                 }
                 self.rows.insert(name.lba_of(slot), (1, entry));
             }
@@ -295,7 +305,7 @@ fn covers(rows: &Rows, lba: Lba) -> bool {
 }
 
 fn verify_blocks(on: &mut dyn Disk, superblock: &Superblock, blocks: &[(Lba, Entry)], report: &mut CheckReport) {
-    let seals = Seals::new(&superblock.geometry.identity, superblock.geometry.salt);
+    let seals = Seals::of(&superblock.geometry);
     let mut buf = BufMut::zeroed(BLOCK_BYTES as usize);
     for (lba, entry) in blocks {
         report.blocks += 1;
@@ -309,7 +319,7 @@ fn verify_blocks(on: &mut dyn Disk, superblock: &Superblock, blocks: &[(Lba, Ent
         }
         match on.read(FileId::Segment(segment), offset, buf.as_mut()) {
             Err(error) => report.problems.push(format!("{place}: {error}")),
-            Ok(()) if seals.block(*lba, entry.version, buf.as_ref()) != entry.check => {
+            Ok(()) if seals.block(*lba, entry.version, buf.as_ref()) != entry.check.crc => {
                 report.problems.push(format!("{place} does not pass its check"));
             }
             Ok(()) => {}

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::checkpoint::Relocated;
 use super::page::{Page, PageKind, PageName, TreeId};
 use super::read::Waiter;
-use super::record::{Body, HEADER_BYTES, Header, MOVED_MAX, MovedBlock, record_bytes};
+use super::record::{Body, HEADER_BYTES, HEADER_BYTES_MAX, Header, MOVED_MAX, MovedBlock, record_bytes};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Used, blocks_per_segment};
 use super::snapshot::Holder;
 use super::superblock::StreamPosition;
@@ -258,7 +258,7 @@ impl Store {
         let work = self.cleaner.work.as_mut().expect("there is a victim");
         let left = self.superblock.geometry.segment_bytes - work.at;
         // The longest record fits, so every read makes progress.
-        let len = left.min(record_bytes(super::BLOCKS_MAX));
+        let len = left.min(record_bytes(HEADER_BYTES_MAX, super::BLOCKS_MAX));
         work.state = State::Reading;
         let (file, offset) = (FileId::Segment(work.victim), work.at);
         self.issue(
@@ -285,20 +285,29 @@ impl Store {
         let total = buf.len();
         while at + HEADER_BYTES <= total {
             let place = work.at + at as u64;
+            let there = total.min(at + HEADER_BYTES_MAX);
+            let more = work.at + (total as u64) < segment_bytes;
+            if there < at + HEADER_BYTES_MAX && more && at > 0 {
+                break; // the next read brings it whole
+            }
             if work.kind == SegmentKind::Meta {
-                let found = Page::decode_unreferenced(buf.slice(at..at + BLOCK_BYTES as usize));
+                let len = Page::bytes_of(&buf.as_ref()[at..]).min(there - at);
+                let found = Page::decode_unreferenced(buf.slice(at..at + len));
                 if let Some((_, PageKind::Map, name)) = found {
-                    work.candidates
-                        .push_back(Candidate::Page(name, Location::block(work.victim, place)));
+                    let location = Location::new(work.victim, place, len as u64);
+                    work.candidates.push_back(Candidate::Page(name, location));
+                    at += len;
+                } else {
+                    at += BLOCK_BYTES as usize;
                 }
-                at += BLOCK_BYTES as usize;
                 continue;
             }
-            let Some((header, _)) = seals.decode(&buf.as_ref()[at..at + HEADER_BYTES]) else {
+            let Some((header, _)) = seals.decode(&buf.as_ref()[at..there]) else {
                 at = (segment_bytes - work.at) as usize; // the end of what was written
                 break;
             };
-            let end = at + record_bytes(header.body.payload_blocks()) as usize;
+            let header_bytes = seals.header_bytes(&header.body);
+            let end = at + record_bytes(header_bytes, header.body.payload_blocks()) as usize;
             if end > total && work.at + end as u64 <= segment_bytes {
                 break; // the next read brings it whole
             }
@@ -306,7 +315,7 @@ impl Store {
                 at = (segment_bytes - work.at) as usize;
                 break;
             }
-            let mut block_at = at + HEADER_BYTES;
+            let mut block_at = at + header_bytes;
             for block in blocks_of(&header) {
                 let bytes = buf.slice(block_at..block_at + BLOCK_BYTES as usize);
                 let location = Location::block(work.victim, work.at + block_at as u64);
@@ -348,7 +357,7 @@ impl Store {
                     self.cleaner.touched.insert((holder, name.first(), name.level));
                 }
                 Candidate::Block(block, from, bytes) => {
-                    if self.seals.block(block.lba, block.version, bytes.as_ref()) == block.check {
+                    if self.seals.block(block.lba, block.version, bytes.as_ref()) == block.check.crc {
                         work.batch.push(Moving {
                             block,
                             holder,
@@ -406,8 +415,13 @@ impl Store {
         let work = self.cleaner.work.as_mut().expect("there is a batch");
         let at = self.cleaner.stream.as_mut().expect("it was just made");
         let header_blocks = usize::from(at.offset == 0);
-        let count = work.batch.len().min(room(*at) - header_blocks);
-        let len = record_bytes(count);
+        let mut count = work.batch.len().min(room(*at) - header_blocks);
+        let left = segment_bytes - at.offset - header_blocks as u64 * SEGMENT_HEADER_BYTES;
+        let record = |count| record_bytes(self.seals.moved_header_bytes(count), count);
+        if record(count) > left {
+            count -= 1; // the tags of so many need a block more
+        }
+        let len = record(count);
         let blocks = work.batch[..count].iter().map(|moving| moving.block).collect();
         let header = Header {
             epoch: self.superblock.epoch,

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use super::page::Entry;
-use super::record::{Body, ControlOp, HEADER_BYTES, Header, record_bytes};
+use super::record::{Body, ControlOp, HEADER_BYTES, Header, WRITES_MAX, record_bytes};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use super::superblock::LogPosition;
 use super::supply::RESERVE_SEGMENTS;
@@ -116,7 +116,8 @@ impl Store {
 
     fn fits(&self, payload_blocks: usize) -> bool {
         // One block stays for the record that names the next segment.
-        let end = self.log.position.offset + record_bytes(payload_blocks) + HEADER_BYTES as u64;
+        let header = self.seals.data_header_bytes(WRITES_MAX, payload_blocks);
+        let end = self.log.position.offset + record_bytes(header, payload_blocks) + HEADER_BYTES as u64;
         end <= self.superblock.geometry.segment_bytes
     }
 
@@ -190,7 +191,8 @@ impl Store {
 
         let (segment, offset) = (self.log.position.segment, self.log.position.offset);
         let mut ops = Vec::with_capacity(checks.len().max(writes.len()));
-        let (mut seq, mut checks_left, mut at) = (first_seq, checks.iter(), offset + HEADER_BYTES as u64);
+        let (mut seq, mut checks_left) = (first_seq, checks.iter());
+        let mut at = offset + self.seals.header_bytes(&record.header.body) as u64;
         for write in writes {
             let version = Version { epoch, seq };
             if write.zero {

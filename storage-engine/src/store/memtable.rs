@@ -8,7 +8,7 @@ use std::collections::btree_map::Entry::{Occupied, Vacant};
 use std::ops::Bound;
 
 use super::page::Entry;
-use crate::types::{Lba, Location, Version};
+use crate::types::{Check, Lba, Location, Version};
 
 /// The table. Invariant: zeroed ranges do not overlap, and every block in a zeroed range is newer than the range.
 #[derive(Debug, Default)]
@@ -123,7 +123,7 @@ pub fn tombstone(version: Version) -> Entry {
     Entry {
         location: Location::NONE,
         version,
-        check: 0,
+        check: Check::default(),
     }
 }
 
@@ -144,7 +144,7 @@ mod tests {
         Entry {
             location: Location::block(SegmentId(1), seq * 4096),
             version: version(seq),
-            check: 0,
+            check: Check::default(),
         }
     }
 

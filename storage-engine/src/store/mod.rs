@@ -19,6 +19,7 @@ pub mod check;
 mod checkpoint;
 mod cleaner;
 pub(crate) mod format;
+mod keys;
 mod log;
 mod map;
 mod memtable;
@@ -35,13 +36,17 @@ use std::collections::VecDeque;
 
 use slab::Slab;
 
+pub use read::ReadPart;
 pub use record::{BLOCKS_MAX, Body, ControlOp, Header, Seals, WRITES_MAX, WriteEntry};
-pub use recovery::{FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, inspect, open_replica};
+pub use recovery::{
+    FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, format_sealed_replica, inspect, open_replica,
+};
 pub use snapshot::{Extents, SNAPSHOTS_MAX, SnapshotInfo};
 pub use superblock::Superblock;
 
 /// The structures on the disk and what they are made of, for tests and tools; `docs/disk-format.md` draws them.
 pub mod layout {
+    pub use super::keys::{KEY_ROW_BYTES, encode_row};
     pub use super::page::{Entry, FANOUT, Page, PageKind, PageName, TreeId};
     pub use super::record::MovedBlock;
     pub use super::segment::{SegmentHeader, SegmentKind, Used, row};
@@ -52,7 +57,8 @@ pub mod layout {
 use crate::buffer::Buf;
 use crate::io::{Disk, Io, IoDone, IoFailure, IoId, IoResult, SegmentId, perform};
 use crate::request::{Piece, RequestError};
-use crate::types::{Epoch, Lba, Location, Seq, Version};
+use crate::seal::KeyRow;
+use crate::types::{Epoch, Identity, Lba, Location, Seq, Version};
 use checkpoint::{Frozen, Job};
 use cleaner::Cleaner;
 use log::Log;
@@ -95,6 +101,8 @@ pub enum Event {
     Read(u64, Result<Vec<Piece>, RequestError>),
     /// What a scan found that was asked for with this token.
     Scanned(u64, Result<Extents, RequestError>),
+    /// The same of a sealed replica: what is stored is still to be opened.
+    ReadSealed(u64, Vec<ReadPart>),
     /// The volume has this many blocks now, also after a power cut.
     Grown(u64),
     /// The volume is what it was at the snapshot it was reverted to, also after a power cut.
@@ -147,6 +155,7 @@ pub struct Store {
     superblock: Superblock,
     superblock_table_pages: Vec<Location>,
     seals: Seals,
+    key_rows: Vec<KeyRow>,
     options: OpenOptions,
     segments: Segments,
     supply: Supply,
@@ -206,6 +215,21 @@ impl Store {
     /// Makes and verifies checks of this replica.
     pub fn seals(&self) -> Seals {
         self.seals
+    }
+
+    /// True if what is stored is ciphertext.
+    pub fn is_sealed(&self) -> bool {
+        self.seals.tagged()
+    }
+
+    /// What the epochs' keys of a sealed replica are derived with.
+    pub fn key_rows(&self) -> &[KeyRow] {
+        &self.key_rows
+    }
+
+    /// Whose replica this is.
+    pub fn identity(&self) -> Identity {
+        self.superblock.geometry.identity
     }
 
     /// Blocks of the volume.
@@ -360,7 +384,7 @@ impl Store {
                 self.page_read(key, pointer, Ok(buf.freeze()))
             }
             (Purpose::PageRead { key, pointer }, Err(error)) => self.page_read(key, pointer, Err(error)),
-            (Purpose::BlockRead(key), Ok(IoDone::Read(buf))) => self.block_read(key, Ok(buf.freeze())),
+            (Purpose::BlockRead(key), Ok(IoDone::Read(buf))) => self.block_read(key, Ok(buf)),
             (Purpose::BlockRead(key), Err(error)) => self.block_read(key, Err(error)),
             (Purpose::MetaWrite, Ok(_)) => self.meta_written(),
             (Purpose::CheckpointSync, Ok(_)) => self.checkpoint_synced(),

@@ -1,4 +1,4 @@
-//! A page of the map: 168 entries under a header, 4 KiB.
+//! A page of the map: 168 entries under a header, 4 KiB. A leaf of a sealed volume has the tags behind it, in 4 KiB more.
 //!
 //! The map is a tree of fixed shape. A leaf (level 0) with index `i` holds the blocks `i*168 .. (i+1)*168`; a page of
 //! level `n` points to 168 pages of level `n-1`. Leaves and inner pages have the same entries: where the block (or
@@ -11,7 +11,8 @@
 
 use super::format::{FORMAT_VERSION, Get, Put, check_around};
 use crate::buffer::{Buf, BufMut};
-use crate::types::{Epoch, Lba, Location, Seq, SnapshotId, Version};
+use crate::seal::{TAG_BYTES, Tag};
+use crate::types::{Check, Epoch, Lba, Location, Seq, SnapshotId, Version};
 
 /// Bytes in a page.
 pub const PAGE_BYTES: usize = 4096;
@@ -21,10 +22,17 @@ const COUNT_AT: usize = 40;
 const TREE_AT: usize = 44;
 const CHECK_AT: usize = 60;
 const MAGIC: u32 = u32::from_le_bytes(*b"GFSP");
+const KIND_AT: usize = 6;
+/// The kind of a leaf with tags.
+const TAGGED_LEAF: u8 = 5;
+
+/// Bytes of a leaf with tags.
+pub const TAGGED_LEAF_BYTES: usize = 2 * PAGE_BYTES;
 
 /// Entries in a page.
 pub const FANOUT: usize = (PAGE_BYTES - HEADER_BYTES) / ENTRY_BYTES;
 const _: () = assert!(FANOUT == 168);
+const _: () = assert!(PAGE_BYTES + FANOUT * TAG_BYTES <= TAGGED_LEAF_BYTES);
 
 /// Where something lies, when it was written, and how to tell that it is what was written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -33,8 +41,8 @@ pub struct Entry {
     pub location: Location,
     /// When it was written; for a page, the highest version below it.
     pub version: Version,
-    /// CRC-32C of a block with its address, or the check of a page.
-    pub check: u32,
+    /// Of a block with its address, or the check of a page.
+    pub check: Check,
 }
 
 impl Entry {
@@ -46,22 +54,30 @@ impl Entry {
     /// In the table of a snapshot: the block, or all below, was `self` then and lies nowhere.
     pub fn hole(self) -> Entry {
         debug_assert!(self.location.is_none());
-        Entry { check: HOLE, ..self }
+        Entry {
+            check: HOLE.into(),
+            ..self
+        }
     }
 
     /// In the map: what an entry of a snapshot's table was before it came there.
     pub fn unmarked(self) -> Entry {
-        let check = if self.location.is_none() { 0 } else { self.check };
+        let check = if self.location.is_none() {
+            Check::default()
+        } else {
+            self.check
+        };
         Entry { check, ..self }
     }
 
+    /// All but the tag.
     // Whole entries at a time: a checkpoint reads and writes millions of them.
     pub(super) fn put(self, put: &mut Put<'_>) {
         let mut bytes = [0; ENTRY_BYTES];
         bytes[..8].copy_from_slice(&self.location.bits().to_le_bytes());
         bytes[8..12].copy_from_slice(&self.version.epoch.0.to_le_bytes());
         bytes[12..20].copy_from_slice(&self.version.seq.0.to_le_bytes());
-        bytes[20..].copy_from_slice(&self.check.to_le_bytes());
+        bytes[20..].copy_from_slice(&self.check.crc.to_le_bytes());
         put.bytes(&bytes);
     }
 
@@ -75,7 +91,7 @@ impl Entry {
                 epoch: Epoch(u32_at(8)),
                 seq: Seq(u64_at(12)),
             },
-            check: u32_at(20),
+            check: u32_at(20).into(),
         }
     }
 }
@@ -208,6 +224,21 @@ impl Page {
         })
     }
 
+    /// Makes a page of a tree whose blocks are sealed: its leaves have the tags, too.
+    pub fn encode_tagged(name: PageName, replica: [u8; 16], checkpoint: u64, entries: &[Entry]) -> Page {
+        if name.level > 0 {
+            return Page::encode(PageKind::Map, name, replica, checkpoint, entries);
+        }
+        let buf = BufMut::zeroed(TAGGED_LEAF_BYTES);
+        Page::encode_into(buf, TAGGED_LEAF, name, replica, checkpoint, entries.len(), |put| {
+            entries.iter().for_each(|entry| entry.put(put));
+            put.seek(PAGE_BYTES);
+            entries.iter().for_each(|entry| {
+                put.bytes(&entry.check.tag.0);
+            });
+        })
+    }
+
     /// Makes a page whose `count` rows are written by `rows`.
     pub(super) fn encode_with(
         kind: PageKind,
@@ -217,12 +248,24 @@ impl Page {
         count: usize,
         rows: impl FnOnce(&mut Put<'_>),
     ) -> Page {
-        let mut buf = BufMut::zeroed(PAGE_BYTES);
+        let buf = BufMut::zeroed(PAGE_BYTES);
+        Page::encode_into(buf, kind.code(), name, replica, checkpoint, count, rows)
+    }
+
+    fn encode_into(
+        mut buf: BufMut,
+        kind: u8,
+        name: PageName,
+        replica: [u8; 16],
+        checkpoint: u64,
+        count: usize,
+        rows: impl FnOnce(&mut Put<'_>),
+    ) -> Page {
         let bytes = buf.as_mut();
         let mut put = Put::new(bytes);
         put.u32(MAGIC)
             .u16(FORMAT_VERSION)
-            .u8(kind.code())
+            .u8(kind)
             .u8(name.level)
             .u64(name.index);
         put.bytes(&replica)
@@ -242,11 +285,12 @@ impl Page {
         kind: PageKind,
         name: PageName,
         replica: [u8; 16],
-        check: u32,
+        check: Check,
     ) -> Result<Page, PageError> {
         let page = Page { bytes };
+        let check = check.crc;
         let found = check_around(0, page.bytes.as_ref(), CHECK_AT);
-        if found != check || page.check() != check {
+        if found != check || page.check().crc != check {
             return Err(PageError::Check { found, expected: check });
         }
         match page.identity() {
@@ -259,7 +303,19 @@ impl Page {
     pub fn decode_unreferenced(bytes: Buf) -> Option<(Page, PageKind, PageName)> {
         let page = Page { bytes };
         let (kind, name, _) = page.identity()?;
-        (check_around(0, page.bytes.as_ref(), CHECK_AT) == page.check()).then_some((page, kind, name))
+        (check_around(0, page.bytes.as_ref(), CHECK_AT) == page.check().crc).then_some((page, kind, name))
+    }
+
+    /// How many bytes the page has that begins with this block, if it is one.
+    pub fn bytes_of(first: &[u8]) -> usize {
+        match first[KIND_AT] {
+            TAGGED_LEAF => TAGGED_LEAF_BYTES,
+            _ => PAGE_BYTES,
+        }
+    }
+
+    fn has_tags(&self) -> bool {
+        self.bytes.len() == TAGGED_LEAF_BYTES
     }
 
     fn identity(&self) -> Option<(PageKind, PageName, [u8; 16])> {
@@ -267,21 +323,30 @@ impl Page {
         if get.u32() != MAGIC || get.u16() != FORMAT_VERSION {
             return None;
         }
-        let kind = PageKind::from_code(get.u8())?;
+        let kind = match (get.u8(), self.has_tags()) {
+            (TAGGED_LEAF, true) => PageKind::Map,
+            (code, false) => PageKind::from_code(code)?,
+            _ => return None,
+        };
         let (level, index, replica) = (get.u8(), get.u64(), get.array());
         let tree = TreeId(get.seek(TREE_AT).array());
         Some((kind, PageName { tree, level, index }, replica))
     }
 
     /// The check that an entry pointing here holds.
-    pub fn check(&self) -> u32 {
-        Get::new(self.bytes.as_ref()).seek(CHECK_AT).u32()
+    pub fn check(&self) -> Check {
+        Get::new(self.bytes.as_ref()).seek(CHECK_AT).u32().into()
     }
 
     /// The entry in `slot`.
     pub fn entry(&self, slot: usize) -> Entry {
         debug_assert!(slot < FANOUT);
-        Entry::get(Get::new(self.bytes.as_ref()).seek(HEADER_BYTES + slot * ENTRY_BYTES))
+        let bytes = self.bytes.as_ref();
+        let mut entry = Entry::get(Get::new(bytes).seek(HEADER_BYTES + slot * ENTRY_BYTES));
+        if self.has_tags() {
+            entry.check.tag = Tag(Get::new(bytes).seek(PAGE_BYTES + slot * TAG_BYTES).array());
+        }
+        entry
     }
 
     /// All entries.
@@ -321,7 +386,7 @@ mod tests {
                     epoch: Epoch(i as u32),
                     seq: Seq(i * 3),
                 },
-                check: i as u32 * 7,
+                check: (i as u32 * 7).into(),
             })
             .collect();
         (Page::encode(PageKind::Map, name, [9; 16], 5, &entries), name)
@@ -374,5 +439,52 @@ mod tests {
             (name.index, name.first(), name.slot(Lba(168 * 168 + 169))),
             (1, Lba(168 * 168), 1)
         );
+    }
+
+    fn tagged() -> (Page, PageName) {
+        let (page, _) = sample();
+        let name = PageName {
+            tree: TreeId([6; 16]),
+            level: 0,
+            index: 77,
+        };
+        let entries: Vec<Entry> = page
+            .entries()
+            .into_iter()
+            .enumerate()
+            .map(|(n, entry)| Entry {
+                check: Check {
+                    tag: Tag([n as u8 + 1; TAG_BYTES]),
+                    ..entry.check
+                },
+                ..entry
+            })
+            .collect();
+        (Page::encode_tagged(name, [9; 16], 5, &entries), name)
+    }
+
+    #[test]
+    fn a_leaf_of_a_sealed_volume_gives_back_its_tags_and_no_other_page_has_any() {
+        let (page, name) = tagged();
+        assert_eq!(page.bytes().len(), TAGGED_LEAF_BYTES);
+        assert_eq!(Page::bytes_of(&page.bytes().as_ref()[..PAGE_BYTES]), TAGGED_LEAF_BYTES);
+        let again = Page::decode(page.bytes().clone(), PageKind::Map, name, [9; 16], page.check()).unwrap();
+        assert_eq!(again.entry(3).check.tag, Tag([4; TAG_BYTES]));
+        assert_eq!(again.entries(), page.entries());
+        let above = Page::encode_tagged(PageName { level: 1, ..name }, [9; 16], 5, &page.entries());
+        assert_eq!(above.bytes().len(), PAGE_BYTES);
+        let half = page.bytes().slice(0..PAGE_BYTES);
+        assert!(Page::decode(half, PageKind::Map, name, [9; 16], page.check()).is_err());
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_leaf_with_tags_is_noticed() {
+        let (page, name) = tagged();
+        for bit in 0..TAGGED_LEAF_BYTES * 8 {
+            let mut bytes = BufMut::copy_of(page.bytes().as_ref());
+            bytes.as_mut()[bit / 8] ^= 1 << (bit % 8);
+            let found = Page::decode(bytes.freeze(), PageKind::Map, name, [9; 16], page.check());
+            assert!(found.is_err(), "bit {bit}");
+        }
     }
 }

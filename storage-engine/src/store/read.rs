@@ -48,7 +48,20 @@ enum Part {
     Stored {
         lba: Lba,
         entries: SmallVec<[Entry; 1]>,
-        bytes: Option<Buf>,
+        bytes: Option<BufMut>,
+    },
+}
+
+/// What a read of a sealed replica found, in order.
+#[derive(Debug)]
+pub enum ReadPart {
+    /// So many blocks of zeros.
+    Zeros(u64),
+    /// Sealed blocks from `lba` on, one entry for each.
+    Sealed {
+        lba: Lba,
+        entries: SmallVec<[Entry; 1]>,
+        bytes: BufMut,
     },
 }
 
@@ -179,7 +192,7 @@ impl Store {
         if first {
             let segment = pointer.location.segment();
             self.segments.pin(segment);
-            let buf = BufMut::for_reading(BLOCK_BYTES as usize);
+            let buf = BufMut::for_reading(pointer.location.len() as usize);
             let io = Io::Read {
                 file: FileId::Segment(segment),
                 offset: pointer.location.offset(),
@@ -247,7 +260,7 @@ impl Store {
         }
     }
 
-    pub(super) fn block_read(&mut self, key: ReadKey, result: Result<Buf, IoFailure>) {
+    pub(super) fn block_read(&mut self, key: ReadKey, result: Result<BufMut, IoFailure>) {
         let read = &mut self.reads.under_way[key.read];
         read.outstanding -= 1;
         let Part::Stored { lba, entries, bytes } = &mut read.parts[key.part] else {
@@ -262,7 +275,7 @@ impl Store {
                     .enumerate()
                 {
                     let at = Lba(lba.0 + n as u64);
-                    if self.seals.block(at, entry.version, block) != entry.check {
+                    if self.seals.block(at, entry.version, block) != entry.check.crc {
                         self.stats.damaged_blocks += 1;
                         let text = format!("block {} version {} at {:?}", at.0, entry.version, entry.location);
                         read.failed.get_or_insert(RequestError::Corrupt(text));
@@ -284,6 +297,18 @@ impl Store {
 
     fn finish_read(&mut self, id: usize) {
         let read = self.reads.under_way.remove(id);
+        if read.failed.is_none() && self.seals.tagged() {
+            let parts = read.parts.into_iter().map(|part| match part {
+                Part::Zeros(blocks) => ReadPart::Zeros(blocks),
+                Part::Stored { lba, entries, bytes } => ReadPart::Sealed {
+                    lba,
+                    entries,
+                    bytes: bytes.expect("every part was read"),
+                },
+            });
+            self.events.push_back(Event::ReadSealed(read.token, parts.collect()));
+            return;
+        }
         let answer = match read.failed {
             Some(error) => Err(error),
             None => Ok(read
@@ -291,7 +316,7 @@ impl Store {
                 .into_iter()
                 .map(|part| match part {
                     Part::Zeros(blocks) => Piece::Zeros((blocks * BLOCK_BYTES) as usize),
-                    Part::Stored { bytes, .. } => Piece::Bytes(bytes.expect("every part was read")),
+                    Part::Stored { bytes, .. } => Piece::Bytes(bytes.expect("every part was read").freeze()),
                 })
                 .collect()),
         };

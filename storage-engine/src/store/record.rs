@@ -7,11 +7,15 @@
 //! blocks that the cleaner moved.
 
 use super::format::{FORMAT_VERSION, Get, Put, check_around, crc};
+use super::superblock::Geometry;
 use crate::buffer::{Buf, BufMut};
-use crate::types::{BLOCK_BYTES, Epoch, Identity, Lba, Seq, SnapshotId, Version};
+use crate::seal::{TAG_BYTES, Tag};
+use crate::types::{BLOCK_BYTES, Check, Epoch, Identity, Lba, Seq, SnapshotId, Version};
 
-/// Bytes of the header of every record this version writes.
+/// Bytes of the header of a record, except where its tags do not fit.
 pub const HEADER_BYTES: usize = 4096;
+/// Bytes of the longest header: that of many sealed blocks.
+pub const HEADER_BYTES_MAX: usize = 8192;
 const FIXED_BYTES: usize = 96;
 const WRITE_BYTES: usize = 16;
 const CHECK_BYTES: usize = 4;
@@ -29,6 +33,9 @@ pub const WRITES_MAX: usize = 128;
 pub const MOVED_MAX: usize = 128;
 const _: () = assert!(FIXED_BYTES + WRITES_MAX * WRITE_BYTES + BLOCKS_MAX * CHECK_BYTES <= HEADER_BYTES);
 const _: () = assert!(FIXED_BYTES + MOVED_MAX * MOVED_BYTES <= HEADER_BYTES);
+const _: () =
+    assert!(FIXED_BYTES + WRITES_MAX * WRITE_BYTES + BLOCKS_MAX * (CHECK_BYTES + TAG_BYTES) <= HEADER_BYTES_MAX);
+const _: () = assert!(FIXED_BYTES + MOVED_MAX * (MOVED_BYTES + TAG_BYTES) <= HEADER_BYTES_MAX);
 
 /// One guest write in a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +53,7 @@ pub struct WriteEntry {
 pub struct MovedBlock {
     pub lba: Lba,
     pub version: Version,
-    pub check: u32,
+    pub check: Check,
 }
 
 /// What a record says.
@@ -56,7 +63,7 @@ pub enum Body {
     Data {
         first_seq: Seq,
         writes: Vec<WriteEntry>,
-        checks: Vec<u32>,
+        checks: Vec<Check>,
     },
     /// The log goes on in segment `next`.
     Next { next: u32 },
@@ -130,9 +137,9 @@ impl Body {
     }
 }
 
-/// Bytes in the log of a record with so many payload blocks.
-pub fn record_bytes(payload_blocks: usize) -> u64 {
-    HEADER_BYTES as u64 + payload_blocks as u64 * BLOCK_BYTES
+/// Bytes in the log of a record with so many payload blocks behind a header of so many bytes.
+pub fn record_bytes(header_bytes: usize, payload_blocks: usize) -> u64 {
+    header_bytes as u64 + payload_blocks as u64 * BLOCK_BYTES
 }
 
 /// What ties checks to one volume (and, for headers, to a number the guest cannot know: a guest that writes bytes
@@ -142,6 +149,8 @@ pub struct Seals {
     header: u32,
     block: u32,
     volume: [u8; 16],
+    /// Blocks are sealed, and each check comes with a tag.
+    tagged: bool,
 }
 
 impl Seals {
@@ -151,7 +160,56 @@ impl Seals {
             header: crc(0, &[&identity.volume, &salt.to_le_bytes()]),
             block: crc(0, &[&identity.volume]),
             volume: identity.volume,
+            tagged: false,
         }
+    }
+
+    /// Those of a replica.
+    pub fn of(geometry: &Geometry) -> Seals {
+        Seals {
+            tagged: geometry.sealed,
+            ..Seals::new(&geometry.identity, geometry.salt)
+        }
+    }
+
+    /// True if blocks are sealed.
+    pub fn tagged(&self) -> bool {
+        self.tagged
+    }
+
+    /// Blocks that a leaf of the map takes.
+    pub fn leaf_blocks(&self) -> u64 {
+        if self.tagged { 2 } else { 1 }
+    }
+
+    /// Bytes of the header of a record with this body.
+    pub fn header_bytes(&self, body: &Body) -> usize {
+        let writes = if let Body::Data { writes, .. } = body {
+            writes.len()
+        } else {
+            0
+        };
+        let row = if let Body::Moved { .. } = body {
+            MOVED_BYTES
+        } else {
+            CHECK_BYTES
+        };
+        self.header_bytes_for(writes * WRITE_BYTES, row, body.payload_blocks())
+    }
+
+    /// Bytes of the header of a data record with so many writes and blocks.
+    pub fn data_header_bytes(&self, writes: usize, blocks: usize) -> usize {
+        self.header_bytes_for(writes * WRITE_BYTES, CHECK_BYTES, blocks)
+    }
+
+    /// Bytes of the header of a record of so many moved blocks.
+    pub fn moved_header_bytes(&self, blocks: usize) -> usize {
+        self.header_bytes_for(0, MOVED_BYTES, blocks)
+    }
+
+    fn header_bytes_for(&self, writes_bytes: usize, row_bytes: usize, blocks: usize) -> usize {
+        let tag_bytes = if self.tagged { TAG_BYTES } else { 0 };
+        (FIXED_BYTES + writes_bytes + blocks * (row_bytes + tag_bytes)).next_multiple_of(HEADER_BYTES)
     }
 
     /// The check of a block: over its bytes, its address and its version, so that a block in the wrong place or of
@@ -167,7 +225,8 @@ impl Seals {
 
     /// Encodes a header; returns the block to write and its check, the next record's `chain`.
     pub fn encode(&self, header: &Header) -> (Buf, u32) {
-        let mut buf = BufMut::zeroed(HEADER_BYTES);
+        let header_bytes = self.header_bytes(&header.body);
+        let mut buf = BufMut::zeroed(header_bytes);
         let bytes = buf.as_mut();
         let (first_seq, writes, next) = match &header.body {
             Body::Data { first_seq, writes, .. } => (*first_seq, writes.len(), 0),
@@ -178,8 +237,13 @@ impl Seals {
         };
         let payload = header.body.payload_blocks();
         let mut put = Put::new(bytes);
-        put.u32(MAGIC).u16(FORMAT_VERSION).u8(header.body.code()).u8(0).u32(0);
-        put.u32(HEADER_BYTES as u32).u32(payload as u32).u32(writes as u32);
+        let tags = u8::from(self.tagged && payload > 0);
+        put.u32(MAGIC)
+            .u16(FORMAT_VERSION)
+            .u8(header.body.code())
+            .u8(tags)
+            .u32(0);
+        put.u32(header_bytes as u32).u32(payload as u32).u32(writes as u32);
         put.bytes(&self.volume)
             .u32(header.epoch.0)
             .u64(first_seq.0)
@@ -192,8 +256,9 @@ impl Seals {
                     put.u64(write.lba.0).u32(write.blocks).u32(u32::from(write.zero));
                 }
                 checks.iter().for_each(|check| {
-                    put.u32(*check);
+                    put.u32(check.crc);
                 });
+                self.put_tags(&mut put, checks.iter().map(|check| check.tag));
             }
             Body::Moved { blocks } => {
                 assert!(blocks.len() <= MOVED_MAX);
@@ -201,8 +266,9 @@ impl Seals {
                     put.u64(block.lba.0)
                         .u32(block.version.epoch.0)
                         .u64(block.version.seq.0)
-                        .u32(block.check);
+                        .u32(block.check.crc);
                 }
+                self.put_tags(&mut put, blocks.iter().map(|block| block.check.tag));
             }
             Body::Control { op, .. } => put_control(&mut put, op),
             Body::Next { .. } | Body::FlushMark => {}
@@ -210,7 +276,7 @@ impl Seals {
         let covered = if header.body == Body::FlushMark {
             MARK_BYTES
         } else {
-            HEADER_BYTES
+            header_bytes
         };
         let check = check_around(self.header, &bytes[..covered], CHECK_AT);
         bytes[CHECK_AT..CHECK_AT + 4].copy_from_slice(&check.to_le_bytes());
@@ -221,10 +287,24 @@ impl Seals {
         (buf.freeze(), check)
     }
 
-    /// Decodes the block at the start of a record; `None` if it is no valid header of this replica.
+    fn put_tags(&self, put: &mut Put<'_>, tags: impl Iterator<Item = Tag>) {
+        if self.tagged {
+            tags.for_each(|tag| {
+                put.bytes(&tag.0);
+            });
+        }
+    }
+
+    fn get_tags<'a>(&self, get: &mut Get<'_>, checks: impl Iterator<Item = &'a mut Check>) {
+        if self.tagged {
+            checks.for_each(|check| check.tag = Tag(get.array()));
+        }
+    }
+
+    /// Decodes the bytes at the start of a record, as many as there are up to [`HEADER_BYTES_MAX`]; `None` if it is no valid header of this replica.
     /// Also gives the header's check.
     pub fn decode(&self, block: &[u8]) -> Option<(Header, u32)> {
-        debug_assert_eq!(block.len(), HEADER_BYTES);
+        debug_assert!(block.len() >= HEADER_BYTES);
         self.decode_one(block).or_else(|| {
             // The second copy counts only for a flush mark, the one kind that has it.
             let mut copy = vec![0; HEADER_BYTES];
@@ -239,16 +319,24 @@ impl Seals {
         if get.u32() != MAGIC || get.u16() != FORMAT_VERSION {
             return None;
         }
-        let (code, _, check) = (get.u8(), get.u8(), get.u32());
+        let (code, tags, check) = (get.u8(), get.u8(), get.u32());
         let (header_bytes, payload, writes) = (get.u32() as usize, get.u32() as usize, get.u32() as usize);
         let volume: [u8; 16] = get.array();
         let epoch = Epoch(get.u32());
         let (first_seq, flushed) = (Seq(get.u64()), Seq(get.u64()));
         let (chain, next) = (get.u32(), get.u32());
-        let covered = if code == 3 { MARK_BYTES } else { HEADER_BYTES };
+        let covered = if code == 3 { MARK_BYTES } else { header_bytes };
         if volume != self.volume
-            || header_bytes != HEADER_BYTES
+            || header_bytes < HEADER_BYTES
+            || header_bytes > block.len()
+            || (tags == 1) != (self.tagged && payload > 0)
             || check_around(self.header, &block[..covered], CHECK_AT) != check
+        {
+            return None;
+        }
+        let row_bytes = if code == 4 { MOVED_BYTES } else { CHECK_BYTES };
+        if header_bytes
+            != self.header_bytes_for(writes.min(WRITES_MAX) * WRITE_BYTES, row_bytes, payload.min(BLOCKS_MAX))
         {
             return None;
         }
@@ -266,26 +354,30 @@ impl Seals {
                 if blocks != payload as u64 {
                     return None;
                 }
+                let mut checks: Vec<Check> = (0..payload).map(|_| get.u32().into()).collect();
+                self.get_tags(&mut get, checks.iter_mut());
                 Body::Data {
                     first_seq,
                     writes,
-                    checks: (0..payload).map(|_| get.u32()).collect(),
+                    checks,
                 }
             }
             2 => Body::Next { next },
             3 => Body::FlushMark,
-            4 if payload <= MOVED_MAX => Body::Moved {
-                blocks: (0..payload)
+            4 if payload <= MOVED_MAX => {
+                let mut blocks: Vec<MovedBlock> = (0..payload)
                     .map(|_| MovedBlock {
                         lba: Lba(get.u64()),
                         version: Version {
                             epoch: Epoch(get.u32()),
                             seq: Seq(get.u64()),
                         },
-                        check: get.u32(),
+                        check: get.u32().into(),
                     })
-                    .collect(),
-            },
+                    .collect();
+                self.get_tags(&mut get, blocks.iter_mut().map(|block| &mut block.check));
+                Body::Moved { blocks }
+            }
             5 => Body::Control {
                 seq: first_seq,
                 op: get_control(&mut get)?,
@@ -367,13 +459,13 @@ mod tests {
                 epoch: Epoch(2),
                 seq: Seq(9),
             },
-            check: 77,
+            check: 77.into(),
         };
         [
             Body::Data {
                 first_seq: Seq(41),
                 writes: vec![write(5, 2, false), write(9, 900, true)],
-                checks: vec![1, 2],
+                checks: vec![1.into(), 2.into()],
             },
             Body::Next { next: 12 },
             Body::FlushMark,
@@ -451,5 +543,83 @@ mod tests {
         let check = seals().block(Lba(1), version, &bytes);
         assert_ne!(check, seals().block(Lba(2), version, &bytes));
         assert_ne!(check, seals().block(Lba(1), Version { seq: Seq(2), ..version }, &bytes));
+    }
+
+    fn tagged() -> Seals {
+        Seals {
+            tagged: true,
+            ..seals()
+        }
+    }
+
+    /// Records of sealed blocks: whose header is one block, and whose is two.
+    fn sealed_bodies() -> Vec<Body> {
+        let check = |n: usize| Check {
+            crc: n as u32,
+            tag: Tag([n as u8; TAG_BYTES]),
+        };
+        let data = |blocks: usize| Body::Data {
+            first_seq: Seq(41),
+            writes: vec![WriteEntry {
+                lba: Lba(5),
+                blocks: blocks as u32,
+                zero: false,
+            }],
+            checks: (1..=blocks).map(check).collect(),
+        };
+        let moved = |blocks: usize| Body::Moved {
+            blocks: (1..=blocks)
+                .map(|n| MovedBlock {
+                    lba: Lba(n as u64),
+                    version: Version {
+                        epoch: Epoch(2),
+                        seq: Seq(9),
+                    },
+                    check: check(n),
+                })
+                .collect(),
+        };
+        vec![data(1), data(BLOCKS_MAX), moved(1), moved(MOVED_MAX), Body::FlushMark]
+    }
+
+    #[test]
+    fn a_header_of_sealed_blocks_gives_back_their_tags() {
+        let lengths: Vec<usize> = sealed_bodies()
+            .into_iter()
+            .map(|body| {
+                let header = sample(body);
+                let (bytes, check) = tagged().encode(&header);
+                assert_eq!(bytes.len(), tagged().header_bytes(&header.body));
+                assert_eq!(tagged().decode(bytes.as_ref()), Some((header.clone(), check)));
+                // Whatever follows a header does not matter.
+                let mut longer = bytes.as_ref().to_vec();
+                longer.resize(HEADER_BYTES_MAX, 0xee);
+                assert_eq!(tagged().decode(&longer), Some((header, check)));
+                bytes.len()
+            })
+            .collect();
+        assert_eq!(lengths, [4096, 8192, 4096, 8192, 4096]);
+    }
+
+    #[test]
+    fn a_record_with_tags_is_none_where_nothing_is_sealed_and_the_other_way_round() {
+        let sealed = sample(sealed_bodies().remove(0));
+        assert_eq!(seals().decode(tagged().encode(&sealed).0.as_ref()), None);
+        assert_eq!(tagged().decode(seals().encode(&sealed).0.as_ref()), None);
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_long_header_is_noticed() {
+        let (bytes, _) = tagged().encode(&sample(sealed_bodies().remove(1)));
+        for bit in 0..HEADER_BYTES_MAX * 8 {
+            let mut flipped = bytes.as_ref().to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(tagged().decode(&flipped), None, "bit {bit}");
+        }
+        assert_eq!(
+            tagged().decode(&bytes.as_ref()[..HEADER_BYTES]),
+            None,
+            "half of it is none"
+        );
     }
 }

@@ -108,7 +108,7 @@ pub fn row(id: SegmentId, used: &Used) -> Entry {
             epoch: Epoch(used.live),
             seq: Seq(used.log_index),
         },
-        check: 1,
+        check: 1.into(),
     }
 }
 
@@ -116,7 +116,7 @@ pub fn row(id: SegmentId, used: &Used) -> Entry {
 pub fn from_row(entry: Entry) -> Option<(SegmentId, Used)> {
     let kind = SegmentKind::from_code(entry.location.bits() as u8)?;
     let (live, log_index) = (entry.version.epoch.0, entry.version.seq.0);
-    (entry.check == 1).then_some((
+    (entry.check.crc == 1).then_some((
         entry.location.segment(),
         Used {
             kind,

@@ -33,6 +33,8 @@ pub struct Geometry {
     pub segment_bytes: u64,
     /// Drawn when the replica was made; seeds the checks of headers.
     pub salt: u64,
+    /// Blocks are sealed: what is stored is ciphertext with a tag for each block.
+    pub sealed: bool,
 }
 
 /// Where the log goes on.
@@ -134,7 +136,8 @@ impl Superblock {
         put.u32(self.epoch.0)
             .u8(u8::from(self.clean))
             .u8(checkpoint.height)
-            .u16(0);
+            .u8(u8::from(geometry.sealed))
+            .u8(0);
         put.u64(checkpoint.number).u64(checkpoint.size_blocks);
         checkpoint.root.put(&mut put);
         let replay = &checkpoint.replay;
@@ -188,13 +191,15 @@ impl Superblock {
             volume: get.array(),
             replica: get.array(),
         };
-        let geometry = Geometry {
+        let mut geometry = Geometry {
             identity,
             segment_bytes: get.u64(),
             salt: get.u64(),
+            sealed: false,
         };
         let (epoch, clean, height) = (Epoch(get.u32()), get.u8() == 1, get.u8());
-        get.u16();
+        geometry.sealed = get.u8() == 1;
+        get.u8();
         let (number, size_blocks) = (get.u64(), get.u64());
         let root = Entry::get(&mut get);
         let (segment, chain) = (SegmentId(get.u32()), get.u32());
@@ -297,7 +302,7 @@ mod tests {
                 epoch: Epoch(1),
                 seq: Seq(n),
             },
-            check: n as u32,
+            check: (n as u32).into(),
         };
         Superblock {
             generation: 12,
@@ -309,6 +314,7 @@ mod tests {
                 },
                 segment_bytes: 4 << 20,
                 salt: 5,
+                sealed: true,
             },
             epoch: Epoch(9),
             clean: true,

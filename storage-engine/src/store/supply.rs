@@ -83,21 +83,22 @@ impl Default for Supply {
 }
 
 /// Most pages that merging `rows` scattered rows writes, in a volume of so many blocks: on each level no more than there
-/// are. Some for the segment table and the rest come on top.
-fn pages_max(rows: u64, size_blocks: u64) -> u64 {
-    let (mut pages, mut on_level) = (16, size_blocks);
+/// are. Some for the segment table and the rest come on top. The leaves of a sealed volume take two blocks each.
+fn pages_max(rows: u64, size_blocks: u64, leaf_blocks: u64) -> u64 {
+    let (mut pages, mut on_level, mut each) = (16, size_blocks, leaf_blocks);
     while on_level > 1 {
         on_level = on_level.div_ceil(FANOUT as u64);
-        pages += rows.min(on_level);
+        pages += rows.min(on_level) * each;
+        each = 1;
     }
     pages
 }
 
 /// Most bytes that a replica in a tight pool occupies, with so many rows between two checkpoints: placement sets aside a
 /// fifth more than the volume and 80 MiB, and that must be no less.
-pub(super) fn bytes_max(size_blocks: u64, segment_bytes: u64, rows: u64) -> u64 {
+pub(super) fn bytes_max(size_blocks: u64, segment_bytes: u64, rows: u64, leaf_blocks: u64) -> u64 {
     let capacity = blocks_per_segment(segment_bytes);
-    let reserve = RESERVE_SEGMENTS as u64 + pages_max(rows + 2 * capacity, size_blocks).div_ceil(capacity);
+    let reserve = RESERVE_SEGMENTS as u64 + pages_max(rows + 2 * capacity, size_blocks, leaf_blocks).div_ceil(capacity);
     // A checkpoint and the cleaner each may hold one more while the reserve is made anew.
     size_blocks * BLOCK_BYTES / 8 * 9 + (reserve + LIMIT_SEGMENTS as u64 + 3) * segment_bytes
 }
@@ -114,12 +115,13 @@ impl Store {
         let victim = blocks_per_segment(segment_bytes);
         let to_come = (segment_bytes - self.log.position.offset) / BLOCK_BYTES + victim;
         let size_blocks = self.size_blocks().max(self.grow_to.unwrap_or(0));
-        let mut pages = pages_max(rows as u64 + to_come, size_blocks);
+        let leaf_blocks = self.seals.leaf_blocks();
+        let mut pages = pages_max(rows as u64 + to_come, size_blocks, leaf_blocks);
         if !self.recent.catalog.is_empty() {
             // What is replaced goes into the table of a snapshot, leaf by leaf; zeroes may move whole subtrees there, at
             // most as many pages as there are.
             let zeroed = self.recent.zeroed_blocks() + self.frozen.as_ref().map_or(0, Frozen::zeroed_blocks);
-            let moved = (zeroed / FANOUT as u64).min(self.segments.live_pages());
+            let moved = (zeroed / FANOUT as u64 * leaf_blocks).min(self.segments.live_pages());
             let snapshots = self.recent.catalog.len().div_ceil(ROWS_PER_PAGE) as u64;
             pages += pages + moved + snapshots + DELETED_PAGES_FULL as u64;
         }
@@ -168,7 +170,7 @@ impl Store {
     pub(super) fn ask_for_pool(&mut self) {
         let segment_bytes = self.superblock.geometry.segment_bytes;
         let rows = self.options.memtable_rows_max as u64;
-        let promised = bytes_max(self.placed_blocks(), segment_bytes, rows);
+        let promised = bytes_max(self.placed_blocks(), segment_bytes, rows, self.seals.leaf_blocks());
         if !self.pool_tight
             && !self.closing
             && self.segments.creating_count() == 0
@@ -266,11 +268,11 @@ mod tests {
 
     #[test]
     fn a_replica_in_a_tight_pool_fits_into_what_placement_sets_aside() {
-        let rows = 128 << 10;
+        let (rows, leaf_blocks) = (128 << 10, 2);
         for mib in (16..=4096).step_by(16).chain((4096..=16 << 20).step_by(4096)) {
             let (size, blocks) = (mib << 20, (mib << 20) / BLOCK_BYTES);
             let segment_bytes = segment_bytes_for(blocks);
-            let most = bytes_max(blocks, segment_bytes, rows);
+            let most = bytes_max(blocks, segment_bytes, rows, leaf_blocks);
             let promised = size + size / 5 + (80 << 20);
             assert!(
                 most <= promised,
@@ -290,7 +292,7 @@ mod tests {
 
     #[test]
     fn scattered_rows_change_at_most_every_page_of_each_level() {
-        assert_eq!(pages_max(1_000_000, 168 * 168), 16 + 168 + 1);
-        assert_eq!(pages_max(10, 1 << 28), 16 + 10 + 10 + 10 + 1);
+        assert_eq!(pages_max(1_000_000, 168 * 168, 1), 16 + 168 + 1);
+        assert_eq!(pages_max(10, 1 << 28, 1), 16 + 10 + 10 + 10 + 1);
     }
 }

@@ -7,6 +7,7 @@
 
 mod control;
 mod full;
+mod sealed;
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -16,6 +17,7 @@ use crate::BlockEngine;
 use crate::buffer::{Buf, BufMut};
 use crate::io::{IoId, IoResult, Output};
 use crate::request::{Answer, Reply, Request, RequestError, RequestId};
+use crate::seal::Sealer;
 use crate::store::{BLOCKS_MAX, Body, Event, Header, Record, Room, Store, StoreStats, WRITES_MAX, WriteEntry};
 use crate::types::{BLOCK_BYTES, Lba, Seq, Version};
 
@@ -42,6 +44,7 @@ pub struct VolumeCounters {
 /// One volume's engine, driven as [`BlockEngine`] says.
 pub struct Volume {
     store: Store,
+    sealer: Option<Box<Sealer>>,
     next_seq: Seq,
     /// Writes that wait for a place in a record.
     waiting: VecDeque<Waiting>,
@@ -88,9 +91,15 @@ impl std::fmt::Debug for Volume {
 impl Volume {
     /// Serves `store`, which was opened for a new epoch.
     pub fn new(store: Store) -> Volume {
+        assert!(!store.is_sealed(), "a sealed store is served with its keys");
+        Volume::with(store, None)
+    }
+
+    fn with(store: Store, sealer: Option<Box<Sealer>>) -> Volume {
         let answered = store.durable();
         Volume {
             store,
+            sealer,
             next_seq: Seq(1),
             waiting: VecDeque::new(),
             inflight: VecDeque::new(),
@@ -261,15 +270,14 @@ impl Volume {
     fn send_record(&mut self, count: usize, blocks: usize) {
         let (seals, epoch, first_seq) = (self.store.seals(), self.store.epoch(), self.next_seq);
         let (mut writes, mut checks) = (Vec::with_capacity(count), Vec::with_capacity(blocks));
-        for write in self.waiting.iter().take(count) {
+        for write in self.waiting.iter_mut().take(count) {
             let version = Version {
                 epoch,
                 seq: self.next_seq,
             };
-            if let Some(data) = &write.data {
-                for (n, block) in data.as_ref().chunks_exact(BLOCK_BYTES as usize).enumerate() {
-                    checks.push(seals.block(Lba(write.entry.lba.0 + n as u64), version, block));
-                }
+            if let Some(data) = &mut write.data {
+                let (sealer, lba) = (self.sealer.as_deref_mut(), write.entry.lba);
+                sealed::store_form(sealer, &seals, lba, version, data, &mut checks);
             }
             writes.push(write.entry);
             self.next_seq = self.next_seq.next();
@@ -328,6 +336,10 @@ impl Volume {
                 if !self.undurable.is_empty() {
                     self.store.sync();
                 }
+            }
+            Event::ReadSealed(token, parts) => {
+                let answer = self.open_parts(parts);
+                self.answer(RequestId(token), answer);
             }
             Event::Read(token, result) => self.answer(RequestId(token), result.map(Reply::Data)),
             Event::Grown(blocks) => {

@@ -11,8 +11,8 @@ const FLIPS: usize = 10_000;
 
 /// A replica with a map of two levels, blocks in several segments, overwrites, zeroes, snapshots and a tail behind the
 /// checkpoint.
-fn replica(clean: bool, snapshots: bool) -> (SimDisk, Model) {
-    let mut rig = Rig::fresh(SIZE_BLOCKS);
+fn replica(clean: bool, snapshots: bool, sealed: bool) -> (SimDisk, Model) {
+    let mut rig = Rig::fresh_as(SIZE_BLOCKS, sealed);
     let mut random = Random(7);
     let mut stamp = 1;
     for n in 0..150 {
@@ -41,8 +41,8 @@ fn replica(clean: bool, snapshots: bool) -> (SimDisk, Model) {
 }
 
 /// Flips bits by chance; each must be noticed, or lie in a byte that nothing needs: then everything still reads right.
-fn flip(clean: bool, snapshots: bool, flips: usize) {
-    let (disk, state) = replica(clean, snapshots);
+fn flip(clean: bool, snapshots: bool, sealed: bool, flips: usize) {
+    let (disk, state) = replica(clean, snapshots, sealed);
     let mut random = Random(if clean { 11 } else { 12 });
     let places: Vec<(FileId, u64)> = disk
         .file_ids()
@@ -64,7 +64,8 @@ fn flip(clean: bool, snapshots: bool, flips: usize) {
             Err(_) => assert!(seen, "{what}: the checker misses what opening notices"),
             Ok((engine, report)) => {
                 let mut rig = Rig::new(damaged, engine);
-                let mut failed = report.superblock_repaired.is_some() || !report.damaged_blocks.is_empty();
+                let repaired = report.superblock_repaired.is_some() || report.salts_repaired.is_some();
+                let mut failed = repaired || !report.damaged_blocks.is_empty();
                 for lba in (0..SIZE_BLOCKS).step_by(100) {
                     match rig.read(lba, 100) {
                         Ok(stamps) => {
@@ -94,16 +95,22 @@ fn flip(clean: bool, snapshots: bool, flips: usize) {
 
 #[test]
 fn a_flipped_bit_is_noticed_and_never_returned_after_an_orderly_end() {
-    flip(true, false, FLIPS / 2);
+    flip(true, false, false, FLIPS / 2);
 }
 
 #[test]
 fn a_flipped_bit_is_noticed_and_never_returned_after_a_power_cut() {
-    flip(false, false, FLIPS / 2);
+    flip(false, false, false, FLIPS / 2);
 }
 
 #[test]
 fn a_flipped_bit_in_what_snapshots_keep_is_noticed_and_never_returned() {
-    flip(true, true, FLIPS / 10);
-    flip(false, true, FLIPS / 10);
+    flip(true, true, false, FLIPS / 10);
+    flip(false, true, false, FLIPS / 10);
+}
+
+#[test]
+fn a_flipped_bit_of_a_sealed_replica_is_noticed_and_never_returned() {
+    flip(true, true, true, FLIPS / 20);
+    flip(false, false, true, FLIPS / 20);
 }

@@ -10,7 +10,9 @@ use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::request::{Control, Request, RequestId};
 use galleonfs_storage_engine::types::BLOCK_BYTES;
 
-use crate::harness::{Change, Model, Rig, assert_check_passes, format, open, snapshot_id, write_request};
+use crate::harness::{
+    Change, Model, Rig, assert_check_passes, format, format_sealed, open, snapshot_id, write_request,
+};
 use crate::sim_disk::{Cut, Random, SimDisk};
 
 const SIZE_BLOCKS: u64 = 600;
@@ -163,7 +165,12 @@ fn run(seed: u64, boundaries: usize) -> usize {
     // Every third guest knows no snapshots: what has none must not need them.
     let mut guest = Guest::new(seed, seed % 3 > 0);
     let mut disk = SimDisk::default();
-    format(&mut disk, SIZE_BLOCKS);
+    // Every second disk is sealed.
+    if seed % 4 < 2 {
+        format(&mut disk, SIZE_BLOCKS);
+    } else {
+        format_sealed(&mut disk, SIZE_BLOCKS);
+    }
     let mut epoch = 1;
     let (engine, _) = open(&mut disk, epoch).unwrap();
     let mut rig = Rig::new(disk, engine);

@@ -9,12 +9,13 @@ use std::ops::Range;
 use std::path::Path;
 
 use galleonfs_storage_engine::io::SegmentId;
+use galleonfs_storage_engine::seal::{EpochSalt, KeyCheck, KeyId, KeyRow, Tag};
 use galleonfs_storage_engine::store::layout::{
-    Checkpoint, Entry, EpochEnd, FANOUT, Geometry, LogPosition, MovedBlock, Page, PageKind, PageName, SegmentHeader,
-    SegmentKind, Snapshot, StreamPosition, TreeId, Used, row,
+    Checkpoint, Entry, EpochEnd, FANOUT, Geometry, KEY_ROW_BYTES, LogPosition, MovedBlock, Page, PageKind, PageName,
+    SegmentHeader, SegmentKind, Snapshot, StreamPosition, TreeId, Used, encode_row, row,
 };
 use galleonfs_storage_engine::store::{Body, ControlOp, Header, Seals, Superblock, WriteEntry};
-use galleonfs_storage_engine::types::{Epoch, Identity, Lba, Location, Seq, SnapshotId, Version};
+use galleonfs_storage_engine::types::{Check, Epoch, Identity, Lba, Location, Seq, SnapshotId, Version};
 
 const BLOCK: usize = 4096;
 const SALT: u64 = 0x0807_0605_0403_0201;
@@ -211,7 +212,7 @@ fn entry(n: u64) -> Entry {
             epoch: Epoch(n as u32),
             seq: Seq(n),
         },
-        check: n as u32,
+        check: (n as u32).into(),
     }
 }
 
@@ -226,6 +227,7 @@ fn superblock() -> Superblock {
             identity: IDENTITY,
             segment_bytes: A,
             salt: A,
+            sealed: false,
         },
         epoch: Epoch(A as u32),
         clean: false,
@@ -279,6 +281,7 @@ fn the_superblock_is_drawn_as_it_is() {
     compare.moves("epoch", |s| s.epoch = Epoch(B as u32));
     compare.moves("clean", |s| s.clean = true);
     compare.moves("height", |s| s.checkpoint.height = 2);
+    compare.moves("sealed", |s| s.geometry.sealed = true);
     compare.moves("checkpoint", |s| s.checkpoint.number = B);
     compare.moves("size_blocks", |s| s.checkpoint.size_blocks = B);
     compare.moves("root", |s| s.checkpoint.root = entry(B));
@@ -401,7 +404,7 @@ fn data(lba: u64, blocks: u32, zero: bool) -> Body {
     let checks = if zero {
         Vec::new()
     } else {
-        vec![A as u32; blocks as usize]
+        vec![Check::from(A as u32); blocks as usize]
     };
     Body::Data {
         first_seq: Seq(A),
@@ -419,7 +422,7 @@ fn moved(lba: u64, version: Version, check: u32) -> Body {
         blocks: vec![MovedBlock {
             lba: Lba(lba),
             version,
-            check,
+            check: check.into(),
         }],
     }
 }
@@ -441,6 +444,7 @@ fn the_header_of_a_record_is_drawn_as_it_is() {
     compare.holds("magic", b"GFSR");
     compare.holds("version", &[1, 0]);
     compare.holds("kind", &[1]);
+    compare.holds("tags", &[0]);
     let bytes = encode_record(&compare.base);
     compare.holds("check", &check_of_header(&bytes, BLOCK));
     compare.holds("header_bytes", &(BLOCK as u32).to_le_bytes());
@@ -639,7 +643,7 @@ fn a_page_and_its_entries_are_drawn_as_they_are() {
         last(sample, |entry| entry.version.epoch = Epoch(B as u32))
     });
     compare.moves("seq", |sample| last(sample, |entry| entry.version.seq = Seq(B)));
-    compare.moves("check", |sample| last(sample, |entry| entry.check = B as u32));
+    compare.moves("check", |sample| last(sample, |entry| entry.check = (B as u32).into()));
     compare.is_complete();
 
     let of = |kind, live, log_index| Used {
@@ -670,6 +674,113 @@ fn a_page_and_its_entries_are_drawn_as_they_are() {
         sample.4 = rows(A, of(SegmentKind::Data, A as u32, B))
     });
     compare.holds("present", &[1, 0, 0, 0]);
+    compare.is_complete();
+}
+
+/// The seals of a sealed replica.
+fn sealed() -> Seals {
+    let mut geometry = superblock().geometry;
+    (geometry.sealed, geometry.salt) = (true, SALT);
+    Seals::of(&geometry)
+}
+
+#[test]
+fn the_tags_of_a_record_follow_its_body() {
+    let (records, rows) = (page().remove("Records").unwrap(), layout("Write rows", 16));
+    let check = |n: usize| Check {
+        crc: n as u32,
+        tag: Tag([n as u8; 16]),
+    };
+    for (blocks, header_bytes) in [(2, BLOCK), (199, BLOCK), (200, 2 * BLOCK), (256, 2 * BLOCK)] {
+        let checks = (1..=blocks).map(check).collect();
+        let writes = vec![WriteEntry {
+            lba: Lba(A),
+            blocks: blocks as u32,
+            zero: false,
+        }];
+        let first_seq = Seq(A);
+        let body = Body::Data {
+            first_seq,
+            writes,
+            checks,
+        };
+        let (bytes, _) = sealed().encode(&record(body).header);
+        let bytes = bytes.as_ref();
+        assert_eq!(bytes.len(), header_bytes, "{blocks} blocks");
+        assert_eq!(bytes[records.at("tags")], [1]);
+        assert_eq!(bytes[records.at("header_bytes")], (header_bytes as u32).to_le_bytes());
+        assert_eq!(bytes[records.at("check")], check_of_header(bytes, header_bytes));
+        let row_bytes = rows.rows.last().expect("it has rows").1.end;
+        let tags = records.at("body").start + row_bytes + blocks * 4;
+        for n in 0..blocks {
+            assert_eq!(bytes[tags + n * 16..tags + n * 16 + 16], [(n + 1) as u8; 16]);
+        }
+        assert!(bytes[tags + blocks * 16..].iter().all(|byte| *byte == 0));
+    }
+}
+
+#[test]
+fn a_leaf_with_tags_is_drawn_as_it_is() {
+    let entry = |n: u8| Entry {
+        check: Check {
+            tag: Tag([n; 16]),
+            ..entry(A).check
+        },
+        ..entry(A)
+    };
+    let encode: fn(&Vec<Entry>) -> Vec<u8> = |entries| {
+        let name = PageName {
+            tree: TreeId::HEAD,
+            level: 0,
+            index: A,
+        };
+        Page::encode_tagged(name, IDENTITY.replica, A, entries)
+            .bytes()
+            .as_ref()
+            .to_vec()
+    };
+    let plain = page().remove("Pages").unwrap();
+    let base = vec![entry(1); FANOUT];
+    let whole = layout("Leaves with tags", 2 * BLOCK);
+    let mut compare = Comparison::new(whole, base.clone(), 0, plain.at("check"), encode);
+    let bytes = encode(&base);
+    compare.holds("page", &bytes[..BLOCK]);
+    compare.moves("tags", |entries| *entries = vec![entry(2); FANOUT]);
+    compare.is_complete();
+    assert_eq!(bytes[plain.at("kind")], [5]);
+    assert_eq!(bytes[plain.at("slots")][..24], encode(&base)[plain.at("slots")][..24]);
+    assert_eq!(bytes[plain.at("check")], crc(&[&around(&bytes, &plain.at("check"))]));
+}
+
+#[test]
+fn a_row_of_salts_is_drawn_as_it_is() {
+    type Sample = (u32, [u8; 16], KeyRow);
+    let encode: fn(&Sample) -> Vec<u8> = |(index, replica, row)| encode_row(*index, replica, row).to_vec();
+    let layout = layout("Salts", KEY_ROW_BYTES);
+    let check = layout.at("check");
+    let base = (
+        A as u32,
+        [1; 16],
+        KeyRow {
+            volume: [1; 16],
+            epoch: Epoch(A as u32),
+            key: KeyId(A as u32),
+            salt: EpochSalt([1; 32]),
+            check: KeyCheck([1; 8]),
+        },
+    );
+    let bytes = encode(&base);
+    let mut compare = Comparison::new(layout, base, 0, check.clone(), encode);
+    compare.holds("magic", b"GFSK");
+    compare.holds("version", &[1, 0]);
+    compare.holds("check", &crc(&[&around(&bytes, &check)]));
+    compare.moves("index", |(index, ..)| *index = B as u32);
+    compare.moves("replica", |(_, replica, _)| *replica = [2; 16]);
+    compare.moves("volume", |(.., row)| row.volume = [2; 16]);
+    compare.moves("epoch", |(.., row)| row.epoch = Epoch(B as u32));
+    compare.moves("key", |(.., row)| row.key = KeyId(B as u32));
+    compare.moves("salt", |(.., row)| row.salt = EpochSalt([2; 32]));
+    compare.moves("key_check", |(.., row)| row.check = KeyCheck([2; 8]));
     compare.is_complete();
 }
 
@@ -718,10 +829,12 @@ fn every_layout_of_the_page_is_held_by_a_test() {
         "Control rows",
         "Entries",
         "Epoch ends",
+        "Leaves with tags",
         "Locations",
         "Moved rows",
         "Pages",
         "Records",
+        "Salts",
         "Segment table rows",
         "The catalog",
         "The segment header",

@@ -1,13 +1,15 @@
 //! A guest, an engine and a disk in one thread, with every choice drawn from a seed.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::buffer::BufMut;
 use galleonfs_storage_engine::io::{Disk, FileId, Io, IoDone, IoId, Output, perform};
 use galleonfs_storage_engine::request::{Answer, Control, Piece, Reply, Request, RequestError, RequestId, Scan};
+use galleonfs_storage_engine::seal::{DataKey, EpochSalt, KeyId, KeyProof, Keyring};
 use galleonfs_storage_engine::store::{
-    FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, open_replica,
+    FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, format_sealed_replica, inspect, open_replica,
 };
 use galleonfs_storage_engine::types::{BLOCK_BYTES, Epoch, Identity, SnapshotId};
 use galleonfs_storage_engine::volume::{Volume, WhenFull};
@@ -22,14 +24,41 @@ pub const IDENTITY: Identity = Identity {
 /// Small segments, so that a short run fills several.
 pub const SEGMENT_BYTES: u64 = (1 << 20) + 64 * 1024;
 
-pub fn format(disk: &mut SimDisk, size_blocks: u64) {
-    let options = FormatOptions {
+fn format_options(size_blocks: u64) -> FormatOptions {
+    FormatOptions {
         identity: IDENTITY,
         size_blocks,
         segment_bytes: Some(SEGMENT_BYTES),
         salt: 0x5a17,
-    };
-    format_replica(disk, &options).expect("an empty disk can be formatted");
+    }
+}
+
+pub fn format(disk: &mut SimDisk, size_blocks: u64) {
+    format_replica(disk, &format_options(size_blocks)).expect("an empty disk can be formatted");
+}
+
+pub fn format_sealed(disk: &mut SimDisk, size_blocks: u64) {
+    let proof = proof(&keyring(), 0);
+    format_sealed_replica(disk, &format_options(size_blocks), &proof).expect("an empty disk can be formatted");
+}
+
+/// The bytes of the data key of every sealed volume here.
+pub const DATA_KEY: [u8; 32] = *b"a key that no one but a test has";
+
+pub fn keyring() -> Keyring {
+    let key = DataKey::from_slice(&DATA_KEY).expect("it has the right length");
+    Keyring::new(IDENTITY.volume, KeyId(1), key)
+}
+
+/// That the key is at hand, with a salt that was never drawn before.
+pub fn proof(ring: &Keyring, epoch: u32) -> KeyProof {
+    static DRAWN: AtomicU64 = AtomicU64::new(1);
+    let mut random = Random(DRAWN.fetch_add(1, Ordering::Relaxed) << 32);
+    let mut salt = [0; 32];
+    salt.chunks_mut(8)
+        .for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()));
+    ring.prove(IDENTITY.volume, Epoch(epoch), KeyId(1), EpochSalt(salt))
+        .expect("the key is in the ring")
 }
 
 /// Small limits, so that a short run makes checkpoints.
@@ -44,8 +73,18 @@ pub fn options(epoch: u32) -> OpenOptions {
 
 pub fn open(disk: &mut SimDisk, epoch: u32) -> Result<(Volume, OpenReport), OpenError> {
     // A write that waits for ever would look like one that was lost.
-    let refuse = |store| Volume::new(store).when_full(WhenFull::RefuseAfter { ms: 0 });
-    open_replica(disk, options(epoch)).map(|(store, report)| (refuse(store), report))
+    let refuse = |volume: Volume| volume.when_full(WhenFull::RefuseAfter { ms: 0 });
+    if !inspect(disk).is_ok_and(|superblock| superblock.geometry.sealed) {
+        return open_replica(disk, options(epoch)).map(|(store, report)| (refuse(Volume::new(store)), report));
+    }
+    let ring = keyring();
+    let options = OpenOptions {
+        keys: Some(proof(&ring, epoch)),
+        ..options(epoch)
+    };
+    let (store, report) = open_replica(disk, options)?;
+    let volume = Volume::sealed(store, ring).expect("the replica took the key");
+    Ok((refuse(volume), report))
 }
 
 /// What the guest wrote into a block: 0 for zeros, else a number that no other write used.
@@ -179,8 +218,16 @@ impl Rig {
     }
 
     pub fn fresh(size_blocks: u64) -> Rig {
+        Rig::fresh_as(size_blocks, false)
+    }
+
+    pub fn fresh_as(size_blocks: u64, sealed: bool) -> Rig {
         let mut disk = SimDisk::default();
-        format(&mut disk, size_blocks);
+        if sealed {
+            format_sealed(&mut disk, size_blocks);
+        } else {
+            format(&mut disk, size_blocks);
+        }
         let (engine, _) = open(&mut disk, 1).unwrap();
         Rig::new(disk, engine)
     }

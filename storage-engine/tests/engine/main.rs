@@ -7,6 +7,7 @@ mod harness;
 mod landing;
 mod model;
 mod purity;
+mod sealed;
 mod sim_disk;
 mod snapshots;
 mod space;

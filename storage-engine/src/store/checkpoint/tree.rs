@@ -49,7 +49,8 @@ impl Pages {
     /// Counts a block or page as needed once more or once less.
     pub fn count(&mut self, entry: Entry, delta: i64) {
         if !entry.location.is_none() {
-            *self.live.entry(entry.location.segment()).or_default() += delta;
+            let blocks = entry.location.blocks() as i64;
+            *self.live.entry(entry.location.segment()).or_default() += delta * blocks;
         }
     }
 }
@@ -107,9 +108,10 @@ impl Tree {
         self.path.last_mut().expect("descend leaves a path")
     }
 
-    /// Pages that one step on this tree may write: it finishes at most a path and starts another.
+    /// Blocks that one step on this tree may write: it finishes at most a path and starts another. The leaves of a sealed
+    /// volume take two.
     pub fn step_pages(&self) -> usize {
-        2 * usize::from(self.height) + 2
+        2 * usize::from(self.height) + 4
     }
 }
 
@@ -157,15 +159,15 @@ impl Store {
     /// Places a page in the meta stream; returns the entry that points to it.
     pub(super) fn place(&mut self, out: &mut Pages, page: &Page) -> Entry {
         let at = out.meta.as_mut().expect("meta_room was asked first");
-        let location = Location::block(at.segment, at.offset);
+        let location = Location::new(at.segment, at.offset, page.bytes().len() as u64);
         if out.waiting.is_empty() {
             out.waiting_at = Some(*at);
         }
-        at.offset += BLOCK_BYTES;
+        at.offset += location.len();
         out.waiting.push(page.bytes().clone());
-        *out.live.entry(location.segment()).or_default() += 1;
+        *out.live.entry(location.segment()).or_default() += location.blocks() as i64;
         out.dirty.insert(location.segment());
-        self.stats.map_bytes += BLOCK_BYTES;
+        self.stats.map_bytes += location.len();
         if out.waiting.len() == PAGES_PER_WRITE {
             self.flush_pages(out);
         }
@@ -259,7 +261,11 @@ impl Store {
             first
         } else {
             let replica = self.superblock.geometry.identity.replica;
-            let page = Page::encode(PageKind::Map, dirty.name, replica, out.number, &dirty.entries);
+            let page = if self.seals.tagged() {
+                Page::encode_tagged(dirty.name, replica, out.number, &dirty.entries)
+            } else {
+                Page::encode(PageKind::Map, dirty.name, replica, out.number, &dirty.entries)
+            };
             let version = dirty.entries.iter().map(|entry| entry.version).max();
             let entry = Entry {
                 version: version.unwrap_or_default(),

@@ -1,7 +1,8 @@
 //! Making a replica in an empty directory.
 
+use super::super::keys;
 use super::super::page::{Entry, height_for};
-use super::super::record::{HEADER_BYTES, record_bytes};
+use super::super::record::{HEADER_BYTES, HEADER_BYTES_MAX, record_bytes};
 use super::super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use super::super::superblock::{Checkpoint, Geometry, LogPosition, SUPERBLOCK_BYTES, Superblock};
 use super::super::supply::bytes_max;
@@ -9,6 +10,7 @@ use super::super::{BLOCKS_MAX, RESERVE_SEGMENTS};
 use super::found::{read_superblocks, write_superblocks};
 use super::{MEMTABLE_ROWS_MAX, OpenError, disk};
 use crate::io::{Disk, FileId, SegmentId};
+use crate::seal::KeyProof;
 use crate::types::{BLOCK_BYTES, Epoch, Identity, SEGMENT_BYTES_MAX, Version};
 
 /// A volume has at least so many segments: space comes back by whole ones.
@@ -31,7 +33,8 @@ pub struct FormatOptions {
 /// replica in a tight pool has to fit into what placement sets aside for it.
 pub fn segment_bytes_for(size_blocks: u64) -> u64 {
     let size = size_blocks * BLOCK_BYTES;
-    let fits = |bytes: &u64| bytes_max(size_blocks, *bytes, MEMTABLE_ROWS_MAX as u64) <= size + size / 5 + (80 << 20);
+    let fits =
+        |bytes: &u64| bytes_max(size_blocks, *bytes, MEMTABLE_ROWS_MAX as u64, 2) <= size + size / 5 + (80 << 20);
     [64 << 20, 32 << 20, 16 << 20, 8 << 20]
         .into_iter()
         .filter(|bytes| *bytes <= size / SEGMENTS_MIN)
@@ -41,10 +44,24 @@ pub fn segment_bytes_for(size_blocks: u64) -> u64 {
 
 /// Makes a replica in an empty directory. What an interrupted attempt left behind is taken over.
 pub fn format_replica(on: &mut dyn Disk, options: &FormatOptions) -> Result<(), OpenError> {
+    make_replica(on, options, None)
+}
+
+/// Makes a sealed replica. `proof` is for epoch 0, in which nothing is written: it holds the key's check.
+pub fn format_sealed_replica(on: &mut dyn Disk, options: &FormatOptions, proof: &KeyProof) -> Result<(), OpenError> {
+    if (proof.row.volume, proof.row.epoch) != (options.identity.volume, Epoch(0)) {
+        return Err(OpenError::Invalid(
+            "a sealed replica begins with the salt of epoch 0 of its volume".into(),
+        ));
+    }
+    make_replica(on, options, Some(proof))
+}
+
+fn make_replica(on: &mut dyn Disk, options: &FormatOptions, keys: Option<&KeyProof>) -> Result<(), OpenError> {
     let segment_bytes = options
         .segment_bytes
         .unwrap_or_else(|| segment_bytes_for(options.size_blocks));
-    let smallest = record_bytes(BLOCKS_MAX) + SEGMENT_HEADER_BYTES + HEADER_BYTES as u64;
+    let smallest = record_bytes(HEADER_BYTES_MAX, BLOCKS_MAX) + SEGMENT_HEADER_BYTES + HEADER_BYTES as u64;
     if options.size_blocks == 0 || !segment_bytes.is_multiple_of(BLOCK_BYTES) {
         return Err(OpenError::Invalid(
             "a volume has at least one block, and segments are made of whole blocks".into(),
@@ -82,6 +99,7 @@ pub fn format_replica(on: &mut dyn Disk, options: &FormatOptions) -> Result<(), 
             identity: options.identity,
             segment_bytes,
             salt: options.salt,
+            sealed: keys.is_some(),
         },
         epoch: Epoch(0),
         clean: true,
@@ -104,6 +122,9 @@ pub fn format_replica(on: &mut dyn Disk, options: &FormatOptions) -> Result<(), 
         },
         epoch_ends: Vec::new(),
     };
+    if let Some(proof) = keys {
+        keys::write(on, &options.identity.replica, &[proof.row])?;
+    }
     for slot in 0..2 {
         disk(on.create(FileId::Superblock(slot), SUPERBLOCK_BYTES as u64), || {
             format!("making superblock {slot}")

@@ -10,7 +10,7 @@ use super::super::superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockError};
 use super::{OpenError, disk};
 use crate::buffer::BufMut;
 use crate::io::{Disk, FileId, IoFailure, SegmentId};
-use crate::types::{BLOCK_BYTES, Location};
+use crate::types::Location;
 
 /// Writes and syncs both, `first` first: the other one stays valid until the first is.
 pub(super) fn write_superblocks(on: &mut dyn Disk, superblock: &Superblock, first: u8) -> Result<(), OpenError> {
@@ -83,7 +83,7 @@ pub(in super::super) fn segment_files(on: &mut dyn Disk) -> Result<BTreeMap<Segm
         .into_iter()
         .filter_map(|(file, len)| match file {
             FileId::Segment(id) => Some((id, len)),
-            FileId::Superblock(_) => None,
+            FileId::Superblock(_) | FileId::Keys(_) => None,
         })
         .collect())
 }
@@ -130,7 +130,7 @@ pub(in super::super) fn read_page(
     kind: PageKind,
     name: PageName,
 ) -> Result<Page, OpenError> {
-    let mut buf = BufMut::zeroed(BLOCK_BYTES as usize);
+    let mut buf = BufMut::zeroed(pointer.location.len() as usize);
     let (segment, offset) = (pointer.location.segment(), pointer.location.offset());
     let doing = || format!("reading a {kind:?} page at segment {} offset {offset}", segment.0);
     match on.read(FileId::Segment(segment), offset, buf.as_mut()) {

@@ -12,6 +12,7 @@ mod tail;
 
 use std::collections::BTreeMap;
 
+use super::keys::{self, Keys};
 use super::log::Log;
 use super::map::Map;
 use super::read::Reads;
@@ -22,11 +23,12 @@ use super::superblock::{ENDS_MAX, Superblock};
 use super::{Store, StoreStats};
 use crate::buffer::BufMut;
 use crate::io::{Disk, FileId, IoFailure, SegmentId};
+use crate::seal::{KeyError, KeyProof};
 use crate::types::{Epoch, Identity, Seq};
 
 #[cfg(test)]
 pub(super) use format::segment_bytes_for;
-pub use format::{FormatOptions, format_replica};
+pub use format::{FormatOptions, format_replica, format_sealed_replica};
 pub use found::inspect;
 pub(super) use found::{Found, read_catalog, read_page, read_superblocks, read_table, segment_files};
 pub(super) use tail::{Replay, replay};
@@ -55,6 +57,8 @@ pub struct OpenOptions {
     pub idle_checkpoint_ms: u64,
     /// Pause after the pool was found full.
     pub retry_create_ms: u64,
+    /// For a sealed replica: that its keys are at hand, and the salt of the epoch that begins.
+    pub keys: Option<KeyProof>,
 }
 
 impl OpenOptions {
@@ -69,6 +73,7 @@ impl OpenOptions {
             mark_after_ms: 50,
             idle_checkpoint_ms: 10_000,
             retry_create_ms: 1_000,
+            keys: None,
         }
     }
 }
@@ -82,6 +87,8 @@ pub struct OpenReport {
     pub torn_at: Option<(u32, u64)>,
     /// One of the superblocks was not valid and was written anew; what was wrong with it.
     pub superblock_repaired: Option<String>,
+    /// One of the files with the salts was not whole and was written anew; what was wrong with it.
+    pub salts_repaired: Option<String>,
     /// Flushed blocks that do not pass their check. They stay in the map and fail when they are read.
     pub damaged_blocks: Vec<u64>,
 }
@@ -113,6 +120,9 @@ pub enum OpenError {
     /// A higher epoch has been promised.
     #[error("the replica has promised epoch {promised} and refuses epoch {asked}")]
     Fenced { promised: u32, asked: u32 },
+    /// The keys that were given are not those of the volume. Nothing was changed.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// Asked for something that cannot be.
     #[error("{0}")]
     Invalid(String),
@@ -124,7 +134,7 @@ pub enum OpenError {
     Disk { doing: String, cause: IoFailure },
 }
 
-fn disk<T>(result: Result<T, IoFailure>, doing: impl FnOnce() -> String) -> Result<T, OpenError> {
+pub(super) fn disk<T>(result: Result<T, IoFailure>, doing: impl FnOnce() -> String) -> Result<T, OpenError> {
     result.map_err(|cause| match cause {
         IoFailure::NoSpace => OpenError::NoSpace,
         cause => OpenError::Disk { doing: doing(), cause },
@@ -161,6 +171,26 @@ fn was_filled(on: &mut dyn Disk, superblock: &Superblock, segment: SegmentId) ->
     Ok(SegmentHeader::decode(buf.as_ref(), &superblock.geometry.identity).is_some())
 }
 
+/// The salts of a sealed replica with that of the epoch that begins; nothing for one that is not sealed.
+fn admit_keys(on: &mut dyn Disk, superblock: &Superblock, options: &OpenOptions) -> Result<Keys, OpenError> {
+    let proof = match (superblock.geometry.sealed, &options.keys) {
+        (false, None) => return Ok(Keys::default()),
+        (false, Some(_)) => return Err(KeyError::NotSealed.into()),
+        (true, None) => return Err(KeyError::NotGiven.into()),
+        (true, Some(proof)) => proof,
+    };
+    if (proof.row.volume, proof.row.epoch) != (options.identity.volume, options.epoch) {
+        return Err(OpenError::Invalid(
+            "the salt that was given is for another epoch or volume".into(),
+        ));
+    }
+    let keys = keys::read(on, &options.identity.replica)?;
+    Ok(Keys {
+        rows: keys::admit(keys.rows, proof)?,
+        ..keys
+    })
+}
+
 /// Opens a replica for `options.epoch`. The promise of that epoch is durable when this returns.
 pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, OpenReport), OpenError> {
     let Found {
@@ -175,6 +205,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
             asked: options.epoch.0,
         });
     }
+    let keys = admit_keys(on, &superblock, &options)?;
     let files = segment_files(on)?;
     let (used, mut table_pages) = read_table(on, &superblock)?;
     let (catalog, catalog_pages) = read_catalog(on, &superblock)?;
@@ -200,6 +231,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         ..
     } = replay(on, &superblock, &files, &used)?;
     report.superblock_repaired = repaired;
+    report.salts_repaired = keys.damaged;
 
     let mut segments = Segments::default();
     let replayed: BTreeMap<SegmentId, u64> = replayed.into_iter().collect();
@@ -256,16 +288,24 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
     superblock.generation += 1;
     superblock.epoch = options.epoch;
     superblock.clean = false;
+    if !keys.rows.is_empty() {
+        // Before the epoch is promised: what is sealed in it can be opened ever after.
+        keys::write(on, &superblock.geometry.identity.replica, &keys.rows)?;
+    }
     let crowded = superblock.epoch_ends.len() > ENDS_MAX - 4;
     // The one that is not in use goes first: a power cut in the middle must leave a valid one.
     write_superblocks(on, &superblock, 1 - in_use)?;
 
-    let seals = Seals::new(&superblock.geometry.identity, superblock.geometry.salt);
+    let seals = Seals::of(&superblock.geometry);
     let checkpoint = &superblock.checkpoint;
-    let map = Map::new(checkpoint.root, checkpoint.height, options.cache_pages_max.max(64));
+    // The leaves of a sealed volume take two blocks each.
+    let page_blocks = if superblock.geometry.sealed { 2 } else { 1 };
+    let cache_pages_max = (options.cache_pages_max / page_blocks).max(64);
+    let map = Map::new(checkpoint.root, checkpoint.height, cache_pages_max);
     let cleaner = super::cleaner::Cleaner::new(checkpoint.moved);
     let mut store = Store {
         seals,
+        key_rows: keys.rows,
         segments,
         supply: Default::default(),
         map,

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::log::Op;
 use super::super::page::Entry;
-use super::super::record::{Body, HEADER_BYTES, Header, Seals, record_bytes};
+use super::super::record::{Body, HEADER_BYTES, HEADER_BYTES_MAX, Header, Seals, record_bytes};
 use super::super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Used};
 use super::super::superblock::{LogPosition, Superblock};
 use super::super::{WriteEntry, cleaner};
 use super::{OpenError, OpenReport, disk};
 use crate::buffer::BufMut;
 use crate::io::{Disk, FileId, IoFailure, SegmentId};
-use crate::types::{BLOCK_BYTES, Lba, Location, Seq, Version};
+use crate::types::{BLOCK_BYTES, Check, Lba, Location, Seq, Version};
 
 /// What replaying the log found.
 pub(in super::super) struct Replay {
@@ -28,7 +28,7 @@ pub(in super::super) fn replay(
     files: &BTreeMap<SegmentId, u64>,
     used: &BTreeMap<SegmentId, Used>,
 ) -> Result<Replay, OpenError> {
-    let seals = Seals::new(&superblock.geometry.identity, superblock.geometry.salt);
+    let seals = Seals::of(&superblock.geometry);
     let start = superblock.checkpoint.replay;
     // An earlier opening settled where its epochs ended, and synced what lies before: that was served.
     let settled = superblock.epoch_ends.iter().filter(|end| end.end > Seq(0));
@@ -91,7 +91,7 @@ pub(in super::super) fn replay(
                     });
                 }
                 report.replayed_records += 1;
-                tail.end.offset += record_bytes(checks.len());
+                tail.end.offset += record_bytes(seals.header_bytes(&header.body), checks.len());
                 tail.end.last = last;
                 tail.end.chain = check;
             }
@@ -204,7 +204,8 @@ impl Tail<'_> {
         if at.offset + HEADER_BYTES as u64 > self.superblock.geometry.segment_bytes {
             return Ok(None);
         }
-        let mut buf = BufMut::zeroed(HEADER_BYTES);
+        let left = self.superblock.geometry.segment_bytes - at.offset;
+        let mut buf = BufMut::zeroed(left.min(HEADER_BYTES_MAX as u64) as usize);
         let doing = || format!("reading the log at segment {} offset {}", at.segment.0, at.offset);
         match self.on.read(FileId::Segment(at.segment), at.offset, buf.as_mut()) {
             Err(IoFailure::NotFound) => Err(OpenError::Damaged(format!("{}: the segment is missing", doing()))),
@@ -262,13 +263,14 @@ impl Tail<'_> {
         header: &Header,
         first_seq: Seq,
         writes: &[WriteEntry],
-        checks: &[u32],
+        checks: &[Check],
         ops: &mut Vec<Op>,
     ) -> Result<Vec<u64>, OpenError> {
         let at = self.end;
+        let header_bytes = self.seals.header_bytes(&header.body) as u64;
         let mut payload = BufMut::zeroed(checks.len() * BLOCK_BYTES as usize);
         if !checks.is_empty() {
-            let offset = at.offset + HEADER_BYTES as u64;
+            let offset = at.offset + header_bytes;
             if offset + payload.len() as u64 > self.superblock.geometry.segment_bytes {
                 return Err(OpenError::Damaged(format!(
                     "segment {} has a record that reaches over its end",
@@ -291,10 +293,10 @@ impl Tail<'_> {
             for block in 0..u64::from(write.blocks) {
                 let (index, (bytes, check)) = blocks.next().expect("a header has a check for each block");
                 let lba = Lba(write.lba.0 + block);
-                if self.seals.block(lba, version, bytes) != *check {
+                if self.seals.block(lba, version, bytes) != check.crc {
                     bad.push(lba.0);
                 }
-                let offset = at.offset + HEADER_BYTES as u64 + index as u64 * BLOCK_BYTES;
+                let offset = at.offset + header_bytes + index as u64 * BLOCK_BYTES;
                 let location = Location::block(at.segment, offset);
                 ops.push(Op::Block(
                     lba,
@@ -339,18 +341,20 @@ impl Tail<'_> {
         let mut offset = from;
         let segment_bytes = self.superblock.geometry.segment_bytes;
         while offset < segment_bytes {
-            let len = CHUNK.min(segment_bytes - offset);
+            // A header of two blocks may begin in the last block of a chunk.
+            let len = (CHUNK + HEADER_BYTES as u64).min(segment_bytes - offset);
             let mut buf = BufMut::zeroed(len as usize);
             let read = self.on.read(FileId::Segment(segment), offset, buf.as_mut());
             disk(read, || {
                 format!("reading the log at segment {} offset {offset}", segment.0)
             })?;
-            for block in buf.as_ref().chunks(HEADER_BYTES) {
-                if let Some((header, _)) = self.seals.decode(block) {
+            for at in (0..len.min(CHUNK) as usize).step_by(HEADER_BYTES) {
+                let there = buf.len().min(at + HEADER_BYTES_MAX);
+                if let Some((header, _)) = self.seals.decode(&buf.as_ref()[at..there]) {
                     self.weigh(&header)?;
                 }
             }
-            offset += len;
+            offset += CHUNK;
         }
         Ok(())
     }
