@@ -1,6 +1,7 @@
 # The commands a person types. Everything they do is in `cargo` and in the program `galleonfs-lab` (tests/).
 
 CARGO ?= cargo
+TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LAB_DEV := $(CARGO) run --quiet --locked -p galleonfs-tests --bin galleonfs-lab --
 LAB := $(CARGO) run --quiet --release --locked -p galleonfs-tests --no-default-features --bin galleonfs-lab --
 
@@ -10,9 +11,9 @@ help:
 	@echo 'make demo          a Kubernetes of three nodes on this machine with GalleonFS in it (root)'
 	@echo '                   KUBECONFIG=file IMAGE=repository:tag   into that cluster instead'
 	@echo 'make demo-down     ends it'
-	@echo 'make test          every test but those in a real Kubernetes (root)'
+	@echo 'make test          every test, also those in a real Kubernetes (root)'
 	@echo 'make crash         more crash states of the store: SEEDS=n FIRST=m'
-	@echo 'make test-cluster  the tests in a real Kubernetes (root)'
+	@echo 'make test-cluster  the tests in a real Kubernetes alone, of a release build (root)'
 	@echo 'make bench         speed through the real device, beside the raw file (root)'
 	@echo 'make check         formatting, lints, licences'
 	@echo 'make lab-binaries  builds and caches what the cluster is made of'
@@ -27,14 +28,18 @@ lab-binaries:
 	$(LAB) build
 
 # On a machine that may be new: packages and the programs that some tests run come first, and are cached. One test
-# that fails keeps no other from running.
+# that fails keeps no other from running. The tests in a Kubernetes are among them, and try the program that cargo has
+# just built for the others; `make test GALLEONFS_CLUSTER_TESTS=` leaves them out.
+test: export GALLEONFS_CLUSTER_TESTS ?= 1
+test: export GALLEONFS_PROGRAM ?= $(TARGET)/debug/galleonfs
 test:
 	GALLEONFS_LAB_BIN=$$($(LAB_DEV) build) && export GALLEONFS_LAB_BIN && \
 		$(CARGO) test --workspace --locked --no-fail-fast
 
+# Those in a Kubernetes alone, with the program as it is released.
 test-cluster:
 	$(CARGO) build --release --locked -p galleonfs
-	GALLEONFS_PROGRAM=$(CURDIR)/target/release/galleonfs GALLEONFS_CLUSTER_TESTS=1 \
+	GALLEONFS_PROGRAM=$(TARGET)/release/galleonfs GALLEONFS_CLUSTER_TESTS=1 \
 		$(CARGO) test --locked -p galleonfs-tests --test cluster
 
 # More crash states than `make test`: SEEDS of them from FIRST on, each about a thousand states.
