@@ -3,7 +3,8 @@
 //! A writer must never wait for a file to be made, and writes into a file that was filled before. Making one costs the
 //! file system a commit of its journal or two, and then each write into a fresh file costs it metadata: 8 KiB at a time,
 //! a direct write into blocks that were only set aside took 65 us and one over written blocks 40 us, and a sync behind
-//! each of them 1130 to 1390 us against 890 us (ext4 on a busy disk). So
+//! each of them 1130 to 1390 us against 890 us (ext4 on a busy disk). This engine on such a file: synced writes of one
+//! block took 145 to 220 us while its segments were fresh, and 95 to 130 us once it had filled them, 20 ms each. So
 //!
 //! - what was written once is kept and used again first, in a roomy pool as much as the log takes between checkpoints;
 //! - some segments are made ahead, more after the log had to wait for one;
