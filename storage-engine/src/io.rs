@@ -119,6 +119,12 @@ pub trait Disk {
     fn sync(&mut self, file: FileId) -> Result<(), IoFailure>;
     /// See [`Io::Create`].
     fn create(&mut self, file: FileId, len: u64) -> Result<(), IoFailure>;
+    /// How many names the file has, here and in other replicas' directories. A disk on which files are linked says so:
+    /// a file with a second name is never written into.
+    fn names(&mut self, file: FileId) -> Result<u64, IoFailure> {
+        let _ = file;
+        Ok(1)
+    }
     /// See [`Io::Remove`].
     fn remove(&mut self, file: FileId) -> Result<(), IoFailure>;
     /// Every file of the replica directory with its length in bytes, in any order. Names that are not a [`FileId`]

@@ -41,6 +41,11 @@ pub enum Control {
     Revert { id: SnapshotId, discard_newer: bool },
     /// Read `len` bytes at `offset` as they were at a snapshot.
     Read { id: SnapshotId, offset: u64, len: u64 },
+    /// Keep every stored block where it is, so that this snapshot can be cloned (`store::plan_clone`). Answered when it can
+    /// be.
+    Hold { id: SnapshotId },
+    /// End a hold: the clone is complete, or given up.
+    LetGo,
     /// List blocks, from `offset` on and at most so many ranges. The answer is `Done`, and the list is taken with
     /// `Volume::take_ranges`.
     List { scan: Scan, offset: u64, ranges_max: usize },

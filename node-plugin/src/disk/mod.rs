@@ -25,7 +25,7 @@ use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -242,6 +242,13 @@ impl Disk for FileDisk {
     fn remove(&mut self, file: FileId) -> Result<(), IoFailure> {
         self.files.remove(&file);
         self.dir.remove_file(file)
+    }
+
+    fn names(&mut self, file: FileId) -> Result<u64, IoFailure> {
+        let found = fs::metadata(self.dir.path().join(file.path()));
+        found
+            .map(|found| found.nlink())
+            .map_err(|error| failure("look at", file, error))
     }
 
     fn list(&mut self) -> Result<Vec<(FileId, u64)>, IoFailure> {

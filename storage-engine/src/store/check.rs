@@ -8,7 +8,7 @@ use super::page::{Entry, PageKind, PageName, TreeId, span};
 use super::record::{ControlOp, Seals};
 use super::recovery::{Found, OpenError, read_catalog, read_page, read_superblocks, read_table, replay, segment_files};
 use super::segment::Used;
-use super::snapshot::{Catalog, Snapshot};
+use super::snapshot::{Catalog, Origins, Snapshot};
 use super::superblock::Superblock;
 use crate::buffer::BufMut;
 use crate::io::{Disk, FileId, SegmentId};
@@ -94,7 +94,10 @@ pub fn check(on: &mut dyn Disk) -> Result<CheckReport, OpenError> {
         }
         Err(error) => report.problems.push(error.to_string()),
     }
-    verify_blocks(on, &superblock, &volume.needed(), &mut report);
+    match Origins::new(&volume.catalog, &used) {
+        Ok(origins) => verify_blocks(on, &superblock, &origins, &volume.needed(), &mut report),
+        Err(error) => report.problems.push(error.to_string()),
+    }
     Ok(report)
 }
 
@@ -304,7 +307,13 @@ fn covers(rows: &Rows, lba: Lba) -> bool {
     before.is_some_and(|(first, (blocks, _))| lba.0 - first.0 < *blocks)
 }
 
-fn verify_blocks(on: &mut dyn Disk, superblock: &Superblock, blocks: &[(Lba, Entry)], report: &mut CheckReport) {
+fn verify_blocks(
+    on: &mut dyn Disk,
+    superblock: &Superblock,
+    origins: &Origins,
+    blocks: &[(Lba, Entry)],
+    report: &mut CheckReport,
+) {
     let seals = Seals::of(&superblock.geometry);
     let mut buf = BufMut::zeroed(BLOCK_BYTES as usize);
     for (lba, entry) in blocks {
@@ -319,7 +328,13 @@ fn verify_blocks(on: &mut dyn Disk, superblock: &Superblock, blocks: &[(Lba, Ent
         }
         match on.read(FileId::Segment(segment), offset, buf.as_mut()) {
             Err(error) => report.problems.push(format!("{place}: {error}")),
-            Ok(()) if seals.block(*lba, entry.version, buf.as_ref()) != entry.check.crc => {
+            Ok(())
+                if origins
+                    .seals(SegmentId(segment.0))
+                    .unwrap_or(seals)
+                    .block(*lba, entry.version, buf.as_ref())
+                    != entry.check.crc =>
+            {
                 report.problems.push(format!("{place} does not pass its check"));
             }
             Ok(()) => {}

@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use super::checkpoint::Relocated;
 use super::page::{Page, PageKind, PageName, TreeId};
 use super::read::Waiter;
-use super::record::{Body, HEADER_BYTES, HEADER_BYTES_MAX, Header, MOVED_MAX, MovedBlock, record_bytes};
+use super::record::{Body, HEADER_BYTES, HEADER_BYTES_MAX, Header, MOVED_MAX, MovedBlock, Seals, record_bytes};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Used, blocks_per_segment};
 use super::snapshot::Holder;
 use super::superblock::StreamPosition;
@@ -149,7 +149,7 @@ impl Store {
             return false;
         }
         let slack = (self.reserve_target() + LIMIT_SEGMENTS) as u64 * self.superblock.geometry.segment_bytes;
-        self.allocated_bytes() > self.placed_blocks() * BLOCK_BYTES / 8 * 9 + slack && self.reclaimable()
+        self.own_bytes() > self.placed_blocks() * BLOCK_BYTES / 8 * 9 + slack && self.reclaimable()
     }
 
     /// Blocks that may be there with good reason: those of the volume, and what snapshots keep.
@@ -157,8 +157,9 @@ impl Store {
         self.size_blocks() + self.recent.catalog.blocks()
     }
 
-    fn allocated_bytes(&self) -> u64 {
-        self.segments.file_count() as u64 * self.superblock.geometry.segment_bytes
+    /// Bytes of files that no other replica has.
+    pub(super) fn own_bytes(&self) -> u64 {
+        (self.segments.file_count() - self.segments.linked_count()) as u64 * self.superblock.geometry.segment_bytes
     }
 
     /// Takes the cleaner a step further; starts on a segment if space is worth winning.
@@ -183,7 +184,7 @@ impl Store {
 
     fn start_cleaning(&mut self) {
         let slack = (self.reserve_target() + 4) as u64 * self.superblock.geometry.segment_bytes;
-        let large = self.pool_tight && self.allocated_bytes() > self.placed_blocks() * BLOCK_BYTES / 16 * 17 + slack;
+        let large = self.pool_tight && self.own_bytes() > self.placed_blocks() * BLOCK_BYTES / 16 * 17 + slack;
         let urgent = self.segments.exhausted || large;
         // Half dead is the normal bar; when space is short, a tenth is enough.
         let Some(victim) = self.victim(if urgent { 10 } else { 50 }) else {
@@ -224,7 +225,7 @@ impl Store {
         let replay = self.superblock.checkpoint.replay.log_index;
         let closed = |used: &Used| match used.kind {
             SegmentKind::Data => !used.open && used.log_index < replay,
-            SegmentKind::Moved | SegmentKind::Meta => !used.open,
+            SegmentKind::Moved | SegmentKind::Meta | SegmentKind::Linked => !used.open,
         };
         // What was moved there since the last checkpoint is not counted yet.
         let counted = |id: &SegmentId| !self.cleaner.dirty.contains(id);
@@ -272,9 +273,9 @@ impl Store {
     }
 
     pub(super) fn cleaner_read(&mut self, result: Result<Buf, IoFailure>) {
-        let seals = self.seals;
         let segment_bytes = self.superblock.geometry.segment_bytes;
         let work = self.cleaner.work.as_mut().expect("a read belongs to a victim");
+        let seals = self.origins.seals(work.victim).unwrap_or(self.seals);
         work.state = State::Sifting;
         let Ok(buf) = result else {
             // Reads of its blocks will say so, too. Leave it alone.
@@ -356,8 +357,12 @@ impl Store {
                 Candidate::Page(name, _) => {
                     self.cleaner.touched.insert((holder, name.first(), name.level));
                 }
-                Candidate::Block(block, from, bytes) => {
-                    if self.seals.block(block.lba, block.version, bytes.as_ref()) == block.check.crc {
+                Candidate::Block(mut block, from, bytes) => {
+                    let check = |seals: Seals| seals.block(block.lba, block.version, bytes.as_ref());
+                    if check(self.seals_of(work.victim)) == block.check.crc {
+                        if work.kind == SegmentKind::Linked {
+                            block.check.crc = check(self.seals); // from now on it is our own
+                        }
                         work.batch.push(Moving {
                             block,
                             holder,
@@ -472,7 +477,11 @@ impl Store {
         for moving in batch {
             let to = Location::block(end.segment, at);
             at += BLOCK_BYTES;
-            let relocated = Relocated { from: moving.from, to };
+            let relocated = Relocated {
+                from: moving.from,
+                to,
+                check: moving.block.check,
+            };
             self.cleaner
                 .relocated
                 .insert((moving.holder, moving.block.lba), relocated);

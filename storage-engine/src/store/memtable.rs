@@ -16,6 +16,8 @@ pub struct Memtable {
     blocks: BTreeMap<Lba, Entry>,
     /// Start → (end, version).
     zeros: BTreeMap<Lba, (Lba, Version)>,
+    /// Blocks in them.
+    zeroed: u64,
 }
 
 impl Memtable {
@@ -27,7 +29,7 @@ impl Memtable {
 
     /// Blocks in zeroed ranges, whatever was written into them later.
     pub fn zeroed_blocks(&self) -> u64 {
-        self.zeros.iter().map(|(start, (end, _))| end.0 - start.0).sum()
+        self.zeroed
     }
 
     pub fn is_empty(&self) -> bool {
@@ -71,7 +73,12 @@ impl Memtable {
             debug_assert!(entry.version < version, "writes are taken in order");
         }
         self.cut_zeros(start, end);
+        self.add_zeros(start, end, version);
+    }
+
+    fn add_zeros(&mut self, start: Lba, end: Lba, version: Version) {
         self.zeros.insert(start, (end, version));
+        self.zeroed += end.0 - start.0;
     }
 
     fn cut_zeros(&mut self, start: Lba, end: Lba) {
@@ -84,11 +91,12 @@ impl Memtable {
             .collect();
         for (range_start, (range_end, version)) in touched {
             self.zeros.remove(&range_start);
+            self.zeroed -= range_end.0 - range_start.0;
             if range_start < start {
-                self.zeros.insert(range_start, (start, version));
+                self.add_zeros(range_start, start, version);
             }
             if range_end > end {
-                self.zeros.insert(end, (range_end, version));
+                self.add_zeros(end, range_end, version);
             }
         }
     }
@@ -183,5 +191,6 @@ mod tests {
         table.zero(Lba(10), Lba(20), version(2));
         let ranges: Vec<_> = table.zeros.iter().map(|(s, (e, v))| (s.0, e.0, v.seq.0)).collect();
         assert_eq!(ranges, [(0, 10, 1), (10, 20, 2), (20, 100, 1)]);
+        assert_eq!(table.zeroed_blocks(), 100);
     }
 }

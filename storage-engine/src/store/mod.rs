@@ -41,7 +41,7 @@ pub use record::{BLOCKS_MAX, Body, ControlOp, Header, Seals, WRITES_MAX, WriteEn
 pub use recovery::{
     FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, format_sealed_replica, inspect, open_replica,
 };
-pub use snapshot::{Extents, SNAPSHOTS_MAX, SnapshotInfo};
+pub use snapshot::{ClonePlan, Extents, SNAPSHOTS_MAX, SnapshotInfo, plan_clone, write_clone};
 pub use superblock::Superblock;
 
 /// The structures on the disk and what they are made of, for tests and tools; `docs/disk-format.md` draws them.
@@ -50,7 +50,7 @@ pub mod layout {
     pub use super::page::{Entry, FANOUT, Page, PageKind, PageName, TreeId};
     pub use super::record::MovedBlock;
     pub use super::segment::{SegmentHeader, SegmentKind, Used, row};
-    pub use super::snapshot::Snapshot;
+    pub use super::snapshot::{Origin, Snapshot};
     pub use super::superblock::{Checkpoint, EpochEnd, Geometry, LogPosition, StreamPosition};
 }
 
@@ -65,7 +65,7 @@ use log::Log;
 use map::Map;
 use read::{ReadKey, Reads};
 use segment::Segments;
-use snapshot::{Recent, Scans};
+use snapshot::{Origins, Recent, Scans};
 use supply::{RESERVE_SEGMENTS, Supply};
 
 /// A record ready to be appended. The coordinator of the volume makes it; every replica appends the same bytes.
@@ -99,6 +99,8 @@ pub enum Event {
     Durable(Version),
     /// A read that was asked for with this token.
     Read(u64, Result<Vec<Piece>, RequestError>),
+    /// Blocks stay where they are until they are let go of, for who asked with this token; or they cannot.
+    Held(u64, Result<(), RequestError>),
     /// What a scan found that was asked for with this token.
     Scanned(u64, Result<Extents, RequestError>),
     /// The same of a sealed replica: what is stored is still to be opened.
@@ -156,6 +158,10 @@ pub struct Store {
     superblock_table_pages: Vec<Location>,
     seals: Seals,
     key_rows: Vec<KeyRow>,
+    /// Of blocks that a clone shares.
+    origins: Origins,
+    /// Who waits for a checkpoint to hold a snapshot.
+    holds: Vec<(u64, Version)>,
     options: OpenOptions,
     segments: Segments,
     supply: Supply,
@@ -230,6 +236,11 @@ impl Store {
     /// Whose replica this is.
     pub fn identity(&self) -> Identity {
         self.superblock.geometry.identity
+    }
+
+    /// Verifies the blocks in a segment.
+    fn seals_of(&self, segment: SegmentId) -> Seals {
+        self.origins.seals(segment).unwrap_or(self.seals)
     }
 
     /// Blocks of the volume.
@@ -402,6 +413,10 @@ impl Store {
     /// After a failed write or sync nobody knows what is on the disk: write no more, say why.
     fn stop(&mut self, why: String) {
         if self.stopped.is_none() {
+            for (token, _) in self.holds.drain(..) {
+                self.events
+                    .push_back(Event::Held(token, Err(RequestError::Failed(why.clone()))));
+            }
             self.events.push_back(Event::Stopped(why.clone()));
             self.stopped = Some(why);
         }

@@ -267,6 +267,7 @@ impl Store {
             unreachable!("only stored blocks are read")
         };
         let segment = entries[0].location.segment();
+        let seals = self.origins.seals(segment).unwrap_or(self.seals);
         match result {
             Ok(buf) => {
                 for (n, (entry, block)) in entries
@@ -275,7 +276,7 @@ impl Store {
                     .enumerate()
                 {
                     let at = Lba(lba.0 + n as u64);
-                    if self.seals.block(at, entry.version, block) != entry.check.crc {
+                    if seals.block(at, entry.version, block) != entry.check.crc {
                         self.stats.damaged_blocks += 1;
                         let text = format!("block {} version {} at {:?}", at.0, entry.version, entry.location);
                         read.failed.get_or_insert(RequestError::Corrupt(text));

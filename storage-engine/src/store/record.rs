@@ -156,10 +156,15 @@ pub struct Seals {
 impl Seals {
     /// `salt` is drawn once when the replica is made.
     pub fn new(identity: &Identity, salt: u64) -> Seals {
+        Seals::of_origin(identity.volume, salt)
+    }
+
+    /// Those of a volume.
+    pub fn of_origin(volume: [u8; 16], salt: u64) -> Seals {
         Seals {
-            header: crc(0, &[&identity.volume, &salt.to_le_bytes()]),
-            block: crc(0, &[&identity.volume]),
-            volume: identity.volume,
+            header: crc(0, &[&volume, &salt.to_le_bytes()]),
+            block: crc(0, &[&volume]),
+            volume,
             tagged: false,
         }
     }

@@ -26,7 +26,12 @@ pub enum SegmentKind {
     Moved,
     /// Pages of the map and of the segment table.
     Meta,
+    /// A file that belongs to another replica too: blocks that a clone shares with its source.
+    Linked,
 }
+
+/// Numbers of linked segments begin here, so that one that nobody needs is known by its number.
+pub const LINKED: u32 = 1 << 31;
 
 impl SegmentKind {
     fn code(self) -> u8 {
@@ -34,13 +39,18 @@ impl SegmentKind {
             SegmentKind::Data => 1,
             SegmentKind::Moved => 2,
             SegmentKind::Meta => 3,
+            SegmentKind::Linked => 4,
         }
     }
 
     fn from_code(code: u8) -> Option<SegmentKind> {
-        [SegmentKind::Data, SegmentKind::Moved, SegmentKind::Meta]
-            .into_iter()
-            .find(|kind| kind.code() == code)
+        let all = [
+            SegmentKind::Data,
+            SegmentKind::Moved,
+            SegmentKind::Meta,
+            SegmentKind::Linked,
+        ];
+        all.into_iter().find(|kind| kind.code() == code)
     }
 }
 
@@ -94,7 +104,7 @@ pub struct Used {
     pub kind: SegmentKind,
     /// Blocks that the committed map points to.
     pub live: u32,
-    /// For [`SegmentKind::Data`].
+    /// For [`SegmentKind::Data`]; for [`SegmentKind::Linked`] the number of the volume it comes from.
     pub log_index: u64,
     /// True while its stream still appends to it.
     pub open: bool,
@@ -146,8 +156,16 @@ pub struct Segments {
     /// Freed, but still being read; and those whose file is being removed.
     leaving: BTreeSet<SegmentId>,
     removing: BTreeSet<SegmentId>,
-    /// By number of the segment: numbers stay small.
-    pins: Vec<u32>,
+    /// By number of the segment, linked ones apart: both kinds of numbers stay small.
+    pins: [Vec<u32>; 2],
+    /// Their files have, or may have, a second name in another replica: nobody writes into them any more.
+    shared: BTreeSet<SegmentId>,
+    /// Shared ones that nobody here needs: their names go.
+    doomed: Vec<SegmentId>,
+    /// While a clone is made nothing is used again.
+    holds: usize,
+    /// Live counts of [`SegmentKind::Meta`] together.
+    live_pages: u64,
     /// The last attempt to make a segment found the pool full.
     pub exhausted: bool,
 }
@@ -163,7 +181,12 @@ enum Made {
 impl Segments {
     /// Takes what recovery found.
     pub fn load(&mut self, id: SegmentId, used: Used) {
-        self.used.insert(id, used);
+        let before = self.used.insert(id, used);
+        for (used, sign) in before.iter().map(|used| (used, -1)).chain([(&used, 1)]) {
+            if used.kind == SegmentKind::Meta {
+                self.live_pages = self.live_pages.strict_add_signed(sign * i64::from(used.live));
+            }
+        }
     }
 
     /// Adds a segment file that nothing uses; `written` if a stream filled it once.
@@ -201,14 +224,19 @@ impl Segments {
     pub fn file_count(&self) -> usize {
         let asked = self.creating.values().filter(|made| **made != Made::New).count();
         let idle = self.free_count() + usize::from(self.filling.is_some()) + asked;
-        self.used.len() + idle + self.leaving.len() + self.removing.len()
+        self.used.len() + idle + self.leaving.len() + self.doomed.len() + self.removing.len()
+    }
+
+    /// Used ones that belong to another replica too.
+    pub fn linked_count(&self) -> usize {
+        self.used.range(SegmentId(LINKED)..).count()
     }
 
     /// Gives a free segment to a stream: the log gets one that is cheap to sync, if there is one.
     pub fn take(&mut self, kind: SegmentKind, log_index: u64) -> Option<SegmentId> {
         let filled = match kind {
             SegmentKind::Data => self.written.pop_front(),
-            SegmentKind::Moved | SegmentKind::Meta => None,
+            SegmentKind::Moved | SegmentKind::Meta | SegmentKind::Linked => None,
         };
         let id = match (filled, self.fresh.front().copied()) {
             (Some(id), _) => id,
@@ -261,19 +289,21 @@ impl Segments {
                 || self.creating.contains_key(id)
                 || self.filling == Some(*id)
                 || self.leaving.contains(id)
+                || self.doomed.contains(id)
                 || self.removing.contains(id)
         };
         let highest = [
-            self.used.keys().next_back(),
+            self.used.range(..SegmentId(LINKED)).next_back().map(|(id, _)| id),
             self.creating.keys().next_back(),
-            self.leaving.last(),
-            self.removing.last(),
+            self.leaving.range(..SegmentId(LINKED)).next_back(),
+            self.removing.range(..SegmentId(LINKED)).next_back(),
         ]
         .into_iter()
         .flatten()
         .chain(&self.written)
         .chain(&self.fresh)
         .chain(&self.filling)
+        .chain(self.doomed.iter().filter(|id| id.0 < LINKED))
         .max()
         .map_or(0, |id| id.0 + 1);
         // A low number that was given back is used first, so that numbers stay small.
@@ -324,16 +354,66 @@ impl Segments {
     pub fn add_live(&mut self, id: SegmentId, delta: i64) {
         let used = self.used.get_mut(&id).expect("the map points only into used segments");
         used.live = u32::try_from(i64::from(used.live) + delta).expect("a segment's live count stays in range");
+        if used.kind == SegmentKind::Meta {
+            self.live_pages = self.live_pages.strict_add_signed(delta);
+        }
     }
 
     /// Nothing needs what is in it any more.
     pub fn release(&mut self, id: SegmentId) {
         self.used.remove(&id).expect("only a used segment is released");
-        if self.is_pinned(id) {
+        if self.is_pinned(id) || self.holds > 0 {
             self.leaving.insert(id);
+        } else {
+            self.give_back(id);
+        }
+    }
+
+    fn give_back(&mut self, id: SegmentId) {
+        if self.shared.remove(&id) {
+            self.patchy.remove(&id);
+            self.doomed.push(id);
+            self.exhausted = false;
         } else {
             self.give_free(id);
         }
+    }
+
+    /// The file of a used segment has a second name.
+    pub fn share(&mut self, id: SegmentId) {
+        self.shared.insert(id);
+    }
+
+    /// Takes a segment out whose file belongs to others too, to remove its name here.
+    pub fn begin_unlink(&mut self) -> Option<SegmentId> {
+        let id = self.doomed.pop()?;
+        self.removing.insert(id);
+        Some(id)
+    }
+
+    /// From now on nothing is used again that was used.
+    pub fn hold(&mut self) {
+        self.holds += 1;
+    }
+
+    /// Ends a hold; false if there is none. What was used meanwhile may have got a second name.
+    pub fn let_go(&mut self) -> bool {
+        if self.holds == 0 {
+            return false;
+        }
+        self.holds -= 1;
+        let stored = self.used.iter().filter(|(_, used)| used.kind != SegmentKind::Meta);
+        self.shared
+            .extend(stored.map(|(id, _)| *id).chain(self.leaving.iter().copied()));
+        if self.holds == 0 {
+            let leaving = self.leaving.iter().copied();
+            let free: Vec<SegmentId> = leaving.filter(|id| !self.is_pinned(*id)).collect();
+            for id in free {
+                self.leaving.remove(&id);
+                self.give_back(id);
+            }
+        }
+        true
     }
 
     /// Takes a free segment out, to remove its file; a fresh one is the least loss.
@@ -350,32 +430,34 @@ impl Segments {
 
     /// A read of this segment is out: it must not be written anew.
     pub fn pin(&mut self, id: SegmentId) {
-        let index = id.0 as usize;
-        if index >= self.pins.len() {
-            self.pins.resize(index + 1, 0);
+        *self.pins_of(id) += 1;
+    }
+
+    fn pins_of(&mut self, id: SegmentId) -> &mut u32 {
+        let pins = &mut self.pins[usize::from(id.0 >= LINKED)];
+        let index = (id.0 % LINKED) as usize;
+        if index >= pins.len() {
+            pins.resize(index + 1, 0);
         }
-        self.pins[index] += 1;
+        &mut pins[index]
     }
 
     pub fn unpin(&mut self, id: SegmentId) {
-        let pins = &mut self.pins[id.0 as usize];
+        let pins = self.pins_of(id);
         *pins = pins.checked_sub(1).expect("an unpin follows a pin");
-        if *pins == 0 && self.leaving.remove(&id) {
-            self.give_free(id);
+        if *pins == 0 && self.holds == 0 && self.leaving.remove(&id) {
+            self.give_back(id);
         }
     }
 
     fn is_pinned(&self, id: SegmentId) -> bool {
-        self.pins.get(id.0 as usize).is_some_and(|pins| *pins > 0)
+        let pins = &self.pins[usize::from(id.0 >= LINKED)];
+        pins.get((id.0 % LINKED) as usize).is_some_and(|pins| *pins > 0)
     }
 
     /// Pages of the map, of the tables of snapshots and of lists that the last checkpoint needs.
     pub fn live_pages(&self) -> u64 {
-        self.used
-            .values()
-            .filter(|used| used.kind == SegmentKind::Meta)
-            .map(|used| u64::from(used.live))
-            .sum()
+        self.live_pages
     }
 
     /// Blocks that the committed map needs, in data and moved segments.

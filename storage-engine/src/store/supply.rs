@@ -17,7 +17,6 @@ use super::checkpoint::{DELETED_PAGES_FULL, Frozen};
 use super::log::Log;
 use super::page::FANOUT;
 use super::segment::blocks_per_segment;
-use super::snapshot::ROWS_PER_PAGE;
 use super::{Purpose, Store};
 use crate::buffer::{Buf, BufMut};
 use crate::io::{FileId, Io, SegmentId};
@@ -123,7 +122,7 @@ impl Store {
             // most as many pages as there are.
             let zeroed = self.recent.zeroed_blocks() + self.frozen.as_ref().map_or(0, Frozen::zeroed_blocks);
             let moved = (zeroed / FANOUT as u64 * leaf_blocks).min(self.segments.live_pages());
-            let snapshots = self.recent.catalog.len().div_ceil(ROWS_PER_PAGE) as u64;
+            let snapshots = self.recent.catalog.page_count() as u64;
             pages += pages + moved + snapshots + DELETED_PAGES_FULL as u64;
         }
         RESERVE_SEGMENTS + pages.div_ceil(blocks_per_segment(segment_bytes)) as usize
@@ -141,6 +140,10 @@ impl Store {
         {
             let id = self.segments.begin_create();
             self.create_segment(id);
+        }
+        while let Some(id) = self.segments.begin_unlink() {
+            let file = FileId::Segment(id);
+            self.issue(Io::Remove { file }, Purpose::RemoveSegment(id));
         }
         while self.segments.free_count() > target + self.surplus() {
             let id = self.segments.begin_remove().expect("there are free ones");
@@ -175,7 +178,7 @@ impl Store {
         if !self.pool_tight
             && !self.closing
             && self.segments.creating_count() == 0
-            && self.segments.file_count() as u64 * segment_bytes > promised
+            && self.own_bytes() > promised
             && self.segments.free_count() > self.supply.reserve + 1
             && let Some(id) = self.segments.begin_ask()
         {

@@ -102,6 +102,15 @@ impl Volume {
                 let (lba, blocks) = (Lba(offset / BLOCK_BYTES), len / BLOCK_BYTES);
                 return self.store.read_snapshot(id.0, snapshot, lba, blocks);
             }
+            Control::Hold { id: snapshot } => {
+                self.check_writable()?;
+                return self.store.hold(id.0, snapshot);
+            }
+            Control::LetGo => {
+                self.store.let_go()?;
+                self.answer(id, Ok(Reply::Done));
+                return Ok(());
+            }
             Control::List {
                 scan,
                 offset,
@@ -127,7 +136,9 @@ impl Volume {
     pub(super) fn run_orders(&mut self) {
         while !self.store.is_reverting() {
             // An order is alone in the log: nothing before it is on its way, nothing behind it was begun.
-            let quiet = self.waiting.is_empty() && self.records_inflight.is_empty();
+            // Writes that wait for a full pool are not answered, so an order may pass them; it may be what makes room.
+            let none_waits = self.waiting.is_empty() || self.waits_for_space();
+            let quiet = none_waits && self.records_inflight.is_empty();
             match self.orders.held.front() {
                 Some(Held::Order(..)) if quiet => {}
                 Some(Held::Request(..)) if self.records_inflight.is_empty() || !self.waiting.is_empty() => {}

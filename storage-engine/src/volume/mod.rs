@@ -353,6 +353,7 @@ impl Volume {
                 }
             }
             Event::Reverted => self.reverted(),
+            Event::Held(token, result) => self.answer(RequestId(token), result.map(|()| Reply::Done)),
             Event::Scanned(token, result) => {
                 let id = RequestId(token);
                 let answer = result.map(|found| self.orders.listed(id, found));

@@ -8,12 +8,14 @@
 
 use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::request::{Control, Request, RequestId};
-use galleonfs_storage_engine::types::BLOCK_BYTES;
+use galleonfs_storage_engine::types::{BLOCK_BYTES, Identity};
 
+use crate::clones::clone_disk;
 use crate::harness::{
-    Change, Model, Rig, assert_check_passes, format, format_sealed, open, snapshot_id, write_request,
+    Change, IDENTITY, Model, Rig, assert_check_passes, format, format_sealed, open_as, snapshot_id, write_request,
 };
 use crate::sim_disk::{Cut, Random, SimDisk};
+use crate::snapshot_model::Run;
 
 const SIZE_BLOCKS: u64 = 600;
 /// Crash states in one run of the tests.
@@ -21,6 +23,9 @@ const STATES_MIN: usize = 20_000;
 
 /// A guest that writes, zeroes and flushes by chance, and knows what it may count on.
 struct Guest {
+    /// Whose volume it is, and what was in it before.
+    identity: Identity,
+    base: Model,
     /// Whether it uses snapshots.
     snapshots: bool,
     random: Random,
@@ -37,9 +42,11 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(seed: u64, snapshots: bool) -> Guest {
+    fn new(seed: u64, snapshots: bool, identity: Identity, base: Model) -> Guest {
         let (changes, open, flushes) = (Vec::new(), Vec::new(), Vec::new());
         Guest {
+            identity,
+            base,
             snapshots,
             random: Random(seed),
             changes,
@@ -87,7 +94,7 @@ impl Guest {
 
     /// Something about snapshots. Few are kept, so that each has much to keep.
     fn order(&mut self, rig: &mut Rig) {
-        let model = Model::after(&self.changes, SIZE_BLOCKS);
+        let model = self.base.clone().after(&self.changes);
         let picked = model.pick(&mut self.random);
         let (control, change) = match (self.random.below(8), picked) {
             (0, Some(id)) => {
@@ -135,13 +142,13 @@ impl Guest {
 /// Opens `disk` and compares; returns the number of changes that survived.
 fn verify(disk: &SimDisk, epoch: u32, guest: &Guest, at_least: usize, what: &str) -> usize {
     let mut disk = disk.clone();
-    let (engine, report) = open(&mut disk, epoch).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let (engine, report) = open_as(&mut disk, guest.identity, epoch).unwrap_or_else(|error| panic!("{what}: {error}"));
     assert_eq!(report.damaged_blocks, Vec::<u64>::new(), "{what}");
     let mut rig = Rig::new(disk, engine);
     let state = rig.view();
     let most = guest.changes.len();
     // Which prefix it is follows from the newest stamp in it; zeroes leave no stamp, so several may fit.
-    let mut model = Model::after(&guest.changes[..at_least], SIZE_BLOCKS);
+    let mut model = guest.base.clone().after(&guest.changes[..at_least]);
     let kept = (at_least..=most).find(|count| {
         if *count > at_least {
             model.apply(&guest.changes[count - 1]);
@@ -155,24 +162,44 @@ fn verify(disk: &SimDisk, epoch: u32, guest: &Guest, at_least: usize, what: &str
     let again = rig.disk.cut(Cut::Random(epoch.into()));
     drop(rig);
     let mut again = again;
-    let (engine, _) = open(&mut again, epoch + 1).unwrap_or_else(|error| panic!("{what}, opened again: {error}"));
+    let (engine, _) =
+        open_as(&mut again, guest.identity, epoch + 1).unwrap_or_else(|error| panic!("{what}, opened again: {error}"));
     let mut rig = Rig::new(again, engine);
     assert_eq!(rig.view(), state, "{what}: opening again changed what is read");
     kept
 }
 
-fn run(seed: u64, boundaries: usize) -> usize {
-    // Every third guest knows no snapshots: what has none must not need them.
-    let mut guest = Guest::new(seed, seed % 3 > 0);
-    let mut disk = SimDisk::default();
-    // Every second disk is sealed.
-    if seed % 4 < 2 {
-        format(&mut disk, SIZE_BLOCKS);
-    } else {
-        format_sealed(&mut disk, SIZE_BLOCKS);
+/// A clone of a volume that has something everywhere, before its first start: who it is, what it holds, and its first epoch.
+fn clone(seed: u64) -> (Identity, Model, SimDisk, u32) {
+    let mut source = Run::with(Rig::fresh(SIZE_BLOCKS), Model::new(SIZE_BLOCKS), IDENTITY, 1, seed);
+    for n in 0..SIZE_BLOCKS / 16 {
+        let (lba, blocks, stamp) = (n * 16, 3, 1_000_000 + n * 4);
+        source.rig.write(lba, blocks, stamp).unwrap();
+        source.model.apply(&Change::Write { lba, blocks, stamp });
     }
-    let mut epoch = 1;
-    let (engine, _) = open(&mut disk, epoch).unwrap();
+    source.take(snapshot_id(1_000));
+    let (identity, disk, epoch, _) = clone_disk(&mut source, snapshot_id(1_000), SIZE_BLOCKS, 70);
+    let mut base = Model::new(SIZE_BLOCKS);
+    base.head = source.model.head;
+    (identity, base, disk, epoch)
+}
+
+fn run(seed: u64, boundaries: usize) -> usize {
+    // Every third guest knows no snapshots: what has none must not need them. Every fifth has a clone.
+    let (identity, base, mut disk, mut epoch) = if seed % 5 == 4 {
+        clone(seed)
+    } else {
+        let mut disk = SimDisk::default();
+        // Every second other disk is sealed.
+        if seed % 4 < 2 {
+            format(&mut disk, SIZE_BLOCKS);
+        } else {
+            format_sealed(&mut disk, SIZE_BLOCKS);
+        }
+        (IDENTITY, Model::new(SIZE_BLOCKS), disk, 1)
+    };
+    let mut guest = Guest::new(seed, seed % 3 > 0, identity, base);
+    let (engine, _) = open_as(&mut disk, identity, epoch).unwrap();
     let mut rig = Rig::new(disk, engine);
     let mut states = 0;
     let mut boundary = 0;
@@ -238,7 +265,7 @@ fn run(seed: u64, boundaries: usize) -> usize {
             let mut disk = in_flight.cut(cuts[pick]);
             assert_check_passes(&mut disk);
             epoch += 2;
-            let (engine, _) = open(&mut disk, epoch).unwrap();
+            let (engine, _) = open_as(&mut disk, identity, epoch).unwrap();
             rig = Rig::new(disk, engine);
         }
     }

@@ -11,8 +11,8 @@ use std::path::Path;
 use galleonfs_storage_engine::io::SegmentId;
 use galleonfs_storage_engine::seal::{EpochSalt, KeyCheck, KeyId, KeyRow, Tag};
 use galleonfs_storage_engine::store::layout::{
-    Checkpoint, Entry, EpochEnd, FANOUT, Geometry, KEY_ROW_BYTES, LogPosition, MovedBlock, Page, PageKind, PageName,
-    SegmentHeader, SegmentKind, Snapshot, StreamPosition, TreeId, Used, encode_row, row,
+    Checkpoint, Entry, EpochEnd, FANOUT, Geometry, KEY_ROW_BYTES, LogPosition, MovedBlock, Origin, Page, PageKind,
+    PageName, SegmentHeader, SegmentKind, Snapshot, StreamPosition, TreeId, Used, encode_row, row,
 };
 use galleonfs_storage_engine::store::{Body, ControlOp, Header, Seals, Superblock, WriteEntry};
 use galleonfs_storage_engine::types::{Check, Epoch, Identity, Lba, Location, Seq, SnapshotId, Version};
@@ -579,6 +579,14 @@ fn a_row_of_the_catalog_is_drawn_as_it_is() {
     compare.moves("blocks", |row| row.blocks = B);
     compare.moves("root", |row| row.root = entry(B));
     compare.is_complete();
+
+    let encode: fn(&Origin) -> Vec<u8> = |origin| origin.encode().to_vec();
+    let volume = [1; 16];
+    let mut compare = Comparison::new(layout("Origins", 96), Origin { volume, salt: A }, 0, 0..0, encode);
+    compare.holds("kind", &[2]);
+    compare.moves("volume", |row| row.volume = [2; 16]);
+    compare.moves("salt", |row| row.salt = B);
+    compare.is_complete();
 }
 
 #[test]
@@ -832,6 +840,7 @@ fn every_layout_of_the_page_is_held_by_a_test() {
         "Leaves with tags",
         "Locations",
         "Moved rows",
+        "Origins",
         "Pages",
         "Records",
         "Salts",

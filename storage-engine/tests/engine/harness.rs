@@ -72,15 +72,23 @@ pub fn options(epoch: u32) -> OpenOptions {
 }
 
 pub fn open(disk: &mut SimDisk, epoch: u32) -> Result<(Volume, OpenReport), OpenError> {
+    open_as(disk, IDENTITY, epoch)
+}
+
+pub fn open_as(disk: &mut SimDisk, identity: Identity, epoch: u32) -> Result<(Volume, OpenReport), OpenError> {
+    let options = OpenOptions {
+        identity,
+        ..options(epoch)
+    };
     // A write that waits for ever would look like one that was lost.
     let refuse = |volume: Volume| volume.when_full(WhenFull::RefuseAfter { ms: 0 });
     if !inspect(disk).is_ok_and(|superblock| superblock.geometry.sealed) {
-        return open_replica(disk, options(epoch)).map(|(store, report)| (refuse(Volume::new(store)), report));
+        return open_replica(disk, options).map(|(store, report)| (refuse(Volume::new(store)), report));
     }
     let ring = keyring();
     let options = OpenOptions {
         keys: Some(proof(&ring, epoch)),
-        ..options(epoch)
+        ..options
     };
     let (store, report) = open_replica(disk, options)?;
     let volume = Volume::sealed(store, ring).expect("the replica took the key");
@@ -169,10 +177,9 @@ impl Model {
     }
 
     /// After these changes.
-    pub fn after(changes: &[Change], size_blocks: u64) -> Model {
-        let mut model = Model::new(size_blocks);
-        changes.iter().for_each(|change| model.apply(change));
-        model
+    pub fn after(mut self, changes: &[Change]) -> Model {
+        changes.iter().for_each(|change| self.apply(change));
+        self
     }
 
     /// A snapshot by chance.

@@ -1,6 +1,7 @@
 //! The engine against a disk that misbehaves on purpose.
 
 mod bits;
+mod clones;
 mod crash;
 mod format_doc;
 mod harness;
@@ -9,6 +10,7 @@ mod model;
 mod purity;
 mod sealed;
 mod sim_disk;
+mod snapshot_model;
 mod snapshots;
 mod space;
 mod torn;

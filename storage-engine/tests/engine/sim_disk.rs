@@ -75,6 +75,9 @@ struct SimFile {
     /// What a read sees.
     current: Pages,
     unsynced: Vec<(u64, Arc<[u8]>)>,
+    /// It has a name in another directory too, and came from there if `linked`.
+    shared: bool,
+    linked: bool,
 }
 
 /// What a power cut does to the writes that no sync covered.
@@ -91,6 +94,8 @@ pub enum Cut {
 #[derive(Clone, Default)]
 pub struct SimDisk {
     files: BTreeMap<FileId, SimFile>,
+    /// What was in shared files when their names here were removed.
+    unlinked: BTreeMap<FileId, SimFile>,
     /// Bytes that all files together may have; `None`: any.
     pub capacity: Option<u64>,
     /// Fails the next write or sync.
@@ -106,6 +111,32 @@ impl SimDisk {
     pub fn write_in_flight(&mut self, file: FileId, offset: u64, parts: &[Buf]) {
         if let Ok(file) = self.file(file) {
             file.unsynced.push((offset, join(parts)));
+        }
+    }
+
+    /// Gives a file of another directory a name here. It is a copy, made like the original again by [`SimDisk::look_again`];
+    /// writing into it is a mistake that is noticed.
+    pub fn link_from(&mut self, source: &mut SimDisk, from: FileId, to: FileId) {
+        let file = source
+            .files
+            .get_mut(&from)
+            .expect("only a file that is there is linked");
+        file.shared = true;
+        let linked = SimFile {
+            linked: true,
+            durable: file.current.clone(),
+            unsynced: Vec::new(),
+            ..file.clone()
+        };
+        assert!(self.files.insert(to, linked).is_none());
+    }
+
+    /// Lets a linked file hold what the other directory's holds now, or held when it lost its name there.
+    pub fn look_again(&mut self, source: &SimDisk, from: FileId, to: FileId) {
+        if let Some(file) = self.files.get_mut(&to) {
+            let other = source.unlinked.get(&from).or_else(|| source.files.get(&from));
+            let other = other.expect("a shared file is there, or was");
+            (file.current, file.durable) = (other.current.clone(), other.current.clone());
         }
     }
 
@@ -195,6 +226,7 @@ impl Disk for SimDisk {
             return Err(IoFailure::Failed("Input/output error".into()));
         }
         let file = self.file(file)?;
+        assert!(!file.linked, "nobody writes into a file of another directory");
         let bytes = join(parts);
         assert!(
             offset.is_multiple_of(PAGE) && offset + bytes.len() as u64 <= file.len,
@@ -228,7 +260,15 @@ impl Disk for SimDisk {
     }
 
     fn remove(&mut self, file: FileId) -> Result<(), IoFailure> {
-        self.files.remove(&file).map(|_| ()).ok_or(IoFailure::NotFound)
+        let gone = self.files.remove(&file).ok_or(IoFailure::NotFound)?;
+        if gone.shared {
+            self.unlinked.insert(file, gone);
+        }
+        Ok(())
+    }
+
+    fn names(&mut self, file: FileId) -> Result<u64, IoFailure> {
+        self.file(file).map(|file| 1 + u64::from(file.shared))
     }
 
     fn list(&mut self) -> Result<Vec<(FileId, u64)>, IoFailure> {

@@ -105,6 +105,7 @@ impl Store {
             self.recent.revert = None;
             self.events.push_back(Event::Reverted);
         }
+        self.report_holds();
         if let Some(size) = self.grow_to.filter(|size| *size <= self.size_blocks()) {
             self.grow_to = None;
             self.events.push_back(Event::Grown(size));

@@ -6,7 +6,7 @@ use super::super::Store;
 use super::super::page::Entry;
 use super::tree::{Dirty, Pages, Tree};
 use super::{Job, ROWS_PER_TURN, Step};
-use crate::types::{Lba, Location};
+use crate::types::{Check, Lba, Location};
 
 /// Rows gathered for the tables of snapshots before they are written into them.
 const KEPT_MAX: usize = 32 << 10;
@@ -16,6 +16,8 @@ const KEPT_MAX: usize = 32 << 10;
 pub struct Relocated {
     pub from: Location,
     pub to: Location,
+    /// A block of another volume becomes this one's own.
+    pub check: Check,
 }
 
 impl Relocated {
@@ -26,6 +28,7 @@ impl Relocated {
         if old.location == self.from {
             let new = Entry {
                 location: self.to,
+                check: self.check,
                 ..old
             };
             leaf.entries[slot] = new;

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use super::super::Store;
 use super::super::page::{Entry, FANOUT, Page, PageKind, PageName, TreeId};
 use super::super::segment::{SegmentKind, Used, row};
-use super::super::snapshot::ROWS_PER_PAGE;
 use super::super::superblock::Checkpoint;
 use super::{Job, Step};
 use crate::io::SegmentId;
@@ -23,7 +22,7 @@ impl Store {
         });
         // One more than there are: the room for the table may take a segment.
         let most = (self.segments.used().len() + 1).div_ceil(FANOUT);
-        let snapshots = job.catalog.len().div_ceil(ROWS_PER_PAGE);
+        let snapshots = job.catalog.page_count();
         match self.meta_room(&mut job.out, most + most.div_ceil(FANOUT) + snapshots) {
             Step::Done => {}
             other => return other,
@@ -103,17 +102,8 @@ impl Store {
     /// Writes the list of snapshots; returns pointers to its pages.
     fn write_catalog(&mut self, job: &mut Job) -> Vec<Entry> {
         let replica = self.superblock.geometry.identity.replica;
-        let catalog = job.catalog.clone();
-        let chunks = catalog.all().chunks(ROWS_PER_PAGE).enumerate();
-        chunks
-            .map(|(index, chunk)| {
-                let (kind, name) = (PageKind::Catalog, listed_page(index));
-                let page = Page::encode_with(kind, name, replica, job.number, chunk.len(), |rows| {
-                    chunk.iter().for_each(|snapshot| snapshot.put(rows));
-                });
-                self.place_listed(job, &page)
-            })
-            .collect()
+        let pages: Vec<Page> = job.catalog.pages(replica, job.number).collect();
+        pages.iter().map(|page| self.place_listed(job, page)).collect()
     }
 
     fn place_listed(&mut self, job: &mut Job, page: &Page) -> Entry {

@@ -58,6 +58,23 @@ pub fn format_sealed_replica(on: &mut dyn Disk, options: &FormatOptions, proof: 
 }
 
 fn make_replica(on: &mut dyn Disk, options: &FormatOptions, keys: Option<&KeyProof>) -> Result<(), OpenError> {
+    let Blank { superblock, .. } = make_blank(on, options, keys)?;
+    write_superblocks(on, &superblock, 0)
+}
+
+/// A replica without superblocks.
+pub(in super::super) struct Blank {
+    pub superblock: Superblock,
+    /// The first number of a segment that is not taken.
+    pub next_segment: u32,
+}
+
+/// Makes everything of a replica but what is written into the superblocks.
+pub(in super::super) fn make_blank(
+    on: &mut dyn Disk,
+    options: &FormatOptions,
+    keys: Option<&KeyProof>,
+) -> Result<Blank, OpenError> {
     let segment_bytes = options
         .segment_bytes
         .unwrap_or_else(|| segment_bytes_for(options.size_blocks));
@@ -130,5 +147,8 @@ fn make_replica(on: &mut dyn Disk, options: &FormatOptions, keys: Option<&KeyPro
             format!("making superblock {slot}")
         })?;
     }
-    write_superblocks(on, &superblock, 0)
+    Ok(Blank {
+        superblock,
+        next_segment: (RESERVE_SEGMENTS + 2) as u32,
+    })
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::super::checkpoint::listed_page;
 use super::super::page::{Entry, FANOUT, Page, PageKind, PageName};
 use super::super::segment::{SegmentKind, Used, from_row};
-use super::super::snapshot::{Catalog, ROWS_PER_PAGE, Snapshot};
+use super::super::snapshot::{Catalog, ROW_BYTES, ROWS_PER_PAGE};
 use super::super::superblock::{SUPERBLOCK_BYTES, Superblock, SuperblockError};
 use super::{OpenError, disk};
 use crate::buffer::BufMut;
@@ -13,7 +13,11 @@ use crate::io::{Disk, FileId, IoFailure, SegmentId};
 use crate::types::Location;
 
 /// Writes and syncs both, `first` first: the other one stays valid until the first is.
-pub(super) fn write_superblocks(on: &mut dyn Disk, superblock: &Superblock, first: u8) -> Result<(), OpenError> {
+pub(in super::super) fn write_superblocks(
+    on: &mut dyn Disk,
+    superblock: &Superblock,
+    first: u8,
+) -> Result<(), OpenError> {
     for slot in [first, 1 - first] {
         let file = FileId::Superblock(slot);
         disk(on.write(file, 0, &[superblock.encode()]), || {
@@ -154,9 +158,11 @@ pub(in super::super) fn read_catalog(
         pages.push(pointer.location);
         let (count, mut rows) = page.rows();
         for _ in 0..count.min(ROWS_PER_PAGE) {
-            let snapshot = Snapshot::get(&mut rows)
-                .ok_or_else(|| OpenError::Damaged("the list of snapshots has a row that is none".into()))?;
-            catalog.add(snapshot);
+            if !catalog.add_row(&rows.array::<ROW_BYTES>()) {
+                return Err(OpenError::Damaged(
+                    "the list of snapshots has a row that makes no sense".into(),
+                ));
+            }
         }
     }
     Ok((catalog, pages))

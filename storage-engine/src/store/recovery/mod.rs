@@ -17,8 +17,8 @@ use super::log::Log;
 use super::map::Map;
 use super::read::Reads;
 use super::record::Seals;
-use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Segments, Used};
-use super::snapshot::Recent;
+use super::segment::{LINKED, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Segments, Used};
+use super::snapshot::{Origins, Recent};
 use super::superblock::{ENDS_MAX, Superblock};
 use super::{Store, StoreStats};
 use crate::buffer::BufMut;
@@ -28,12 +28,13 @@ use crate::types::{Epoch, Identity, Seq};
 
 #[cfg(test)]
 pub(super) use format::segment_bytes_for;
+pub(super) use format::{Blank, make_blank};
 pub use format::{FormatOptions, format_replica, format_sealed_replica};
 pub use found::inspect;
-pub(super) use found::{Found, read_catalog, read_page, read_superblocks, read_table, segment_files};
+pub(super) use found::{
+    Found, read_catalog, read_page, read_superblocks, read_table, segment_files, write_superblocks,
+};
 pub(super) use tail::{Replay, replay};
-
-use found::write_superblocks;
 
 /// Rows of the memtable that make a checkpoint due, unless somebody asks for another number.
 const MEMTABLE_ROWS_MAX: usize = 128 << 10;
@@ -210,6 +211,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
     let (used, mut table_pages) = read_table(on, &superblock)?;
     let (catalog, catalog_pages) = read_catalog(on, &superblock)?;
     table_pages.extend(catalog_pages);
+    let origins = Origins::new(&catalog, &used)?;
     let segment_bytes = superblock.geometry.segment_bytes;
     for id in used.keys() {
         match files.get(id) {
@@ -251,16 +253,20 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         );
     }
     for (id, len) in &files {
+        // A file with a second name belongs to a clone, or to the source of this one: nobody writes into it.
+        let names = on.names(FileId::Segment(*id));
+        let shared = disk(names, || format!("looking at segment {}", id.0))? > 1 || id.0 >= LINKED;
         if segments.get(*id).is_some() {
+            if shared {
+                segments.share(*id);
+            }
             continue;
         }
-        if *len == segment_bytes {
+        if *len == segment_bytes && !shared {
             segments.load_free(*id, was_filled(on, &superblock, *id)?);
         } else {
-            // Left half made by a crash; nothing uses it.
-            disk(on.remove(FileId::Segment(*id)), || {
-                format!("removing the unfinished segment {}", id.0)
-            })?;
+            // Left half made by a crash, or shared and no longer needed here.
+            disk(on.remove(FileId::Segment(*id)), || format!("removing segment {}", id.0))?;
         }
     }
     for stream in [superblock.checkpoint.meta, superblock.checkpoint.moved]
@@ -306,6 +312,8 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
     let mut store = Store {
         seals,
         key_rows: keys.rows,
+        origins,
+        holds: Vec::new(),
         segments,
         supply: Default::default(),
         map,

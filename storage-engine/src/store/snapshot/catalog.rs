@@ -1,16 +1,22 @@
 //! The list of snapshots: in memory, and as pages that a checkpoint writes.
 
+use super::super::checkpoint::listed_page;
 use super::super::format::{Get, Put};
-use super::super::page::{Entry, FANOUT, TreeId};
+use super::super::page::{Entry, FANOUT, Page, PageKind, TreeId};
+use super::super::record::Seals;
 use crate::types::{Epoch, Seq, SnapshotId, Version};
 
 /// Most snapshots of a volume, deleted ones that still have something to give back included.
 pub const SNAPSHOTS_MAX: usize = 1000;
-const ROW_BYTES: usize = 96;
+/// Bytes of a row.
+pub const ROW_BYTES: usize = 96;
 /// Snapshots in a page of the catalog.
 pub const ROWS_PER_PAGE: usize = FANOUT * 24 / ROW_BYTES;
 const _: () = assert!(ROWS_PER_PAGE == 42);
 const KIND_SNAPSHOT: u8 = 1;
+const KIND_ORIGIN: u8 = 2;
+/// Most volumes that blocks of a replica come from: a clone of a clone has two, and so on.
+pub const ORIGINS_MAX: usize = 8;
 
 /// A snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +52,7 @@ impl Snapshot {
         }
     }
 
-    pub(in super::super) fn put(&self, put: &mut Put<'_>) {
+    fn put(&self, put: &mut Put<'_>) {
         put.u8(KIND_SNAPSHOT)
             .u8(self.height)
             .u8(u8::from(self.deleting))
@@ -69,7 +75,7 @@ impl Snapshot {
     }
 
     /// `None` for a row that is no snapshot.
-    pub(in super::super) fn get(get: &mut Get<'_>) -> Option<Snapshot> {
+    fn get(get: &mut Get<'_>) -> Option<Snapshot> {
         let (kind, height, deleting, _) = (get.u8(), get.u8(), get.u8(), get.u8());
         let version = Version {
             epoch: Epoch(get.u32()),
@@ -90,15 +96,100 @@ impl Snapshot {
     }
 }
 
+/// A volume whose blocks a clone shares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    pub volume: [u8; 16],
+    /// The salt of the replica that wrote them.
+    pub salt: u64,
+}
+
+impl Origin {
+    /// The seals of its blocks and record headers.
+    pub fn seals(&self) -> Seals {
+        Seals::of_origin(self.volume, self.salt)
+    }
+
+    /// Its row in the catalog.
+    pub fn encode(&self) -> [u8; ROW_BYTES] {
+        let mut bytes = [0; ROW_BYTES];
+        Put::new(&mut bytes)
+            .u8(KIND_ORIGIN)
+            .seek(8)
+            .bytes(&self.volume)
+            .u64(self.salt);
+        bytes
+    }
+
+    fn decode(bytes: &[u8; ROW_BYTES]) -> Option<Origin> {
+        let mut get = Get::new(bytes);
+        let kind = get.u8();
+        get.seek(8);
+        let (volume, salt) = (get.array(), get.u64());
+        (kind == KIND_ORIGIN).then_some(Origin { volume, salt })
+    }
+}
+
 /// The snapshots of a volume, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Catalog {
+    /// Volumes that the replica's linked segments come from. They stay for good.
+    origins: Vec<Origin>,
     list: Vec<Snapshot>,
     /// How many of them are deleted: asked after every disk operation.
     deleted: usize,
 }
 
 impl Catalog {
+    pub fn origins(&self) -> &[Origin] {
+        &self.origins
+    }
+
+    pub fn set_origins(&mut self, origins: Vec<Origin>) {
+        self.origins = origins;
+    }
+
+    /// Pages that it takes.
+    pub fn page_count(&self) -> usize {
+        (self.origins.len() + self.list.len()).div_ceil(ROWS_PER_PAGE)
+    }
+
+    /// Its pages: origins, then snapshots.
+    pub fn pages(&self, replica: [u8; 16], checkpoint: u64) -> impl Iterator<Item = Page> {
+        let origins = self.origins.iter().map(Origin::encode);
+        let rows: Vec<[u8; ROW_BYTES]> = origins.chain(self.list.iter().map(Snapshot::encode)).collect();
+        (0..self.page_count()).map(move |index| {
+            let chunk = rows.chunks(ROWS_PER_PAGE).nth(index).expect("a page has rows");
+            Page::encode_with(
+                PageKind::Catalog,
+                listed_page(index),
+                replica,
+                checkpoint,
+                chunk.len(),
+                |put| {
+                    for row in chunk {
+                        put.bytes(row);
+                    }
+                },
+            )
+        })
+    }
+
+    /// Takes a row of a page; `false` if it is none.
+    pub fn add_row(&mut self, row: &[u8; ROW_BYTES]) -> bool {
+        if let Some(origin) = Origin::decode(row) {
+            self.origins.push(origin);
+            return true;
+        }
+        let snapshot = Snapshot::get(&mut Get::new(row));
+        let fits = |new: &Snapshot| self.list.last().is_none_or(|last| last.version < new.version);
+        let Some(snapshot) = snapshot.filter(fits) else {
+            return false;
+        };
+        self.add(snapshot);
+        true
+    }
+
     pub fn add(&mut self, snapshot: Snapshot) {
         let last = self.list.last().map(|last| last.version);
         assert!(

@@ -19,17 +19,19 @@
 //!   follows from two versions, without looking at its table.
 
 mod catalog;
+mod clone;
 mod find;
 mod scan;
 
-pub use catalog::{Catalog, ROWS_PER_PAGE, SNAPSHOTS_MAX, Snapshot};
+pub use catalog::{Catalog, Origin, ROW_BYTES, ROWS_PER_PAGE, SNAPSHOTS_MAX, Snapshot};
+pub use clone::{ClonePlan, Origins, plan_clone, write_clone};
 pub use find::Holder;
 pub use scan::{Extents, Scans};
 
-use super::Store;
 use super::memtable::Memtable;
 use super::page::Entry;
 use super::record::ControlOp;
+use super::{Event, Store};
 use crate::request::RequestError;
 use crate::types::{BLOCK_BYTES, Lba, SnapshotId, Version};
 
@@ -204,6 +206,37 @@ impl Store {
             };
             RequestError::Invalid(format!("this volume has no snapshot {id}; {there}"))
         })
+    }
+
+    /// Keeps every stored block where it is, so that a snapshot can be cloned; reported by [`Event::Held`] with `token` once
+    /// a checkpoint holds the snapshot. Segments that nobody needs any more are not used again meanwhile.
+    pub fn hold(&mut self, token: u64, id: SnapshotId) -> Result<(), RequestError> {
+        let version = self.known(id)?.version;
+        self.segments.hold();
+        self.holds.push((token, version));
+        self.report_holds();
+        Ok(())
+    }
+
+    /// Ends a hold. Files may have got second names meanwhile.
+    pub fn let_go(&mut self) -> Result<(), RequestError> {
+        if !self.segments.let_go() {
+            return Err(RequestError::Invalid("nothing is held; expected a hold before".into()));
+        }
+        self.background_due = true;
+        Ok(())
+    }
+
+    /// Reports holds whose snapshots are in a checkpoint, and asks for one for the others.
+    pub(super) fn report_holds(&mut self) {
+        let merged = self.superblock.checkpoint.replay.last;
+        let (ready, waiting): (Vec<_>, Vec<_>) = self.holds.drain(..).partition(|(_, version)| *version <= merged);
+        self.holds = waiting;
+        self.events
+            .extend(ready.into_iter().map(|(token, _)| Event::Held(token, Ok(()))));
+        if !self.holds.is_empty() {
+            self.want_checkpoint();
+        }
     }
 
     /// The volume is being reverted: nothing may be written.
