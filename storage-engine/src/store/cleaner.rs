@@ -25,13 +25,18 @@ const CANDIDATES_PER_TURN: usize = 256;
 /// Segments cleaned before a checkpoint is asked for, when nobody waits for space.
 const SEGMENTS_PER_CHECKPOINT: usize = 8;
 
+/// Pages to be written anew: their tree, a block below each, and their level.
+pub type Touched = BTreeSet<(TreeId, Lba, u8)>;
+/// Blocks that lie elsewhere now, by who needs them.
+pub type Moves = BTreeMap<(TreeId, Lba), Relocated>;
+
 /// The cleaner of a store.
 #[derive(Debug, Default)]
 pub struct Cleaner {
     stream: Option<StreamPosition>,
     dirty: BTreeSet<SegmentId>,
-    touched: BTreeSet<(TreeId, Lba, u8)>,
-    relocated: BTreeMap<(TreeId, Lba), Relocated>,
+    touched: Touched,
+    relocated: Moves,
     /// Something happened that may make a segment worth cleaning: a commit, a full pool. Looking costs a walk over all
     /// segments, too much to do it after every request.
     due: bool,
@@ -102,7 +107,7 @@ impl Cleaner {
     }
 
     /// What the next checkpoint has to do for it: pages to write anew, and blocks that lie elsewhere.
-    pub fn take_work(&mut self) -> (BTreeSet<(TreeId, Lba, u8)>, BTreeMap<(TreeId, Lba), Relocated>) {
+    pub fn take_work(&mut self) -> (Touched, Moves) {
         (std::mem::take(&mut self.touched), std::mem::take(&mut self.relocated))
     }
 

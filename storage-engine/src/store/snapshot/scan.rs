@@ -240,7 +240,7 @@ impl Store {
         from: Lba,
         stored: bool,
     ) -> Result<Option<(Lba, Lba)>, (PageName, Entry)> {
-        let counts = |entry: Entry| !entry.is_vacant() && !(stored && entry.location.is_none());
+        let counts = |entry: Entry| !(entry.is_vacant() || stored && entry.location.is_none());
         let end = Lba(name.first().0.saturating_add(span(name.level)));
         if from >= end || !counts(pointer) {
             return Ok(None);
