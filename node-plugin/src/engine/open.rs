@@ -124,7 +124,9 @@ pub(crate) fn explain(doing: &str, dir: &Path, error: OpenError) -> EngineError 
             cause: IoFailure::NotFound,
             ..
         } => ErrorKind::NotFound,
-        OpenError::AlreadyFormatted | OpenError::Invalid(_) | OpenError::Key(_) | OpenError::Disk { .. } => ErrorKind::Failed,
+        OpenError::AlreadyFormatted | OpenError::Invalid(_) | OpenError::Key(_) | OpenError::Disk { .. } => {
+            ErrorKind::Failed
+        }
     };
     EngineError::new(kind, format!("{doing} the replica in {}", dir.display())).because(error)
 }

@@ -1,5 +1,6 @@
 //! Space: a full pool damages nothing, overwriting does not grow without bound, trimming gives back.
 
+use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::io::FileId;
 use galleonfs_storage_engine::request::{Request, RequestError};
 use galleonfs_storage_engine::store::{OpenOptions, open_replica};
@@ -50,6 +51,11 @@ fn a_full_pool_refuses_writes_and_damages_nothing() {
     assert_eq!(rig.read_all(blocks), model, "and after a power cut");
 }
 
+/// A little more than the time between two tries to make a segment.
+const STEP_MS: u64 = 1_100;
+/// How many of them without room make a pool full.
+const FILL_WAIT_STEPS: u64 = 20;
+
 /// A volume that waits, on a pool with less room than it has blocks; and how many blocks were written until it was full.
 fn filled(policy: WhenFull) -> (Rig, u64) {
     let blocks = 8_000;
@@ -61,8 +67,15 @@ fn filled(policy: WhenFull) -> (Rig, u64) {
     for n in 0..blocks / 8 {
         let id = rig.submit(write_request(n * 8, 8, n * 8 + 1, false));
         rig.settle();
-        if rig.answers.remove(&id).is_none() {
+        // The first to wait only wait for a checkpoint, which needs less room afterwards.
+        for _ in 0..FILL_WAIT_STEPS {
+            if rig.answers.contains_key(&id) {
+                break;
+            }
             assert!(rig.engine.waits_for_space());
+            rig.pass_time(STEP_MS);
+        }
+        if rig.answers.remove(&id).is_none() {
             return (rig, n * 8);
         }
         assert!(!rig.engine.waits_for_space());
@@ -79,16 +92,27 @@ fn writes_wait_for_room_and_go_on_by_themselves() {
     for _ in 0..50 {
         rig.pass_time(1_100);
     }
-    assert!(rig.answers.is_empty() && rig.engine.waits_for_space(), "nobody was told no");
+    assert!(
+        rig.answers.is_empty() && rig.engine.waits_for_space(),
+        "nobody was told no"
+    );
     // Everything that needs no room works meanwhile.
     assert_eq!(rig.read(full_at - 8, 8).unwrap()[0], full_at - 7);
     rig.flush().unwrap();
     rig.disk.capacity = None;
     rig.pass_time(1_100);
-    assert!(waiting.iter().all(|id| rig.answers.remove(id).is_some_and(|answer| answer.is_ok())));
+    assert!(
+        waiting
+            .iter()
+            .all(|id| rig.answers.remove(id).is_some_and(|answer| answer.is_ok()))
+    );
     assert!(!rig.engine.waits_for_space());
     assert_eq!(rig.read(0, 4).unwrap()[0], 500_000);
-    assert_eq!(rig.read(full_at, 1).unwrap(), [full_at + 1], "the first that waited, too");
+    assert_eq!(
+        rig.read(full_at, 1).unwrap(),
+        [full_at + 1],
+        "the first that waited, too"
+    );
 }
 
 #[test]
@@ -110,11 +134,12 @@ fn a_trim_goes_ahead_of_waiting_writes_and_makes_room_for_them() {
 
 #[test]
 fn a_volume_that_may_refuse_does_so_only_after_its_time() {
-    let (mut rig, _) = filled(WhenFull::RefuseAfter { ms: 5_000 });
-    rig.pass_time(4_000);
+    let ms = (FILL_WAIT_STEPS + 5) * STEP_MS;
+    let (mut rig, _) = filled(WhenFull::RefuseAfter { ms });
+    rig.pass_time(STEP_MS);
     assert!(rig.answers.is_empty());
-    for _ in 0..3 {
-        rig.pass_time(1_000);
+    for _ in 0..8 {
+        rig.pass_time(STEP_MS);
     }
     let answers: Vec<_> = std::mem::take(&mut rig.answers).into_values().collect();
     assert!(matches!(answers[..], [Err(RequestError::NoSpace)]), "{answers:?}");

@@ -217,7 +217,9 @@ async fn trouble_of_the_engine_is_told_once_and_stands_in_the_status() {
     let bench = Bench::new();
     bench.attach_to(Some("n1"));
     bench.run().await.unwrap();
-    bench.engine.tell_trouble("v", Some(Trouble::Broken("block 7 is damaged".to_owned())));
+    bench
+        .engine
+        .tell_trouble("v", Some(Trouble::Broken("block 7 is damaged".to_owned())));
     for _ in 0..3 {
         bench.run().await.unwrap();
     }
@@ -239,7 +241,9 @@ async fn a_full_pool_is_named_while_writes_wait_and_forgotten_when_they_went_on(
     let bench = Bench::new();
     bench.attach_to(Some("n1"));
     bench.run().await.unwrap();
-    bench.engine.tell_trouble("v", Some(Trouble::PoolFull("/pools/fast".into())));
+    bench
+        .engine
+        .tell_trouble("v", Some(Trouble::PoolFull("/pools/fast".into())));
     bench.run().await.unwrap();
     let attached = bench.attached();
     assert!(attached.is_true() && attached.reason == reason::POOL_FULL);
