@@ -123,7 +123,7 @@ pub fn write(on: &mut dyn Disk, replica: &[u8; 16], rows: &[KeyRow]) -> Result<(
             on.create(file, (block.len() as u64).next_multiple_of(GROW_BYTES)),
             doing,
         )?;
-        disk(on.write(file, 0, &[block.clone()]), doing)?;
+        disk(on.write(file, 0, std::slice::from_ref(&block)), doing)?;
         disk(on.sync(file), doing)?;
     }
     Ok(())

@@ -161,7 +161,7 @@ impl<T: Clone> Comparison<T> {
     }
 
     /// Every field was looked at, and what the page calls zeros is zeros.
-    fn is_complete(self) {
+    fn assert_complete(self) {
         let seen: BTreeSet<&str> = self.seen.iter().map(String::as_str).collect();
         assert_eq!(
             self.layout.fields(),
@@ -311,7 +311,7 @@ fn the_superblock_is_drawn_as_it_is() {
     assert_eq!(bytes[first..end], [1; 24 + 16 + 24]);
     assert!(bytes[end..].iter().all(|byte| *byte == 0));
     compare.seen.insert("lists".to_owned());
-    compare.is_complete();
+    compare.assert_complete();
 
     let mut absent = superblock();
     (absent.checkpoint.meta, absent.checkpoint.moved) = (None, None);
@@ -339,7 +339,7 @@ fn the_end_of_an_epoch_is_drawn_as_it_is() {
     compare.moves("first", |s| s.epoch_ends[0].first = Epoch(B as u32));
     compare.moves("last", |s| s.epoch_ends[0].last = Epoch(B as u32));
     compare.moves("end", |s| s.epoch_ends[0].end = Seq(B));
-    compare.is_complete();
+    compare.assert_complete();
 }
 
 #[test]
@@ -367,7 +367,7 @@ fn the_segment_header_is_drawn_as_it_is() {
     compare.moves("epoch", |(header, _)| header.epoch = Epoch(B as u32));
     compare.moves("volume", |(_, identity)| identity.volume = [0x44; 16]);
     compare.moves("replica", |(_, identity)| identity.replica = [0x44; 16]);
-    compare.is_complete();
+    compare.assert_complete();
 }
 
 #[derive(Clone)]
@@ -462,7 +462,7 @@ fn the_header_of_a_record_is_drawn_as_it_is() {
     assert_eq!(bytes[body.start + 16..body.start + 24], [1; 8]);
     assert!(bytes[body.start + 24..].iter().all(|byte| *byte == 0));
     compare.seen.extend(["body".to_owned(), "next".to_owned()]);
-    compare.is_complete();
+    compare.assert_complete();
 
     let mut compare = Comparison::new(
         page().remove("Records").unwrap(),
@@ -496,7 +496,7 @@ fn the_rows_of_a_record_are_drawn_as_they_are() {
     compare.moves("lba", |record| record.header.body = data(B, A as u32, true));
     compare.moves("blocks", |record| record.header.body = data(A, B as u32, true));
     compare.holds("zero", &[1, 0, 0, 0]);
-    compare.is_complete();
+    compare.assert_complete();
 
     let version = |epoch: u64, seq| Version {
         epoch: Epoch(epoch as u32),
@@ -508,7 +508,7 @@ fn the_rows_of_a_record_are_drawn_as_they_are() {
     compare.moves("epoch", |record| record.header.body = moved(A, version(B, A), A as u32));
     compare.moves("seq", |record| record.header.body = moved(A, version(A, B), A as u32));
     compare.moves("check", |record| record.header.body = moved(A, version(A, A), B as u32));
-    compare.is_complete();
+    compare.assert_complete();
     assert_eq!(encode_record(&base)[whole.at("kind")], [4]);
     assert_eq!(encode_record(&base)[whole.at("payload_blocks")], [1, 0, 0, 0]);
 }
@@ -536,7 +536,7 @@ fn a_control_record_is_drawn_as_it_is() {
     compare.moves("id", set(take(B, A, A)));
     compare.moves("time_ms", set(take(A, B, A)));
     compare.moves("size_blocks", set(take(A, A, B)));
-    compare.is_complete();
+    compare.assert_complete();
     let id = SnapshotId([7; 16]);
     for (code, op) in [(2, ControlOp::Delete { id }), (3, ControlOp::Revert { id })] {
         let bytes = encode_record(&control(op));
@@ -578,7 +578,7 @@ fn a_row_of_the_catalog_is_drawn_as_it_is() {
     compare.moves("time_ms", |row| row.time_ms = B);
     compare.moves("blocks", |row| row.blocks = B);
     compare.moves("root", |row| row.root = entry(B));
-    compare.is_complete();
+    compare.assert_complete();
 
     let encode: fn(&Origin) -> Vec<u8> = |origin| origin.encode().to_vec();
     let volume = [1; 16];
@@ -586,7 +586,7 @@ fn a_row_of_the_catalog_is_drawn_as_it_is() {
     compare.holds("kind", &[2]);
     compare.moves("volume", |row| row.volume = [2; 16]);
     compare.moves("salt", |row| row.salt = B);
-    compare.is_complete();
+    compare.assert_complete();
 }
 
 #[test]
@@ -638,7 +638,7 @@ fn a_page_and_its_entries_are_drawn_as_they_are() {
     let bytes = encode(&base);
     compare.holds("check", &crc(&[&around(&bytes, &check)]));
     compare.moves("slots", |sample| sample.4 = vec![entry(B); FANOUT]);
-    compare.is_complete();
+    compare.assert_complete();
 
     // The last slot, to show how far the slots lie apart.
     let from = slots.end - 24;
@@ -652,7 +652,7 @@ fn a_page_and_its_entries_are_drawn_as_they_are() {
     });
     compare.moves("seq", |sample| last(sample, |entry| entry.version.seq = Seq(B)));
     compare.moves("check", |sample| last(sample, |entry| entry.check = (B as u32).into()));
-    compare.is_complete();
+    compare.assert_complete();
 
     let of = |kind, live, log_index| Used {
         kind,
@@ -682,7 +682,7 @@ fn a_page_and_its_entries_are_drawn_as_they_are() {
         sample.4 = rows(A, of(SegmentKind::Data, A as u32, B))
     });
     compare.holds("present", &[1, 0, 0, 0]);
-    compare.is_complete();
+    compare.assert_complete();
 }
 
 /// The seals of a sealed replica.
@@ -754,7 +754,7 @@ fn a_leaf_with_tags_is_drawn_as_it_is() {
     let bytes = encode(&base);
     compare.holds("page", &bytes[..BLOCK]);
     compare.moves("tags", |entries| *entries = vec![entry(2); FANOUT]);
-    compare.is_complete();
+    compare.assert_complete();
     assert_eq!(bytes[plain.at("kind")], [5]);
     assert_eq!(bytes[plain.at("slots")][..24], encode(&base)[plain.at("slots")][..24]);
     assert_eq!(bytes[plain.at("check")], crc(&[&around(&bytes, &plain.at("check"))]));
@@ -789,7 +789,7 @@ fn a_row_of_salts_is_drawn_as_it_is() {
     compare.moves("key", |(.., row)| row.key = KeyId(B as u32));
     compare.moves("salt", |(.., row)| row.salt = EpochSalt([2; 32]));
     compare.moves("key_check", |(.., row)| row.check = KeyCheck([2; 8]));
-    compare.is_complete();
+    compare.assert_complete();
 }
 
 #[test]

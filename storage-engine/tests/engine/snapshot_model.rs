@@ -29,7 +29,7 @@ impl Run {
         let mut random = Random(seed);
         let size = 200 + random.below(3_000);
         Run {
-            rig: Rig::fresh_as(size, seed % 3 == 0),
+            rig: Rig::fresh_as(size, seed.is_multiple_of(3)),
             model: Model::new(size),
             random,
             seed,

@@ -142,6 +142,10 @@ fn taking_a_snapshot_costs_one_record_and_one_sync_whatever_the_size() {
 }
 
 #[test]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the engine reads no clock; whoever measures it does"
+)]
 fn five_hundred_snapshots_cost_a_read_nothing() {
     // Thirty leaves: the whole map fits into the cache, so what is counted is not what happened to be in it.
     let blocks = 5_000;
