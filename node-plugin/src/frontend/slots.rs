@@ -283,9 +283,12 @@ impl Slot {
                 assert!(self.is_ours(), "nobody looks at a payload that is written to");
                 for (at, piece) in elsewhere {
                     let to = to.wrapping_add(at);
-                    // SAFETY: as above.
                     match piece {
-                        Piece::Bytes(buf) => unsafe { to.copy_from_nonoverlapping(buf.as_ref().as_ptr(), buf.len()) },
+                        Piece::Bytes(buf) => {
+                            // SAFETY: as above, and the whole answer is inside the payload.
+                            unsafe { to.copy_from_nonoverlapping(buf.as_ref().as_ptr(), buf.len()) };
+                        }
+                        // SAFETY: as above.
                         Piece::Zeros(zeros) => unsafe { to.write_bytes(0, zeros) },
                     }
                 }
