@@ -12,12 +12,6 @@
 //! names and io_uring for the bytes. Files are opened for direct I/O where the file system allows it.
 
 mod replica;
-/// Whether so little is available that engines should give back what they can spare. Measured against what is used and
-/// available, as `df` does: what a file system keeps from us is neither.
-fn is_tight(used: u64, available: u64) -> bool {
-    available < (used + available) / 5
-}
-
 #[cfg(test)]
 mod tests;
 
@@ -283,6 +277,12 @@ pub(crate) fn failure(doing: &str, file: FileId, error: io::Error) -> IoFailure 
         Some(libc::ENOENT) => IoFailure::NotFound,
         _ => IoFailure::Failed(format!("{doing} {}: {error}", file.path())),
     }
+}
+
+/// Whether so little is available that engines should give back what they can spare. Measured against what is used and
+/// available, as `df` does: what a file system keeps from us is neither.
+fn is_tight(used: u64, available: u64) -> bool {
+    available < (used + available) / 5
 }
 
 /// Opens for direct I/O; a file system without it (some network and memory file systems) gets buffered I/O.

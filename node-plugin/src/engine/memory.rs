@@ -24,7 +24,7 @@ pub(super) fn keep_freed_memory() {
 }
 
 /// Gives what is free back to the kernel. Takes a while; for moments when nobody waits.
-pub(super) fn give_back_freed_memory() {
+pub(crate) fn give_back_freed_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim takes no pointers and is safe in any thread.
     unsafe {

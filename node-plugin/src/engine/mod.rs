@@ -43,6 +43,7 @@ use stats::Counters;
 
 pub use crate::frontend::{Device, GuestPath};
 pub use error::{EngineError, ErrorKind};
+pub(crate) use memory::give_back_freed_memory;
 pub(crate) use open::explain;
 pub use stats::{DiskPath, VolumeStats};
 

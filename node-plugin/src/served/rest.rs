@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::NodeEngine;
+use crate::engine::give_back_freed_memory;
 
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
@@ -18,7 +19,7 @@ pub async fn give_memory_back(engine: Arc<dyn NodeEngine>) {
         tokio::time::sleep(LOOK_EVERY).await;
         if rest.begins(served(engine.as_ref())) {
             // A panic cannot be: there is nothing in it. Whoever is told of one could do nothing either.
-            let _ = tokio::task::spawn_blocking(trim).await;
+            let _ = tokio::task::spawn_blocking(give_back_freed_memory).await;
         }
     }
 }
@@ -41,14 +42,6 @@ impl Rest {
     fn begins(&mut self, count: u64) -> bool {
         let still = self.last.replace(count) == Some(count);
         still && self.known.replace(count) != Some(count)
-    }
-}
-
-fn trim() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: the call takes no pointer, and may be made at any time from any thread.
-    unsafe {
-        libc::malloc_trim(0);
     }
 }
 

@@ -2,6 +2,26 @@
 
 use super::*;
 
+/// Puts bytes at the start of a volume's device, behind everybody's back.
+fn scribble(bench: &Bench, volume: &str, bytes: &[u8]) -> std::path::PathBuf {
+    let device = bench.node.served.device(volume).unwrap().path;
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&device)
+        .and_then(|mut f| std::io::Write::write_all(&mut f, bytes))
+        .unwrap();
+    device
+}
+
+/// Notes that the volume `v` with this uid is being formatted.
+async fn mark_formatting(bench: &Bench, volume_uid: &str) {
+    let mark = |record: &mut crate::state::Record| {
+        record.volume_uid = Some(volume_uid.into());
+        record.formatting = Some(crate::mount::FsType::Ext4);
+    };
+    bench.node.stager.records().change("v", mark).await.unwrap();
+}
+
 #[tokio::test]
 async fn what_is_on_a_device_is_never_formatted_over() {
     let bench = Bench::new();
@@ -12,12 +32,7 @@ async fn what_is_on_a_device_is_never_formatted_over() {
         is(bench.stage(name, ext4()).await, Code::FailedPrecondition, name);
     }
     bench.volume("junk", 16 * MIB).await;
-    let device = bench.node.served.device("junk").unwrap().path;
-    std::fs::OpenOptions::new()
-        .write(true)
-        .open(&device)
-        .and_then(|mut f| std::io::Write::write_all(&mut f, b"precious"))
-        .unwrap();
+    let device = scribble(&bench, "junk", b"precious");
     is(
         bench.stage("junk", ext4()).await,
         Code::FailedPrecondition,
@@ -37,37 +52,18 @@ async fn what_is_on_a_device_is_never_formatted_over() {
 async fn a_format_that_was_cut_short_is_done_again() {
     let bench = Bench::new();
     bench.volume("v", 16 * MIB).await;
-    let device = bench.node.served.device("v").unwrap().path;
-    std::fs::OpenOptions::new()
-        .write(true)
-        .open(&device)
-        .and_then(|mut f| std::io::Write::write_all(&mut f, b"half"))
-        .unwrap();
-    let records = bench.node.stager.records();
-    let mark = |record: &mut crate::state::Record| {
-        record.volume_uid = Some("uid-v".into());
-        record.formatting = Some(crate::mount::FsType::Ext4);
-    };
-    records.change("v", mark).await.unwrap();
+    scribble(&bench, "v", b"half");
+    mark_formatting(&bench, "uid-v").await;
     bench.stage("v", ext4()).await.unwrap();
-    assert_eq!(records.get("v").unwrap().formatting, None);
+    assert_eq!(bench.node.stager.records().get("v").unwrap().formatting, None);
 }
 
 #[tokio::test]
 async fn the_mark_of_an_earlier_volume_of_the_same_name_permits_nothing() {
     let bench = Bench::new();
     bench.volume("v", 16 * MIB).await;
-    let device = bench.node.served.device("v").unwrap().path;
-    std::fs::OpenOptions::new()
-        .write(true)
-        .open(&device)
-        .and_then(|mut f| std::io::Write::write_all(&mut f, b"data"))
-        .unwrap();
-    let mark = |record: &mut crate::state::Record| {
-        record.volume_uid = Some("another".into());
-        record.formatting = Some(crate::mount::FsType::Ext4);
-    };
-    bench.node.stager.records().change("v", mark).await.unwrap();
+    scribble(&bench, "v", b"data");
+    mark_formatting(&bench, "another").await;
     is(
         bench.stage("v", ext4()).await,
         Code::FailedPrecondition,
