@@ -211,7 +211,9 @@ mod tests {
             disk.write(0, &[9; 3 * BLOCK]).unwrap();
             disk.discard(offset as u64, length as u64).unwrap();
             let mut expected = vec![9; 3 * BLOCK];
-            expected[offset..offset + length].fill(0);
+            // (4000, 8300) asks for more than there is.
+            let end = (offset + length).min(expected.len());
+            expected[offset..end].fill(0);
             assert_eq!(disk.read(0, 3 * BLOCK).unwrap(), expected, "{offset}+{length}");
         }
     }
