@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::{MediaType, PoolSelector, WriteConcern, volume::BLOCK_SIZE_DEFAULT};
+use crate::volume::{BLOCK_SIZE_DEFAULT, BLOCK_SIZES, NO_SPACE_TIMEOUT_SECONDS_MAX, SECTOR_SIZE_DEFAULT, SECTOR_SIZES};
+use crate::{Compression, MediaType, PoolSelector, WriteConcern};
 
 /// One parameter.
 #[derive(Debug)]
@@ -47,14 +48,54 @@ pub const TABLE: &[Parameter] = &[
     Parameter {
         name: "blockSize",
         aliases: &["block_size"],
-        values: "4096",
-        help: "Bytes per block.",
+        values: "4096, 8192, 16384, 65536",
+        help: "Bytes per block, the unit that is stored, checked and compressed. 4096 unless the class compresses, then 16384.",
         set: |parameters, value| {
-            let size = value.parse::<i32>().map_err(|_| Refusal::Value)?;
-            if size != BLOCK_SIZE_DEFAULT {
-                return Err(Refusal::Value);
-            }
-            parameters.block_size = size;
+            parameters.block_size = one_of(&BLOCK_SIZES, value)?;
+            Ok(())
+        },
+    },
+    Parameter {
+        name: "sectorSize",
+        aliases: &["sector_size"],
+        values: "4096, 512",
+        help: "Bytes per logical sector of the device. 512 for guests that cannot do with 4096; parts of blocks are slower to write.",
+        set: |parameters, value| {
+            parameters.sector_size = one_of(&SECTOR_SIZES, value)?;
+            Ok(())
+        },
+    },
+    Parameter {
+        name: "compression",
+        aliases: &[],
+        values: "none, lz4, zstd",
+        help: "Compress blocks before they are stored. Needs blocks of 8192 bytes or more.",
+        set: |parameters, value| {
+            parameters.compression = match value {
+                "none" => None,
+                "lz4" => Some(Compression::Lz4),
+                "zstd" => Some(Compression::Zstd),
+                _ => return Err(Refusal::Value),
+            };
+            Ok(())
+        },
+    },
+    Parameter {
+        name: "noSpaceTimeoutSeconds",
+        aliases: &["no_space_timeout_seconds"],
+        values: "never, or a number of seconds from 0 to 86400",
+        help: "After how long without room in the pool a write fails with ENOSPC. By default it waits until there is room.",
+        set: |parameters, value| {
+            parameters.no_space_timeout_seconds = match value {
+                "never" => None,
+                seconds => Some(
+                    seconds
+                        .parse::<i32>()
+                        .ok()
+                        .filter(|seconds| (0..=NO_SPACE_TIMEOUT_SECONDS_MAX).contains(seconds))
+                        .ok_or(Refusal::Value)?,
+                ),
+            };
             Ok(())
         },
     },
@@ -152,6 +193,9 @@ const PVC_NAME: &str = "csi.storage.k8s.io/pvc/name";
 const PVC_NAMESPACE: &str = "csi.storage.k8s.io/pvc/namespace";
 const PV_NAME: &str = "csi.storage.k8s.io/pv/name";
 
+/// A block size of a class that compresses and does not say: one page of 4 KiB is never stored shorter.
+const BLOCK_SIZE_COMPRESSED: i32 = 16_384;
+
 /// Why a value was not taken.
 #[derive(Debug)]
 enum Refusal {
@@ -164,6 +208,10 @@ enum Refusal {
 pub struct ClassParameters {
     pub replica_count: i32,
     pub block_size: i32,
+    pub sector_size: i32,
+    pub compression: Option<Compression>,
+    /// `None`: writes wait for room.
+    pub no_space_timeout_seconds: Option<i32>,
     pub media: Option<MediaType>,
     pub pool: Option<String>,
     pub fs_type: Option<String>,
@@ -198,6 +246,12 @@ pub enum ClassError {
         value: String,
         why: &'static str,
     },
+    #[error("StorageClass parameter {key:?} cannot be {value:?}: {why}")]
+    Contradiction {
+        key: String,
+        value: String,
+        why: &'static str,
+    },
     #[error("StorageClass parameter {key:?} is given twice, also as {other:?}, with different values")]
     Twice { key: String, other: String },
 }
@@ -208,6 +262,9 @@ impl ClassParameters {
         let mut parsed = Self {
             replica_count: 1,
             block_size: BLOCK_SIZE_DEFAULT,
+            sector_size: SECTOR_SIZE_DEFAULT,
+            compression: None,
+            no_space_timeout_seconds: None,
             media: None,
             pool: None,
             fs_type: None,
@@ -247,6 +304,19 @@ impl ClassParameters {
                 }
             }
         }
+        if parsed.compression.is_some() && parsed.block_size == BLOCK_SIZE_DEFAULT {
+            match seen.get("blockSize") {
+                None => parsed.block_size = BLOCK_SIZE_COMPRESSED,
+                Some((key, value)) => {
+                    return Err(ClassError::Contradiction {
+                        key: key.to_string(),
+                        value: value.to_string(),
+                        why: "blocks are stored in pages of 4096 bytes, so smaller blocks than 8192 are never stored \
+                              shorter, and the class asks for compression",
+                    });
+                }
+            }
+        }
         Ok(parsed)
     }
 
@@ -272,6 +342,15 @@ impl ClassParameters {
             _ => WriteConcern::Replicated,
         })
     }
+}
+
+fn one_of(values: &[i32], value: &str) -> Result<i32, Refusal> {
+    let number: i32 = value.parse().map_err(|_| Refusal::Value)?;
+    values
+        .iter()
+        .copied()
+        .find(|known| *known == number)
+        .ok_or(Refusal::Value)
 }
 
 fn find(key: &str) -> Result<&'static Parameter, ClassError> {
@@ -352,7 +431,7 @@ mod tests {
     fn an_unknown_value_is_refused_by_naming_the_possible_ones() {
         assert!(refusal([("disk_type", "tape")]).contains("ssd, hdd, nvme"));
         assert!(refusal([("fsType", "ntfs")]).contains("ext4, xfs"));
-        assert!(refusal([("blockSize", "512")]).contains("4096"));
+        assert!(refusal([("blockSize", "512")]).contains("4096, 8192"));
         assert!(refusal([("pool", "../etc")]).contains("the name of a pool"));
     }
 
@@ -364,6 +443,50 @@ mod tests {
                 "{bad:?} was taken"
             );
         }
+    }
+
+    #[test]
+    fn blocks_sectors_compression_and_patience_are_what_the_class_says() {
+        let parsed = parse([
+            ("blockSize", "65536"),
+            ("sector_size", "512"),
+            ("compression", "zstd"),
+            ("noSpaceTimeoutSeconds", "30"),
+        ])
+        .expect("all of these exist");
+        assert_eq!((parsed.block_size, parsed.sector_size), (65_536, 512));
+        assert_eq!(parsed.compression, Some(Compression::Zstd));
+        assert_eq!(parsed.no_space_timeout_seconds, Some(30));
+        let never = parse([("noSpaceTimeoutSeconds", "never"), ("compression", "none")]).expect("the defaults");
+        assert_eq!((never.no_space_timeout_seconds, never.compression), (None, None));
+        for bad in [
+            ("noSpaceTimeoutSeconds", "-1"),
+            ("noSpaceTimeoutSeconds", "86401"),
+            ("noSpaceTimeoutSeconds", "5m"),
+            ("compression", "gzip"),
+            ("sectorSize", "1024"),
+            ("blockSize", "32768"),
+        ] {
+            assert!(
+                matches!(parse([bad]), Err(ClassError::BadValue { .. })),
+                "{bad:?} was taken"
+            );
+        }
+    }
+
+    #[test]
+    fn a_class_that_compresses_gets_blocks_that_can_shrink() {
+        assert_eq!(parse([("compression", "lz4")]).expect("a default").block_size, 16_384);
+        assert_eq!(
+            parse([("compression", "lz4"), ("blockSize", "8192")])
+                .expect("asked for")
+                .block_size,
+            8192
+        );
+        let text = refusal([("compression", "lz4"), ("block_size", "4096")]);
+        assert!(text.contains("\"block_size\"") && text.contains("8192"), "{text}");
+        let other_order = refusal([("blockSize", "4096"), ("compression", "zstd")]);
+        assert!(other_order.contains("\"blockSize\""), "{other_order}");
     }
 
     #[test]

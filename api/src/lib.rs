@@ -25,8 +25,8 @@ pub use condition::Condition;
 pub use pool::{MediaType, Reservation, StoragePool, StoragePoolSpec, StoragePoolStatus};
 pub use replica::{GalleonReplica, GalleonReplicaSpec, GalleonReplicaStatus, ReplicaPhase};
 pub use volume::{
-    AttachTo, Capability, Device, GalleonVolume, GalleonVolumeSpec, GalleonVolumeStatus, OutReplica, PoolSelector,
-    VolumeConfig, VolumeMode, WriteConcern,
+    AttachTo, Capability, Compression, Device, GalleonVolume, GalleonVolumeSpec, GalleonVolumeStatus, OutReplica,
+    PoolSelector, VolumeConfig, VolumeMode, WriteConcern,
 };
 pub use words::*;
 

@@ -17,3 +17,13 @@ pub fn replica_names(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-list-type": "set",
     })
 }
+
+/// One of the block sizes that there are.
+pub fn block_size(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "integer", "format": "int32", "enum": crate::volume::BLOCK_SIZES})
+}
+
+/// One of the sector sizes that there are.
+pub fn sector_size(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "integer", "format": "int32", "enum": crate::volume::SECTOR_SIZES})
+}

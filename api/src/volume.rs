@@ -15,8 +15,16 @@ use crate::{Condition, MediaType};
 
 /// Most replicas a volume may ever have, the one being added during a move included.
 pub const REPLICAS_MAX: usize = 8;
-/// The only block size of this release.
+/// Bytes per block of a volume for which nobody says otherwise.
 pub const BLOCK_SIZE_DEFAULT: i32 = 4096;
+/// Every block size there is, in bytes.
+pub const BLOCK_SIZES: [i32; 4] = [4096, 8192, 16384, 65536];
+/// Bytes per logical sector of a device for which nobody says otherwise.
+pub const SECTOR_SIZE_DEFAULT: i32 = 4096;
+/// Every sector size there is, in bytes.
+pub const SECTOR_SIZES: [i32; 2] = [512, 4096];
+/// The longest that writes may be asked to wait for room before they are refused, in seconds.
+pub const NO_SPACE_TIMEOUT_SECONDS_MAX: i32 = 86_400;
 
 /// What is wanted of a volume.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -76,11 +84,26 @@ pub struct GalleonVolumeSpec {
     #[schemars(range(min = 1))]
     #[x_kube(validation = Rule::new("self >= oldSelf").message("sizeBytes must not shrink"))]
     pub size_bytes: i64,
-    /// Bytes per block; fixed for the life of the volume.
+    /// Bytes per block, the unit that is stored, checked and compressed: 4096, 8192, 16384 or 65536. Fixed for the life of
+    /// the volume.
     #[serde(default = "block_size_default")]
-    #[schemars(range(min = 4096, max = 4096))]
+    #[schemars(schema_with = "crate::schema::block_size")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("blockSize is immutable"))]
     pub block_size: i32,
+    /// Bytes per logical sector of the device, the smallest that a guest can write: 512 or 4096. Fixed for the life of the
+    /// volume: partition tables and file systems are made for it.
+    #[serde(default = "sector_size_default")]
+    #[schemars(schema_with = "crate::schema::sector_size")]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("sectorSize is immutable"))]
+    pub sector_size: i32,
+    /// How blocks are compressed before they are stored; absent when they are not. Counts for what is written from the next
+    /// attach on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compression: Option<Compression>,
+    /// After how many seconds without room in the pool a write fails with ENOSPC; absent when it waits until there is room.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = NO_SPACE_TIMEOUT_SECONDS_MAX))]
+    pub no_space_timeout_seconds: Option<i32>,
     /// Number of copies on different nodes. This release accepts 1.
     #[schemars(range(min = 1, max = 7))]
     pub replica_count: i32,
@@ -109,6 +132,10 @@ fn block_size_default() -> i32 {
     BLOCK_SIZE_DEFAULT
 }
 
+fn sector_size_default() -> i32 {
+    SECTOR_SIZE_DEFAULT
+}
+
 // Bounded, because two CEL rules compare the whole map.
 fn parameters_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
@@ -129,6 +156,16 @@ pub struct PoolSelector {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub name: Option<String>,
+}
+
+/// How blocks are compressed before they are stored. One that does not shrink is stored as it is.
+#[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Compression {
+    /// LZ4: fast.
+    Lz4,
+    /// Zstandard: smaller, at more CPU.
+    Zstd,
 }
 
 /// When a write of the guest counts as done.

@@ -29,6 +29,7 @@ impl Place {
             cluster_id: Uuid::from_u128(3),
             size_bytes: 16 << 20,
             salt: 4,
+            key: None,
         };
         format_replica(&directory, &spec).expect("a replica is made");
         directory

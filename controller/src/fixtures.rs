@@ -45,6 +45,7 @@ pub fn replica(uid: &str, node: &str, size_bytes: i64) -> GalleonReplica {
         node_name: node.to_string(),
         pool_name: StoragePool::object_name("default", node),
         size_bytes,
+        block_size: 4096,
         reserved_bytes: reserved_bytes(size_bytes),
     };
     GalleonReplica::new(&format!("{uid}-{node}"), spec)
@@ -75,6 +76,9 @@ pub fn volume(uid: &str) -> GalleonVolume {
     let spec = GalleonVolumeSpec {
         size_bytes: GIB,
         block_size: 4096,
+        sector_size: 4096,
+        compression: None,
+        no_space_timeout_seconds: None,
         replica_count: 1,
         pool: Some(PoolSelector::default()),
         write_concern: WriteConcern::Acknowledged,

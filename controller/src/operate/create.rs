@@ -125,6 +125,9 @@ fn new_volume(command: &Create) -> GalleonVolume {
     let spec = GalleonVolumeSpec {
         size_bytes: command.range.size_bytes,
         block_size: command.class.block_size,
+        sector_size: command.class.sector_size,
+        compression: command.class.compression,
+        no_space_timeout_seconds: command.class.no_space_timeout_seconds,
         replica_count: command.class.replica_count,
         pool: Some(command.class.pool_selector()),
         write_concern: command.class.write_concern(),
@@ -159,6 +162,7 @@ pub fn new_replica(volume: &GalleonVolume, name: &str, pool: &StoragePool, reser
         node_name: pool.spec.node_name.clone(),
         pool_name: pool.name_any(),
         size_bytes: volume.spec.size_bytes,
+        block_size: volume.spec.block_size,
         reserved_bytes,
     };
     let mut replica = GalleonReplica::new(name, spec);

@@ -12,6 +12,9 @@ fn volume() -> GalleonVolume {
     let spec = GalleonVolumeSpec {
         size_bytes: GIB,
         block_size: 4096,
+        sector_size: 4096,
+        compression: None,
+        no_space_timeout_seconds: None,
         replica_count: 1,
         pool: None,
         write_concern: WriteConcern::Acknowledged,

@@ -9,11 +9,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use galleonfs_storage_engine::store::{self, FormatOptions};
-use galleonfs_storage_engine::types::{BLOCK_BYTES, Identity};
+use galleonfs_storage_engine::types::{BLOCK_BYTES, Epoch, Identity};
 use uuid::Uuid;
 
 use super::{FileDisk, ReplicaDir, SEGMENTS, sync_dir};
-use crate::engine::{EngineError, ErrorKind, explain};
+use crate::engine::{EngineError, ErrorKind, VolumeKey, explain};
 
 const NEW: &str = ".new-";
 const TRASH: &str = ".trash-";
@@ -28,6 +28,8 @@ pub struct FormatSpec {
     pub size_bytes: u64,
     /// A fresh random number, kept secret from the guest.
     pub salt: u64,
+    /// Seals everything that is stored, with this key first.
+    pub key: Option<VolumeKey>,
 }
 
 /// Makes an empty replica in the directory `dir`, which appears when the replica is complete. One that is there already
@@ -44,7 +46,11 @@ pub fn format_replica(dir: &Path, spec: &FormatSpec) -> Result<(), EngineError> 
             segment_bytes: None,
             salt: spec.salt,
         };
-        store::format_replica(disk, &options).map_err(|error| explain("format", dir, error))
+        match &spec.key {
+            None => store::format_replica(disk, &options),
+            Some(key) => store::format_sealed_replica(disk, &options, &key.prove(spec.volume_uid, Epoch(0))),
+        }
+        .map_err(|error| explain("format", dir, error))
     })
 }
 

@@ -19,6 +19,7 @@ mod open;
 mod reactor;
 mod ring;
 mod served;
+mod settings;
 mod shard;
 mod stats;
 #[cfg(test)]
@@ -45,6 +46,7 @@ pub use crate::frontend::{Device, GuestPath};
 pub use error::{EngineError, ErrorKind};
 pub(crate) use memory::give_back_freed_memory;
 pub(crate) use open::explain;
+pub use settings::{Settings, VolumeKey};
 pub use stats::{DiskPath, VolumeStats};
 
 /// How the node's engine is set up.
@@ -88,8 +90,9 @@ pub struct AttachSpec {
     pub epoch: u64,
     pub size_bytes: u64,
     pub read_only: bool,
-    /// Fresh and random for each start.
-    pub salt: u64,
+    pub settings: Settings,
+    /// Of a sealed volume.
+    pub key: Option<VolumeKey>,
 }
 
 /// What a shard serves: a volume's engine, and what its driver asks besides requests.
@@ -295,6 +298,7 @@ impl Inner {
         let export = Export {
             volume: spec.volume.clone(),
             size_bytes: engine.size_bytes(),
+            sector_bytes: spec.settings.sector_bytes,
             read_only: spec.read_only,
         };
         let session = self.frontend.open(&export)?;

@@ -92,6 +92,7 @@ pub(super) fn open_volume(
     let share = budget.share();
     let options = OpenOptions {
         cache_pages_max: share.bytes / PAGE_BYTES,
+        keys: spec.key.as_ref().map(|key| key.prove(spec.volume_uid, Epoch(epoch))),
         ..OpenOptions::new(identity, Epoch(epoch))
     };
     let (store, report) =
@@ -104,8 +105,13 @@ pub(super) fn open_volume(
             "flushed blocks are damaged; reading them fails"
         );
     }
+    let volume = match &spec.key {
+        None => Volume::new(store),
+        Some(key) => Volume::sealed(store, key.ring(spec.volume_uid))
+            .map_err(|error| explain("open", &spec.replica_dir, error.into()))?,
+    };
     Ok(Box::new(OpenVolume {
-        volume: Volume::new(store),
+        volume: volume.when_full(spec.settings.when_full),
         _share: share,
     }))
 }

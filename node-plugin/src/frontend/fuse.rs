@@ -19,7 +19,7 @@ use galleonfs_storage_engine::request::{Answer, Piece, Reply, Request, RequestEr
 use super::buffers::{Buffers, PAYLOAD_BYTES_MAX};
 use super::one_file::{FILE_ID, Local, OneFile, reply};
 use super::slots::{Arrival, Body, Command, Slots};
-use super::{BLOCK_BYTES, GuestPath, Origin, Received, RequestKind, Session, Ticket, abi};
+use super::{BLOCK_BYTES, Export, GuestPath, Origin, Received, RequestKind, Session, Ticket, abi};
 
 /// Requests the kernel may have with us at a time. Above the loop driver's queue of 128; a `u16` in the protocol.
 const BACKGROUND_MAX: u16 = 512;
@@ -40,6 +40,8 @@ pub struct FuseSession {
     /// `/dev/fuse`, non-blocking.
     dev: File,
     file: OneFile,
+    /// Offsets and lengths of requests are multiples of it.
+    sector_bytes: u64,
     refusing: bool,
     /// There may be something to read.
     readable: bool,
@@ -52,14 +54,15 @@ pub struct FuseSession {
 }
 
 impl FuseSession {
-    pub fn new(dev: File, name: String, size_bytes: u64, read_only: bool) -> FuseSession {
+    pub fn new(dev: File, name: String, export: &Export) -> FuseSession {
         FuseSession {
             dev,
             file: OneFile {
                 name,
-                size_bytes,
-                read_only,
+                size_bytes: export.size_bytes,
+                read_only: export.read_only,
             },
+            sector_bytes: u64::from(export.sector_bytes),
             refusing: false,
             readable: false,
             may_use_ring: false,
@@ -110,7 +113,7 @@ impl FuseSession {
                     return Err(DataRefusal::Empty);
                 }
                 let bytes = end - read.offset;
-                if !aligned(read.offset) || !aligned(bytes) {
+                if !self.aligned(read.offset, bytes) {
                     return Err(malformed);
                 }
                 Ok((
@@ -129,7 +132,7 @@ impl FuseSession {
                 if self.file.read_only {
                     return Err(DataRefusal::Error(libc::EROFS));
                 }
-                if len != HEAD_BYTES + write.size as usize || bytes == 0 || !aligned(write.offset) || !aligned(bytes) {
+                if len != HEAD_BYTES + write.size as usize || bytes == 0 || !self.aligned(write.offset, bytes) {
                     return Err(malformed);
                 }
                 if !self.within(write.offset, bytes) {
@@ -161,7 +164,7 @@ impl FuseSession {
                 if self.file.read_only {
                     return Err(DataRefusal::Error(libc::EROFS));
                 }
-                if range.length == 0 || !aligned(range.offset) || !aligned(range.length) {
+                if range.length == 0 || !self.aligned(range.offset, range.length) {
                     return Err(malformed);
                 }
                 if !self.within(range.offset, range.length) {
@@ -236,6 +239,10 @@ impl FuseSession {
             flags2: (flags >> 32) as u32,
             unused: [0; 7],
         })
+    }
+
+    fn aligned(&self, offset: u64, len: u64) -> bool {
+        (offset | len).is_multiple_of(self.sector_bytes)
     }
 
     fn within(&self, offset: u64, len: u64) -> bool {
@@ -493,10 +500,6 @@ impl Session for FuseSession {
 
 fn is_data(opcode: u32) -> bool {
     matches!(opcode, abi::READ | abi::WRITE | abi::FSYNC | abi::FALLOCATE)
-}
-
-fn aligned(bytes: u64) -> bool {
-    bytes.is_multiple_of(BLOCK_BYTES)
 }
 
 fn error_number(error: &RequestError) -> i32 {

@@ -70,7 +70,7 @@ impl Frontend for FuseLoop {
         fs::create_dir_all(&target).map_err(|error| EngineError::os(doing(), error))?;
         let dev = mounts::mount_fuse(&target, &format!("galleonfs:{}", export.volume), export.read_only)
             .map_err(|error| EngineError::os(doing(), error))?;
-        let session = FuseSession::new(dev, file_name(&export.volume), export.size_bytes, export.read_only);
+        let session = FuseSession::new(dev, file_name(&export.volume), export);
         Ok(Box::new(session))
     }
 
@@ -81,7 +81,7 @@ impl Frontend for FuseLoop {
             .write(!export.read_only)
             .open(&path)
             .map_err(|error| EngineError::os(format!("open {}", path.display()), error))?;
-        let device = LoopDevice::attach(&backing, &file_name(&export.volume), export.read_only)?;
+        let device = LoopDevice::attach(&backing, &file_name(&export.volume), export)?;
         Ok(Device {
             path: device.path(),
             size_bytes: export.size_bytes,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
-use super::BLOCK_BYTES;
+use super::Export;
 use crate::engine::{EngineError, ErrorKind};
 
 const LOOP_CLR_FD: libc::c_ulong = 0x4C01;
@@ -81,8 +81,8 @@ impl LoopDevice {
         PathBuf::from(format!("/dev/loop{}", self.0))
     }
 
-    /// Makes a block device of `backing`, for direct I/O in blocks of 4 KiB.
-    pub fn attach(backing: &File, name: &str, read_only: bool) -> Result<LoopDevice, EngineError> {
+    /// Makes a block device of `backing`, for direct I/O in the sectors of `export`.
+    pub fn attach(backing: &File, name: &str, export: &Export) -> Result<LoopDevice, EngineError> {
         let control = OpenOptions::new()
             .read(true)
             .write(true)
@@ -102,7 +102,7 @@ impl LoopDevice {
             number: 0,
             encrypt_type: 0,
             encrypt_key_size: 0,
-            flags: LO_FLAGS_DIRECT_IO | if read_only { LO_FLAGS_READ_ONLY } else { 0 },
+            flags: LO_FLAGS_DIRECT_IO | if export.read_only { LO_FLAGS_READ_ONLY } else { 0 },
             file_name: [0; 64],
             crypt_name: [0; 64],
             encrypt_key: [0; 32],
@@ -112,7 +112,7 @@ impl LoopDevice {
         info.file_name[..known].copy_from_slice(&name.as_bytes()[..known]);
         let config = LoopConfig {
             fd: backing.as_raw_fd() as u32,
-            block_size: BLOCK_BYTES as u32,
+            block_size: export.sector_bytes,
             info,
             reserved: [0; 8],
         };

@@ -29,7 +29,7 @@ pub use buffers::Buffers;
 pub use fuse_loop::FuseLoop;
 pub use slots::{COMMAND_VECTORS, Command, switch_on as ring_switched_on};
 
-/// Bytes in a block of every device; also the unit of every request.
+/// What a device calls its block where it tells sizes: the unit that suits it best, not the smallest.
 pub const BLOCK_BYTES: u64 = 4096;
 
 /// What a frontend needs to know of a volume.
@@ -39,6 +39,8 @@ pub struct Export {
     pub volume: String,
     /// A multiple of [`BLOCK_BYTES`].
     pub size_bytes: u64,
+    /// The unit of every request: 512 or 4096 bytes.
+    pub sector_bytes: u32,
     /// Refuse writes.
     pub read_only: bool,
 }

@@ -1,13 +1,14 @@
 //! Decisions about volumes and replicas, from plain values.
 
 use galleonfs_api::{
-    Condition, Device as DeviceStatus, GalleonReplica, GalleonReplicaStatus, GalleonVolume, ReplicaPhase, VolumeConfig,
-    condition, condition_type, reason,
+    Condition, Device as DeviceStatus, GalleonReplica, GalleonReplicaStatus, GalleonVolume, GalleonVolumeSpec,
+    ReplicaPhase, VolumeConfig, condition, condition_type, reason,
 };
+use galleonfs_storage_engine::volume::WhenFull;
 use kube::ResourceExt;
 use uuid::Uuid;
 
-use crate::engine::{EngineError, ErrorKind};
+use crate::engine::{EngineError, ErrorKind, Settings};
 use crate::pool::Pool;
 use crate::served::{Device, Trouble};
 
@@ -282,4 +283,15 @@ pub fn text_of(error: &EngineError) -> String {
         cause = error.source();
     }
     text
+}
+
+/// How a volume is served, as its class says.
+pub fn settings(spec: &GalleonVolumeSpec) -> Settings {
+    let seconds = spec
+        .no_space_timeout_seconds
+        .and_then(|seconds| u64::try_from(seconds).ok());
+    Settings {
+        sector_bytes: u32::try_from(spec.sector_size).expect("the API server takes 512 and 4096 only"),
+        when_full: seconds.map_or(WhenFull::Wait, |seconds| WhenFull::RefuseAfter { ms: seconds * 1000 }),
+    }
 }

@@ -70,6 +70,7 @@ impl Registry {
             cluster_id: self.cluster_id,
             size_bytes: u64::try_from(replica.spec.size_bytes).unwrap_or(0),
             salt: salt(),
+            key: None,
         };
         let disks = self.disks.clone();
         match on_disks("making a replica", disks, move |disks| disks.make(&dir, &spec)).await? {

@@ -12,7 +12,7 @@ use super::plan::{self, Grant, Local, Step};
 use super::{Key, Next, Registry, Retry};
 use crate::mount::MountError;
 use crate::pool::{Pool, REPLICAS};
-use crate::served::{AttachSpec, Device, Presence, Unguarded, salt};
+use crate::served::{AttachSpec, Device, Presence, Unguarded};
 
 /// How often an attached volume is asked for trouble: a look at memory.
 const TROUBLE_EVERY: Duration = Duration::from_secs(30);
@@ -271,7 +271,8 @@ impl Registry {
                 .attach_to
                 .as_ref()
                 .is_some_and(|attach_to| attach_to.read_only),
-            salt: salt(),
+            settings: plan::settings(&object.spec),
+            key: None,
         })
     }
 

@@ -27,7 +27,7 @@ mod key;
 mod sealer;
 
 pub use epoch_key::{Address, EpochKey, TAG_BYTES, Tag, Tampered};
-pub use key::{DataKey, EpochSalt, KeyCheck, KeyError, KeyId, KeyProof, KeyRow, Keyring, VolumeUid};
+pub use key::{DATA_KEY_BYTES, DataKey, EpochSalt, KeyCheck, KeyError, KeyId, KeyProof, KeyRow, Keyring, VolumeUid};
 pub use sealer::{NONCE_BYTES, OpenFailure, Sealer, UsedNonce};
 
 /// Version of what is bound to a block beside its bytes. It changes when the rules on this page do.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use galleonfs_node_plugin::disk::{FormatSpec, format_replica};
-use galleonfs_node_plugin::engine::{AttachSpec, Engine, EngineConfig, EngineError, ErrorKind};
+use galleonfs_node_plugin::engine::{AttachSpec, Engine, EngineConfig, EngineError, ErrorKind, Settings};
 use uuid::Uuid;
 
 use super::scratch::Scratch;
@@ -166,6 +166,7 @@ pub fn serve(scratch: &Scratch, serving: Serving) -> Result<()> {
         cluster_id: Uuid::new_v4(),
         size_bytes,
         salt: Uuid::new_v4().as_u64_pair().0,
+        key: None,
     };
     format_replica(&scratch.replica(), &format)?;
     let spec = AttachSpec {
@@ -177,7 +178,8 @@ pub fn serve(scratch: &Scratch, serving: Serving) -> Result<()> {
         epoch: 1,
         size_bytes,
         read_only: false,
-        salt: Uuid::new_v4().as_u64_pair().0,
+        settings: Settings::default(),
+        key: None,
     };
     let device = runtime.block_on(engine.attach(spec))?;
     let announced = announce(&device.path);

@@ -118,7 +118,8 @@ impl Bench {
             epoch: 1,
             size_bytes,
             read_only: false,
-            salt: 0,
+            settings: crate::engine::Settings::default(),
+            key: None,
         };
         let device = self.engine.attach(spec).await.unwrap();
         self.node.served.set(name, Some(Presence::Here(device)));

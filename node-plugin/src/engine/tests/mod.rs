@@ -92,7 +92,8 @@ impl Node {
             epoch: 1,
             size_bytes,
             read_only: false,
-            salt: 0,
+            settings: Settings::default(),
+            key: None,
         }
     }
 

@@ -41,7 +41,8 @@ impl Real {
             epoch,
             size_bytes: 128 * MIB,
             read_only: false,
-            salt: 5,
+            settings: Settings::default(),
+            key: None,
         }
     }
 
@@ -51,7 +52,8 @@ impl Real {
             replica_uid: spec.replica_uid,
             cluster_id: spec.cluster_id,
             size_bytes: spec.size_bytes,
-            salt: spec.salt,
+            salt: 5,
+            key: spec.key.clone(),
         };
         format_replica(&spec.replica_dir, &format).expect("format");
         format_replica(&spec.replica_dir, &format).expect("formatting twice changes nothing");
@@ -129,6 +131,60 @@ async fn a_replica_that_is_not_the_right_one_is_refused_with_its_reason() {
         ErrorKind::Corrupt
     );
     assert!(real.engine.stats().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_replica_opens_with_its_key_only_and_stores_nothing_readable() {
+    const KEY: [u8; 32] = *b"thirty-two bytes that nobody saw";
+    let real = Real::new();
+    let sealed = AttachSpec {
+        key: Some(VolumeKey::new(1, &KEY).expect("a key")),
+        ..real.spec("volume", 1)
+    };
+    real.format(&sealed);
+    let device = real.engine.attach(sealed.clone()).await.expect("attach").path;
+    let file = open_direct(&device);
+    let mut plain = BufMut::zeroed(64 << 10);
+    plain
+        .as_mut()
+        .chunks_mut(16)
+        .for_each(|part| part.copy_from_slice(b"nobody else's !\n"));
+    file.write_all_at(plain.as_ref(), 0).expect("write");
+    file.sync_data().expect("sync");
+    drop(file);
+    real.engine.detach("volume").await.expect("detach");
+
+    for (key, tells) in [
+        (None, "no key was given"),
+        (Some(VolumeKey::new(1, &[7; 32]).expect("a key")), "not the one"),
+        (Some(VolumeKey::new(2, &KEY).expect("a key")), "was not given"),
+    ] {
+        let spec = AttachSpec {
+            key,
+            epoch: 2,
+            ..sealed.clone()
+        };
+        let error = real.engine.attach(spec).await.expect_err("refused");
+        let text = format!("{error:?}");
+        assert!(text.contains(tells), "{text}");
+        assert!(
+            !text.contains("thirty-two") && !text.contains("7, 7"),
+            "no key in: {text}"
+        );
+    }
+    for segment in fs::read_dir(sealed.replica_dir.join("segments")).expect("list") {
+        let stored = fs::read(segment.expect("list").path()).expect("read");
+        assert!(
+            !stored.windows(13).any(|part| part == b"nobody else's"),
+            "plaintext on the disk"
+        );
+    }
+    let again = AttachSpec { epoch: 2, ..sealed };
+    let device = real.engine.attach(again).await.expect("attach").path;
+    let mut read = BufMut::zeroed(64 << 10);
+    open_direct(&device).read_exact_at(read.as_mut(), 0).expect("read");
+    assert_eq!(read.as_ref(), plain.as_ref());
+    real.engine.detach("volume").await.expect("detach");
 }
 
 const DIR: &str = "GALLEONFS_TEST_KILL_DIR";

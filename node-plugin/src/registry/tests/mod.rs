@@ -93,6 +93,7 @@ impl<E: NodeEngine> Bench<E> {
             node_name: "n1".into(),
             pool_name: POOL.into(),
             size_bytes: 16 * MIB,
+            block_size: 4096,
             reserved_bytes: 20 * MIB,
         };
         let mut replica = GalleonReplica::new("v-a", spec);
@@ -101,6 +102,9 @@ impl<E: NodeEngine> Bench<E> {
         let spec = GalleonVolumeSpec {
             size_bytes: 16 * MIB,
             block_size: 4096,
+            sector_size: 4096,
+            compression: None,
+            no_space_timeout_seconds: None,
             replica_count: 1,
             pool: None,
             write_concern: WriteConcern::Durable,
