@@ -50,6 +50,10 @@ const WANTED: &[Wanted] = &[
         package: "xfsprogs",
     },
     Wanted {
+        probe: Probe::Program("mkfs.btrfs"),
+        package: "btrfs-progs",
+    },
+    Wanted {
         probe: Probe::Program("fusermount3"),
         package: "fuse3",
     },

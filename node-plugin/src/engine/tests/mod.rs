@@ -3,6 +3,7 @@
 
 mod device;
 mod fake;
+mod guest_log;
 mod replica;
 mod stale;
 
