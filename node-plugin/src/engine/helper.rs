@@ -60,7 +60,7 @@ pub(super) enum Job {
 #[derive(Debug)]
 pub(super) enum Outcome {
     Opened(FileId, Result<Arc<File>, IoFailure>),
-    /// With the parts of a write, for reuse.
+    /// With the parts of a write: the shard's thread lets go of their memory, so that it is used again there.
     Ended(IoId, IoResult, Vec<Buf>),
     /// With whether the pool is nearly full.
     Created(IoId, FileId, Result<(Arc<File>, bool), IoFailure>),

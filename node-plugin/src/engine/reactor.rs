@@ -4,7 +4,6 @@ use std::io;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-use galleonfs_storage_engine::buffer::Buf;
 use galleonfs_storage_engine::io::{IoId, IoResult};
 
 use super::ring::Ring;
@@ -27,13 +26,8 @@ pub(super) enum Event {
     Readable(Source),
     /// A command of a volume's session has ended.
     Command { volume: u32, slot: u32, result: i32 },
-    /// A disk operation has ended. `parts` are the buffers of a write, for reuse.
-    Disk {
-        volume: u32,
-        id: IoId,
-        result: IoResult,
-        parts: Vec<Buf>,
-    },
+    /// A disk operation has ended.
+    Disk { volume: u32, id: IoId, result: IoResult },
 }
 
 #[derive(Debug)]

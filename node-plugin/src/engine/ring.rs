@@ -304,16 +304,15 @@ impl Ring {
             vectors.clear();
             self.spare_vectors.push(vectors);
         }
-        let (result, parts) = match op.work {
-            Work::Read { buf, .. } => (outcome.map(|()| IoDone::Read(buf)), Vec::new()),
-            Work::Write { parts, .. } => (outcome.map(|()| IoDone::Done), parts),
-            Work::Sync => (outcome.map(|()| IoDone::Done), Vec::new()),
-        };
+        let result = outcome.map(|()| match op.work {
+            Work::Read { buf, .. } => IoDone::Read(buf),
+            // Their memory is let go of here.
+            Work::Write { .. } | Work::Sync => IoDone::Done,
+        });
         Some(Event::Disk {
             volume: op.volume,
             id: op.id,
             result,
-            parts,
         })
     }
 }

@@ -13,7 +13,6 @@ use std::fs::File;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use galleonfs_storage_engine::buffer::Buf;
 use galleonfs_storage_engine::io::{FileId, Io, IoDone, IoId, IoResult, Output};
 use galleonfs_storage_engine::request::{Answer, Request, RequestError, RequestId};
 use rustc_hash::FxHashMap;
@@ -196,22 +195,20 @@ impl Served {
     }
 
     /// A disk operation ended.
-    pub fn completed(&mut self, id: IoId, result: IoResult, parts: Vec<Buf>, buffers: &mut Buffers) {
+    pub fn completed(&mut self, id: IoId, result: IoResult) {
         self.out -= 1;
         self.engine.completed(id, result);
-        // The engine has let go of its own references by now, if it ever does.
-        parts.into_iter().for_each(|part| buffers.give_back(part));
     }
 
     /// The helper has done something.
-    pub fn helped(&mut self, outcome: Outcome, reactor: &mut Reactor, buffers: &mut Buffers) {
+    pub fn helped(&mut self, outcome: Outcome, reactor: &mut Reactor) {
         match outcome {
-            Outcome::Ended(id, result, parts) => self.completed(id, result, parts, buffers),
+            Outcome::Ended(id, result, _parts) => self.completed(id, result),
             Outcome::Created(id, file, Ok((handle, pool_tight))) => {
                 self.keep_open(file, handle);
-                self.completed(id, Ok(IoDone::Created { pool_tight }), Vec::new(), buffers);
+                self.completed(id, Ok(IoDone::Created { pool_tight }));
             }
-            Outcome::Created(id, _, Err(error)) => self.completed(id, Err(error), Vec::new(), buffers),
+            Outcome::Created(id, _, Err(error)) => self.completed(id, Err(error)),
             Outcome::Opened(file, Ok(handle)) => {
                 self.keep_open(file, handle.clone());
                 for (id, io) in self.opening.remove(&file).unwrap_or_default() {
@@ -220,7 +217,7 @@ impl Served {
             }
             Outcome::Opened(file, Err(error)) => {
                 for (id, _) in self.opening.remove(&file).unwrap_or_default() {
-                    self.completed(id, Err(error.clone()), Vec::new(), buffers);
+                    self.completed(id, Err(error.clone()));
                 }
             }
         }

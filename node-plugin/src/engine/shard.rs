@@ -105,6 +105,7 @@ impl Shard {
         let now_ms = self.now_ms();
         if !events.is_empty() {
             self.busy_ms = now_ms;
+            self.buffers.used();
         }
         for event in events.drain(..) {
             match event {
@@ -144,14 +145,13 @@ impl Shard {
                     volume: key,
                     id,
                     result,
-                    parts,
                 } => {
                     let volume = self
                         .volumes
                         .get_mut(&key)
                         .expect("a volume stays until its operations have ended");
                     volume.tick(now_ms);
-                    volume.completed(id, result, parts, &mut self.buffers);
+                    volume.completed(id, result);
                     touch(&mut self.touched, key, volume);
                 }
             }
@@ -208,7 +208,7 @@ impl Shard {
                     .get_mut(&key)
                     .expect("a volume stays until its operations have ended");
                 volume.tick(now_ms);
-                volume.helped(outcome, &mut self.reactor, &mut self.buffers);
+                volume.helped(outcome, &mut self.reactor);
                 key
             }
             Message::Grow {

@@ -1,9 +1,10 @@
-//! Where the payload of a guest's write lands.
+//! Where the payload of a guest's write lands that comes through `/dev/fuse`.
 //!
 //! The kernel copies a request to where we tell it to *before* we know what it is, so every request is received into
 //! one landing buffer of the largest size. A small payload is then copied to a buffer of its own size; a large one
-//! takes the landing buffer with it, and another one takes its place. Buffers come back when the disk is done with
-//! them and are used again: a fresh page costs more (zeroing, page faults) than copying four kilobytes.
+//! takes the landing buffer with it, and another one takes its place. Memory that is let go of on this thread is used
+//! again for the next buffer (see the engine's `buffer`): a fresh page costs more, zeroing and page faults, than copying
+//! four kilobytes.
 
 use galleonfs_storage_engine::buffer::{Buf, BufMut, PAGE_BYTES, free_spares};
 
@@ -17,45 +18,23 @@ const HANDOVER_BYTES_MIN: usize = 64 << 10;
 /// sixteenth of that; beyond the bound payloads are copied to their own size.
 const HANDED_OVER_MAX: usize = 16;
 
-/// Bytes kept for reuse in each class of small buffers: enough for 256 writes of 4 KiB in flight.
-const KEPT_BYTES_PER_CLASS_MAX: usize = 1 << 20;
-
-/// Powers of two from one page to [`PAYLOAD_BYTES_MAX`].
-const CLASSES: usize = PAYLOAD_BYTES_MAX.trailing_zeros() as usize - PAGE_BYTES.trailing_zeros() as usize + 1;
-
-/// The large class is bounded by count instead.
-const LARGE: usize = CLASSES - 1;
-
-const _: () = assert!(PAGE_BYTES << LARGE == PAYLOAD_BYTES_MAX);
-
 /// The buffers of one shard.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Buffers {
     landing: Option<BufMut>,
-    kept: [Vec<BufMut>; CLASSES],
     handed_over: usize,
-}
-
-impl Default for Buffers {
-    fn default() -> Self {
-        Buffers {
-            landing: None,
-            kept: std::array::from_fn(|_| Vec::new()),
-            handed_over: 0,
-        }
-    }
+    /// Engines have worked on this thread since the last trim, and have left spare memory.
+    used: bool,
 }
 
 impl Buffers {
     /// The memory for the next payload.
     pub(super) fn landing(&mut self) -> &mut BufMut {
-        let kept = &mut self.kept[LARGE];
         self.landing
-            .get_or_insert_with(|| kept.pop().unwrap_or_else(|| BufMut::zeroed(PAYLOAD_BYTES_MAX)))
+            .get_or_insert_with(|| BufMut::for_reading(PAYLOAD_BYTES_MAX))
     }
 
-    /// Takes the first `len` bytes of the landing buffer, a whole number of pages, and says whether the buffer itself
-    /// went with them.
+    /// Takes the first `len` bytes of the landing buffer, and says whether the buffer itself went with them.
     pub(super) fn take(&mut self, len: usize) -> (Buf, bool) {
         if len >= HANDOVER_BYTES_MIN && self.handed_over < HANDED_OVER_MAX {
             self.landing();
@@ -63,12 +42,14 @@ impl Buffers {
             self.handed_over += 1;
             return (full.freeze().slice(0..len), true);
         }
-        let class = class_of(len);
-        let mut copy = self.kept[class]
-            .pop()
-            .unwrap_or_else(|| BufMut::zeroed(PAGE_BYTES << class));
+        let mut copy = BufMut::for_reading(len.next_multiple_of(PAGE_BYTES));
         copy.as_mut()[..len].copy_from_slice(&self.landing().as_ref()[..len]);
         (copy.freeze().slice(0..len), false)
+    }
+
+    /// Engines are about to work on this thread.
+    pub fn used(&mut self) {
+        self.used = true;
     }
 
     /// A handed-over request was answered.
@@ -79,40 +60,18 @@ impl Buffers {
             .expect("no more are answered than were handed over");
     }
 
-    /// Keeps the memory of `buf` for reuse, unless somebody still holds a part of it or there is enough of its kind.
-    pub fn give_back(&mut self, buf: Buf) {
-        let Some(buf) = buf.try_reclaim() else { return };
-        let len = buf.len();
-        if !len.is_power_of_two() || len > PAYLOAD_BYTES_MAX {
-            return;
-        }
-        let class = class_of(len);
-        let kept_max = if class == LARGE {
-            HANDED_OVER_MAX
-        } else {
-            KEPT_BYTES_PER_CLASS_MAX / len
-        };
-        if self.kept[class].len() < kept_max {
-            self.kept[class].push(buf);
-        }
-    }
-
-    /// True while there is memory that [`Buffers::trim`] would free.
+    /// True while there may be memory that [`Buffers::trim`] would free.
     pub fn is_warm(&self) -> bool {
-        self.landing.is_some() || self.kept.iter().any(|kept| !kept.is_empty())
+        self.landing.is_some() || self.used
     }
 
-    /// Frees everything that is not in use: a shard that has been idle for a while needs none of it.
+    /// Frees everything that is not in use, also what engines have used on this thread: a shard that has been idle for a
+    /// while needs none of it.
     pub fn trim(&mut self) {
         self.landing = None;
-        self.kept.iter_mut().for_each(|kept| *kept = Vec::new());
-        // Buffers that engines made on this thread.
+        self.used = false;
         free_spares();
     }
-}
-
-fn class_of(len: usize) -> usize {
-    len.next_power_of_two().max(PAGE_BYTES).trailing_zeros() as usize - PAGE_BYTES.trailing_zeros() as usize
 }
 
 #[cfg(test)]
@@ -128,10 +87,12 @@ mod tests {
         assert_eq!(&first.as_ref()[..2], b"ab");
         assert_eq!(first.len(), 12288);
         let address = first.as_ref().as_ptr();
-        buffers.give_back(first.clone());
-        assert!(buffers.kept[class_of(12288)].is_empty(), "somebody else still holds it");
-        buffers.give_back(first);
-        let (second, _) = buffers.take(16384);
+        let held = first.clone();
+        drop(first);
+        let (other, _) = buffers.take(12288);
+        assert_ne!(other.as_ref().as_ptr(), address, "somebody else still holds it");
+        drop(held);
+        let (second, _) = buffers.take(12288);
         assert_eq!(second.as_ref().as_ptr(), address);
     }
 
@@ -147,7 +108,7 @@ mod tests {
             taken.push(payload);
         }
         assert!(!buffers.take(PAYLOAD_BYTES_MAX).1, "the next one is copied");
-        buffers.give_back(taken.pop().expect("one was taken"));
+        drop(taken.pop());
         buffers.answered();
         assert!(buffers.take(PAYLOAD_BYTES_MAX).1);
         buffers.trim();

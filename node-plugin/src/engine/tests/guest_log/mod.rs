@@ -132,6 +132,7 @@ async fn record(kind: &'static Kind, fault: Option<Fault>, seed: u64, count: usi
         cluster_id: Uuid::from_u128(4),
         size_bytes: kind.size_bytes,
         salt: 5,
+        key: None,
     };
     let spec = AttachSpec {
         volume: "volume".to_owned(),
@@ -142,7 +143,8 @@ async fn record(kind: &'static Kind, fault: Option<Fault>, seed: u64, count: usi
         epoch: 1,
         size_bytes: kind.size_bytes,
         read_only: false,
-        salt: 6,
+        settings: Settings::default(),
+        key: None,
     };
     format_replica(&spec.replica_dir, &format).expect("format");
     let device = node.engine.attach(spec).await.expect("attach").path;
