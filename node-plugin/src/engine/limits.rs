@@ -23,8 +23,14 @@ const HANGING_VOLUMES_MAX: usize = 4;
 
 const _: () = assert!(DISK_OPS_PER_VOLUME_MAX * HANGING_VOLUMES_MAX <= RING_WORKERS_MAX as usize);
 
-/// Submissions that are batched before the kernel is told. Power of two.
+/// Submissions that the kernel may be told of at once. Power of two.
 pub const RING_ENTRIES: u32 = 256;
+
+/// Submissions after which the kernel is told within a round: it starts on them while the rest of the round is thought
+/// about. With a guest that has 32 reads in flight, telling it once per round left the disk and the guest idle in turns.
+pub const RING_SUBMIT_EVERY: usize = 8;
+
+const _: () = assert!(RING_SUBMIT_EVERY < RING_ENTRIES as usize);
 
 /// Completions that fit before the kernel has to queue them elsewhere.
 pub const RING_COMPLETIONS: u32 = 4096;

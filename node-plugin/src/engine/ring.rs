@@ -14,7 +14,7 @@ use galleonfs_storage_engine::io::{FileId, IoDone, IoId};
 use io_uring::{IoUring, cqueue, opcode, squeue, types};
 use slab::Slab;
 
-use super::limits::{RING_COMPLETIONS, RING_ENTRIES, RING_WORKERS_MAX};
+use super::limits::{RING_COMPLETIONS, RING_ENTRIES, RING_SUBMIT_EVERY, RING_WORKERS_MAX};
 use super::reactor::{Event, Source};
 use crate::disk::failure;
 use crate::frontend::{COMMAND_VECTORS, Command};
@@ -75,6 +75,8 @@ type Entry = squeue::Entry128;
 pub(super) struct Ring {
     ring: IoUring<Entry, cqueue::Entry>,
     slots: Slab<Slot>,
+    /// Submissions that the kernel has not been told of.
+    untold: usize,
     /// Completions taken from the ring, and not looked at yet.
     taken: Vec<(u64, i32)>,
     /// Vectors of writes that ended, for the next ones.
@@ -114,6 +116,7 @@ impl Ring {
         Ok(Ring {
             ring,
             slots: Slab::new(),
+            untold: 0,
             taken: Vec::new(),
             spare_vectors: Vec::new(),
         })
@@ -210,6 +213,12 @@ impl Ring {
             // files are held by a slot, watched descriptors and the memory of commands by their volume, which waits for the
             // end of its watch and of its commands.
             if unsafe { self.ring.submission().push(entry) }.is_ok() {
+                self.untold += 1;
+                if self.untold >= RING_SUBMIT_EVERY {
+                    // What it does not take now it takes with the next ones, or when we wait.
+                    let _ = self.ring.submit();
+                    self.untold = 0;
+                }
                 return;
             }
             // Full: let the kernel take what is there. It may be short of memory for a moment, or interrupted.
@@ -225,6 +234,7 @@ impl Ring {
 
     /// Submits what was started, waits until there is something to report, or until `timeout`, and reports it.
     pub fn wait(&mut self, timeout: Option<Duration>, events: &mut Vec<Event>) {
+        self.untold = 0;
         let timespec = timeout.map(types::Timespec::from);
         // Completions that a full ring made us take early are to be reported without waiting for more.
         let wanted = usize::from(self.taken.is_empty());

@@ -239,7 +239,10 @@ impl Served {
                         self.backlog.push_back((id, io));
                     }
                 }
-                Some(Output::Answer(id, answer)) => self.answer(id, answer, buffers),
+                Some(Output::Answer(id, answer)) => {
+                    self.answer(id, answer, buffers);
+                    self.give_commands(reactor);
+                }
                 None => break,
             }
         }
@@ -250,9 +253,7 @@ impl Served {
         }
         self.next_tick_ms = self.engine.next_tick_ms();
         self.settle_close();
-        while let Some(command) = self.session.command() {
-            reactor.command(self.key, &command);
-        }
+        self.give_commands(reactor);
         if !self.watched && !self.ended && self.leaving.is_none() && !self.is_full() {
             self.watched = true;
             reactor.watch(Source::Volume(self.key), self.session.descriptor());
@@ -260,6 +261,12 @@ impl Served {
         self.counters.take_path(self.session.path());
         self.counters.wait_for_space(self.engine.waits_for_space());
         self.session.has_arrived() && !self.ended && !self.is_full() && self.leaving.is_none()
+    }
+
+    fn give_commands(&mut self, reactor: &mut Reactor) {
+        while let Some(command) = self.session.command() {
+            reactor.command(self.key, &command);
+        }
     }
 
     /// Starts an orderly end and tells `done` when it has come.
