@@ -73,6 +73,22 @@ pub async fn the_api_server_refuses_what_must_never_happen(lab: Lab) {
         .await
         .expect("a volume");
 
+    refused(
+        volumes.spec(|spec| spec.block_size = 5000).await,
+        "spec.blockSize: Unsupported value",
+    );
+    refused(
+        volumes.spec(|spec| spec.block_size = 8192).await,
+        "blockSize is immutable",
+    );
+    refused(
+        volumes.spec(|spec| spec.sector_size = 512).await,
+        "sectorSize is immutable",
+    );
+    volumes
+        .spec(|spec| spec.compression = Some(galleonfs_api::Compression::Zstd))
+        .await
+        .expect("what is written from now on may be compressed");
     refused(volumes.spec(|spec| spec.size_bytes -= 4096).await, "must not shrink");
     refused(
         volumes.spec(|spec| spec.csi_name = "w".into()).await,
