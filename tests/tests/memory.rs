@@ -10,6 +10,7 @@ use std::thread;
 
 use galleonfs_tests::bench::scratch::Scratch;
 use galleonfs_tests::bench::server::{Server, Serving};
+use galleonfs_tests::bench::setup::Setup;
 
 const SIZE_BYTES: u64 = 1 << 40;
 /// Far less than the map of what is written below.
@@ -37,6 +38,7 @@ fn a_volume_of_a_tebibyte_takes_little_memory_idle_and_a_bounded_amount_under_lo
         .claim(WRITERS * WRITES_EACH * MAP_PAGE_BYTES)
         .unwrap();
     let serving = Serving {
+        setup: Setup::OneReplica,
         size_bytes: SIZE_BYTES,
         map_budget_bytes: MAP_BUDGET_BYTES,
     };

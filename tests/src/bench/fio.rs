@@ -49,6 +49,18 @@ impl Fio<'_> {
         self.run(arguments.map(str::to_owned).to_vec()).map(drop)
     }
 
+    /// Writes as much as it holds at random places.
+    pub fn age(&self) -> Result<()> {
+        let arguments = [
+            "--name=age",
+            "--rw=randwrite",
+            "--bs=4k",
+            "--iodepth=32",
+            "--norandommap=1",
+        ];
+        self.run(arguments.map(str::to_owned).to_vec()).map(drop)
+    }
+
     pub fn measure(&self, job: &Job, time: Duration) -> Result<Measured> {
         let report = self.run(job.arguments(time))?;
         parse(&report, job.sync).with_context(|| format!("read what fio reports of {}", job.name))

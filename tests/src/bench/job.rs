@@ -14,6 +14,8 @@ pub struct Job {
     pub reads_percent: Option<u32>,
     /// A sync behind each write.
     pub sync: bool,
+    /// The volume is overwritten before, once over and at random: its log has come round, and there is something to clean.
+    pub aged: bool,
 }
 
 const RANDOM_4K: Job = Job {
@@ -23,6 +25,7 @@ const RANDOM_4K: Job = Job {
     depth: 1,
     reads_percent: None,
     sync: false,
+    aged: false,
 };
 
 const SEQUENTIAL_1M: Job = Job {
@@ -31,10 +34,10 @@ const SEQUENTIAL_1M: Job = Job {
     ..RANDOM_4K
 };
 
-/// In the order they run in: first what reads the volume as it was filled, then what writes, and in the end a scan of
-/// what the random writes left. A log puts blocks where they were written, not where they belong, so the two scans
-/// differ, and both are told. Results of different days are compared by these names.
-pub const JOBS: [Job; 9] = [
+/// In the order they run in: first what reads the volume as it was filled, then what writes, then random writes to a
+/// volume whose log has to be cleaned, and in the end a scan of what the random writes left. A log puts blocks where they
+/// were written, not where they belong, so the two scans differ, and both are told. Results of different days are compared by these names.
+pub const JOBS: [Job; 10] = [
     Job {
         name: "randread-4k-qd1",
         ..RANDOM_4K
@@ -76,6 +79,13 @@ pub const JOBS: [Job; 9] = [
         pattern: "randrw",
         depth: 32,
         reads_percent: Some(70),
+        ..RANDOM_4K
+    },
+    Job {
+        name: "randwrite-4k-qd32-aged",
+        pattern: "randwrite",
+        depth: 32,
+        aged: true,
         ..RANDOM_4K
     },
     Job {
@@ -127,6 +137,7 @@ mod tests {
             "randwrite-4k-qd32",
             "write-fsync-4k-qd1",
             "mixed-70-30-4k-qd32",
+            "randwrite-4k-qd32-aged",
             "seqread-1m-aged",
         ];
         assert_eq!(names, known);

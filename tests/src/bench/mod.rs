@@ -1,11 +1,11 @@
 //! How fast a volume is, beside a file on the same disk.
 //!
 //! Each round fills the volume from its start to its end, and then runs each job first on the raw file and right after
-//! it on our device, through everything that a pod's I/O goes through on its node. What counts is the ratio of such
+//! it on our devices, one for each setup, through everything that a pod's I/O goes through on its node. What counts is the ratio of such
 //! neighbours: the disk below may be another one a minute later, and is the same for both. The second thing that counts
 //! is the CPU time our process spends per operation, which a noisy machine changes least.
 //!
-//! `job` says what is measured, `fio` measures, `server` is the process under test, `scratch` the place, `report` the
+//! `job` says what is measured, `setup` on what, `fio` measures, `server` is the process under test, `scratch` the place, `report` the
 //! outcome.
 
 pub mod fio;
@@ -14,6 +14,7 @@ pub mod job;
 pub mod report;
 pub mod scratch;
 pub mod server;
+pub mod setup;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -27,9 +28,7 @@ use job::Job;
 use report::{Pair, Row};
 use scratch::Scratch;
 use server::{MAP_BUDGET_BYTES, Server, Serving};
-
-/// The setup that this bench measures: one replica, on the disk of the raw file.
-const SETUP: &str = "one-replica";
+use setup::Setup;
 
 /// How long a job's background work is waited for before the next job.
 const SETTLE_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -44,6 +43,7 @@ pub struct Options {
     /// The time of each run of a job on the raw file, and of each on our device.
     pub time: Duration,
     pub jobs: Vec<Job>,
+    pub setups: Vec<Setup>,
     /// Where the results go, if anywhere.
     pub results: Option<PathBuf>,
 }
@@ -63,29 +63,37 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     };
     say(&format!("filling the raw file, {} MiB", options.size_bytes >> 20));
     raw.fill()?;
-    let serving = Serving {
-        size_bytes: options.size_bytes,
-        map_budget_bytes: MAP_BUDGET_BYTES,
-    };
     let program = std::env::current_exe().context("find this program")?;
-    let server = Server::start(&program, scratch, serving)?;
-    say(&format!(
-        "measuring the volume at {}, served by process {}",
-        server.device().display(),
-        server.pid()
-    ));
-    let ours = Fio {
-        target: server.device().to_owned(),
-        size_bytes: options.size_bytes,
-        interrupt,
-    };
-    let pairs = rounds(options, &raw, &ours, &server)?;
-    server.stop()?;
+    let mut volumes = Vec::new();
+    for setup in options.setups.iter().copied() {
+        let serving = Serving {
+            setup,
+            size_bytes: options.size_bytes,
+            map_budget_bytes: MAP_BUDGET_BYTES,
+        };
+        let server = Server::start(&program, scratch, serving)?;
+        say(&format!(
+            "measuring {} at {}, served by process {}",
+            setup.name(),
+            server.device().display(),
+            server.pid()
+        ));
+        let fio = Fio {
+            target: server.device().to_owned(),
+            size_bytes: options.size_bytes,
+            interrupt,
+        };
+        volumes.push(Volume { setup, server, fio });
+    }
+    let found = rounds(options, &raw, &volumes)?;
+    for volume in volumes {
+        volume.server.stop()?;
+    }
     let rows: Vec<Row> = options
         .jobs
         .iter()
-        .zip(&pairs)
-        .flat_map(|(job, pairs)| report::rows(job, SETUP, pairs))
+        .zip(&found)
+        .flat_map(|(job, pairs)| report::rows(job, &options.setups, pairs))
         .collect();
     print!("\n{}", report::table(&rows));
     println!(
@@ -100,31 +108,55 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
     Ok(())
 }
 
-/// The pairs of each job.
-fn rounds(options: &Options, raw: &Fio<'_>, ours: &Fio<'_>, server: &Server) -> Result<Vec<Vec<Pair>>> {
+/// A volume that is served for the bench.
+struct Volume<'a> {
+    setup: Setup,
+    server: Server,
+    fio: Fio<'a>,
+}
+
+/// For each job and each of the volumes, the pairs of all rounds.
+fn rounds(options: &Options, raw: &Fio<'_>, volumes: &[Volume<'_>]) -> Result<Vec<Vec<Vec<Pair>>>> {
     let start = Instant::now();
-    let mut pairs = vec![Vec::new(); options.jobs.len()];
+    let mut found = vec![vec![Vec::new(); volumes.len()]; options.jobs.len()];
     for round in 1..=options.rounds {
-        say(&format!("[{:4.0} s] filling the volume", start.elapsed().as_secs_f64()));
-        ours.fill()?;
-        for (job, pairs) in options.jobs.iter().zip(&mut pairs) {
-            server.settle(SETTLE_WAIT_MAX)?;
+        say(&format!(
+            "[{:4.0} s] filling the volumes",
+            start.elapsed().as_secs_f64()
+        ));
+        for volume in volumes {
+            volume.fio.fill()?;
+        }
+        for (job, found) in options.jobs.iter().zip(&mut found) {
+            if job.aged {
+                say(&format!(
+                    "[{:4.0} s] overwriting the volumes",
+                    start.elapsed().as_secs_f64()
+                ));
+                volumes.iter().try_for_each(|volume| volume.fio.age())?;
+            }
+            for volume in volumes {
+                volume.server.settle(SETTLE_WAIT_MAX)?;
+            }
             let raw = raw.measure(job, options.time)?;
-            let before = server.cpu()?;
-            let ours = ours.measure(job, options.time)?;
-            let spent = server.cpu()?.saturating_sub(before);
-            let cpu_us = spent.as_secs_f64() * 1e6 / ours.count as f64;
-            say(&format!(
-                "[{:4.0} s] round {round} of {}: {:<20} {:.2} of raw",
-                start.elapsed().as_secs_f64(),
-                options.rounds,
-                job.name,
-                ours.iops / raw.iops
-            ));
-            pairs.push(Pair { raw, ours, cpu_us });
+            for (volume, pairs) in volumes.iter().zip(found) {
+                let before = volume.server.cpu()?;
+                let ours = volume.fio.measure(job, options.time)?;
+                let spent = volume.server.cpu()?.saturating_sub(before);
+                let cpu_us = spent.as_secs_f64() * 1e6 / ours.count as f64;
+                say(&format!(
+                    "[{:4.0} s] round {round} of {}: {:<22} {:<11} {:.2} of raw",
+                    start.elapsed().as_secs_f64(),
+                    options.rounds,
+                    job.name,
+                    volume.setup.name(),
+                    ours.iops / raw.iops
+                ));
+                pairs.push(Pair { raw, ours, cpu_us });
+            }
         }
     }
-    Ok(pairs)
+    Ok(found)
 }
 
 fn write_results(path: &Path, rows: &[Row]) -> Result<()> {

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::fio::Measured;
 use super::job::Job;
+use super::setup::Setup;
 
 /// One run of a job on the raw file and, seconds later, one on our device.
 #[derive(Clone, Copy, Debug)]
@@ -33,32 +34,39 @@ pub struct Row {
     pub ratio_range: (f64, f64),
 }
 
-/// The rows of a job: the raw file's and the setup's. Every figure is the median of its own over the rounds.
-pub fn rows(job: &Job, setup: &str, pairs: &[Pair]) -> [Row; 2] {
-    let of = |figure: &dyn Fn(&Pair) -> f64| median(pairs.iter().map(figure).collect());
-    let row = |setup: &str, side: &dyn Fn(&Pair) -> Measured| Row {
+/// The rows of a job: the raw file's, and one for each setup, whose pairs these are. Every figure is the median of its
+/// own over the rounds.
+pub fn rows(job: &Job, setups: &[Setup], found: &[Vec<Pair>]) -> Vec<Row> {
+    let raw = found.first().map(|pairs| row(job, "raw", pairs, |pair| pair.raw));
+    let ours = setups.iter().zip(found).map(|(setup, pairs)| {
+        // A ratio is taken within its round: the disk of a shared machine is another one a minute later.
+        let ratios: Vec<f64> = pairs.iter().map(|pair| pair.ours.iops / pair.raw.iops).collect();
+        Row {
+            ratio_range: ratios.iter().fold((f64::INFINITY, 0.0), |(low, high), ratio| {
+                (low.min(*ratio), high.max(*ratio))
+            }),
+            ratio: median(ratios),
+            cpu_us: median(pairs.iter().map(|pair| pair.cpu_us).collect()),
+            ..row(job, setup.name(), pairs, |pair| pair.ours)
+        }
+    });
+    raw.into_iter().chain(ours).collect()
+}
+
+/// The figures of one side of the pairs.
+fn row(job: &Job, setup: &str, pairs: &[Pair], side: impl Fn(&Pair) -> Measured) -> Row {
+    let of = |figure: fn(Measured) -> f64| median(pairs.iter().map(|pair| figure(side(pair))).collect());
+    Row {
         job: job.name.to_owned(),
         setup: setup.to_owned(),
-        iops: of(&|pair| side(pair).iops),
-        mbps: of(&|pair| side(pair).mbps),
-        p50_us: of(&|pair| side(pair).p50_us),
-        p99_us: of(&|pair| side(pair).p99_us),
+        iops: of(|measured| measured.iops),
+        mbps: of(|measured| measured.mbps),
+        p50_us: of(|measured| measured.p50_us),
+        p99_us: of(|measured| measured.p99_us),
         ratio: 1.0,
         cpu_us: 0.0,
         ratio_range: (1.0, 1.0),
-    };
-    // A ratio is taken within its round: the disk of a shared machine is another one a minute later.
-    let ratio = |pair: &Pair| pair.ours.iops / pair.raw.iops;
-    let ratios = pairs.iter().map(ratio);
-    let ours = Row {
-        ratio: of(&ratio),
-        cpu_us: of(&|pair| pair.cpu_us),
-        ratio_range: ratios.fold((f64::INFINITY, 0.0), |(low, high), ratio| {
-            (low.min(ratio), high.max(ratio))
-        }),
-        ..row(setup, &|pair| pair.ours)
-    };
-    [row("raw", &|pair| pair.raw), ours]
+    }
 }
 
 /// The figure in the middle; of an even number, the mean of the two there.
@@ -79,7 +87,7 @@ pub fn table(rows: &[Row]) -> String {
         let [job, setup, iops, mbps, p50, p99, ratio, cpu] = cells;
         writeln!(
             text,
-            "{job:<20} {setup:<12} {iops:>9} {mbps:>8} {p50:>9} {p99:>9}   {ratio:<18} {cpu:>9}"
+            "{job:<22} {setup:<12} {iops:>9} {mbps:>8} {p50:>9} {p99:>9}   {ratio:<18} {cpu:>9}"
         )
         .expect("a string takes everything");
     };
@@ -143,11 +151,13 @@ mod tests {
 
     #[test]
     fn a_ratio_is_of_one_round_and_not_of_two_medians() {
-        let [raw, ours] = rows(
-            &JOBS[0],
-            "one-replica",
-            &[pair(100.0, 50.0), pair(1000.0, 500.0), pair(200.0, 40.0)],
-        );
+        let pairs = vec![pair(100.0, 50.0), pair(1000.0, 500.0), pair(200.0, 40.0)];
+        let sealed = vec![pair(100.0, 10.0), pair(1000.0, 100.0), pair(200.0, 20.0)];
+        let rows = rows(&JOBS[0], &Setup::ALL, &[pairs, sealed]);
+        let [raw, ours, sealed] = &rows[..] else {
+            panic!("three rows")
+        };
+        assert_eq!((sealed.setup.as_str(), sealed.ratio), ("sealed", 0.1));
         assert_eq!((raw.iops, raw.ratio, raw.cpu_us), (200.0, 1.0, 0.0));
         assert_eq!((ours.iops, ours.ratio, ours.cpu_us), (50.0, 0.5, 5.0));
         assert_eq!(ours.ratio_range, (0.2, 0.5));
@@ -161,8 +171,8 @@ mod tests {
 
     #[test]
     fn a_row_is_written_with_the_fields_that_others_read() {
-        let [raw, _] = rows(&JOBS[0], "one-replica", &[pair(100.0, 50.0)]);
-        let json = serde_json::to_value(&raw).unwrap();
+        let rows = rows(&JOBS[0], &[Setup::OneReplica], &[vec![pair(100.0, 50.0)]]);
+        let json = serde_json::to_value(&rows[0]).unwrap();
         let mut fields: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
         fields.sort_unstable();
         let mut known = ["job", "setup", "iops", "mbps", "p50_us", "p99_us", "ratio", "cpu_us"];

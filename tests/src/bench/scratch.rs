@@ -7,8 +7,10 @@ use anyhow::{Context, Result, bail};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::statvfs;
 
-/// What a run may need at most, in sizes of the volume: the raw file, and a log that is not cleaned yet.
-const SPACE_FACTOR: u64 = 4;
+use super::setup::Setup;
+
+/// What a run may need at most, in sizes of the volume: the raw file, and of each setup a log that is not cleaned yet.
+const SPACE_FACTOR: u64 = 1 + 3 * Setup::ALL.len() as u64;
 
 #[derive(Debug)]
 pub struct Scratch {
@@ -68,17 +70,21 @@ impl Scratch {
         self.dir.join("raw")
     }
 
-    pub fn replica(&self) -> PathBuf {
-        self.dir.join("replica")
+    pub fn replica(&self, setup: Setup) -> PathBuf {
+        self.dir.join(format!("replica-{}", setup.name()))
     }
 
-    /// Where the engine mounts.
-    pub fn mounts(&self) -> PathBuf {
-        self.dir.join("mounts")
+    /// Where the engine of a setup mounts.
+    pub fn mounts(&self, setup: Setup) -> PathBuf {
+        self.dir.join(format!("mounts-{}", setup.name()))
     }
 
     fn clear(&self) -> Result<()> {
-        for made in [self.raw(), self.replica()] {
+        for made in Setup::ALL
+            .map(|setup| self.replica(setup))
+            .into_iter()
+            .chain([self.raw()])
+        {
             let removed = if made.is_dir() {
                 fs::remove_dir_all(&made)
             } else {
@@ -92,7 +98,9 @@ impl Scratch {
             }
         }
         // Only if it is empty: a mount that is still there is the next run's to remove.
-        let _ = fs::remove_dir(self.mounts());
+        for setup in Setup::ALL {
+            let _ = fs::remove_dir(self.mounts(setup));
+        }
         Ok(())
     }
 }
@@ -122,8 +130,9 @@ mod tests {
         let claim = Scratch::new(&dir).unwrap().claim(1).unwrap();
         assert!(Scratch::new(&dir).unwrap().claim(1).is_err());
         fs::write(claim.scratch().raw(), "x").unwrap();
-        fs::create_dir_all(claim.scratch().replica()).unwrap();
-        fs::write(claim.scratch().replica().join("superblock.0"), "x").unwrap();
+        let replica = claim.scratch().replica(Setup::Sealed);
+        fs::create_dir_all(&replica).unwrap();
+        fs::write(replica.join("superblock.0"), "x").unwrap();
         drop(claim);
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 0);
         fs::remove_dir(&dir).unwrap();

@@ -15,10 +15,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use galleonfs_node_plugin::disk::{FormatSpec, format_replica};
-use galleonfs_node_plugin::engine::{AttachSpec, Engine, EngineConfig, EngineError, ErrorKind, Settings};
+use galleonfs_node_plugin::engine::{AttachSpec, Engine, EngineConfig, EngineError, ErrorKind, Settings, VolumeKey};
 use uuid::Uuid;
 
 use super::scratch::Scratch;
+use super::setup::Setup;
 
 const VOLUME: &str = "bench";
 
@@ -34,6 +35,7 @@ const DETACH_WAIT_MAX: Duration = Duration::from_secs(20);
 /// What is served, and how.
 #[derive(Clone, Copy, Debug)]
 pub struct Serving {
+    pub setup: Setup,
     pub size_bytes: u64,
     pub map_budget_bytes: usize,
 }
@@ -54,6 +56,7 @@ impl Server {
             .arg("--dir")
             .arg(scratch.dir())
             .arg("serve")
+            .arg(serving.setup.name())
             .arg(serving.size_bytes.to_string())
             .arg(serving.map_budget_bytes.to_string())
             .stdin(Stdio::piped())
@@ -147,6 +150,7 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
 /// The serving process itself: until its standard input ends.
 pub fn serve(scratch: &Scratch, serving: Serving) -> Result<()> {
     let Serving {
+        setup,
         size_bytes,
         map_budget_bytes,
     } = serving;
@@ -154,32 +158,36 @@ pub fn serve(scratch: &Scratch, serving: Serving) -> Result<()> {
         .enable_all()
         .build()
         .context("start a runtime")?;
-    runtime.block_on(Engine::remove_stale(&scratch.mounts()))?;
+    runtime.block_on(Engine::remove_stale(&scratch.mounts(setup)))?;
     let engine = Engine::start(EngineConfig {
         shards: 0,
         map_budget_bytes,
-        runtime_dir: scratch.mounts(),
+        runtime_dir: scratch.mounts(setup),
     })?;
+    let key = match setup {
+        Setup::OneReplica => None,
+        Setup::Sealed => Some(VolumeKey::new(1, &[0x5a; 32])?),
+    };
     let format = FormatSpec {
         volume_uid: Uuid::new_v4(),
         replica_uid: Uuid::new_v4(),
         cluster_id: Uuid::new_v4(),
         size_bytes,
         salt: Uuid::new_v4().as_u64_pair().0,
-        key: None,
+        key: key.clone(),
     };
-    format_replica(&scratch.replica(), &format)?;
+    format_replica(&scratch.replica(setup), &format)?;
     let spec = AttachSpec {
         volume: VOLUME.to_owned(),
         volume_uid: format.volume_uid,
         replica_uid: format.replica_uid,
         cluster_id: format.cluster_id,
-        replica_dir: scratch.replica(),
+        replica_dir: scratch.replica(setup),
         epoch: 1,
         size_bytes,
         read_only: false,
         settings: Settings::default(),
-        key: None,
+        key,
     };
     let device = runtime.block_on(engine.attach(spec))?;
     let announced = announce(&device.path);

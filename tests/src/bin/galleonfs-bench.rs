@@ -10,6 +10,7 @@ use clap::{Parser, Subcommand, value_parser};
 use galleonfs_tests::bench::interrupt::Interrupt;
 use galleonfs_tests::bench::job::{JOBS, Job};
 use galleonfs_tests::bench::scratch::Scratch;
+use galleonfs_tests::bench::setup::Setup;
 use galleonfs_tests::bench::{self, server};
 
 /// Measure a volume through its block device with fio, beside a raw file on the same disk. Needs root and fio.
@@ -31,6 +32,9 @@ struct Arguments {
     /// Only these jobs, and write no results; may be given more than once.
     #[arg(long = "job", value_parser = PossibleValuesParser::new(JOBS.map(|job| job.name)).map(job))]
     jobs: Vec<Job>,
+    /// Only these setups; may be given more than once.
+    #[arg(long = "setup", value_parser = PossibleValuesParser::new(Setup::ALL.map(Setup::name)).map(setup))]
+    setups: Vec<Setup>,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -39,11 +43,20 @@ struct Arguments {
 enum Command {
     /// Serve a volume until the standard input ends: the process under test.
     #[command(hide = true)]
-    Serve { size_bytes: u64, map_budget_bytes: usize },
+    Serve {
+        #[arg(value_parser = PossibleValuesParser::new(Setup::ALL.map(Setup::name)).map(setup))]
+        setup: Setup,
+        size_bytes: u64,
+        map_budget_bytes: usize,
+    },
 }
 
 fn job(name: String) -> Job {
     *JOBS.iter().find(|job| job.name == name).expect("clap checked the name")
+}
+
+fn setup(name: String) -> Setup {
+    Setup::find(&name).expect("clap checked the name")
 }
 
 fn main() -> ExitCode {
@@ -63,19 +76,22 @@ fn run(arguments: Arguments) -> Result<()> {
     let own = checkout.join("target/bench");
     let dir = arguments.dir.unwrap_or_else(|| own.clone());
     if let Some(Command::Serve {
+        setup,
         size_bytes,
         map_budget_bytes,
     }) = arguments.command
     {
         let serving = server::Serving {
+            setup,
             size_bytes,
             map_budget_bytes,
         };
         return server::serve(&Scratch::new(&dir)?, serving);
     }
     let interrupt = Interrupt::install()?;
-    // A few jobs are somebody trying something: what is written stays comparable.
-    let results = arguments.jobs.is_empty().then(|| own.join("results.json"));
+    // A part is somebody trying something: what is written stays comparable.
+    let all = arguments.jobs.is_empty() && arguments.setups.is_empty();
+    let results = all.then(|| own.join("results.json"));
     let options = bench::Options {
         dir,
         size_bytes: u64::from(arguments.size_mib) << 20,
@@ -85,6 +101,11 @@ fn run(arguments: Arguments) -> Result<()> {
             JOBS.to_vec()
         } else {
             arguments.jobs
+        },
+        setups: if arguments.setups.is_empty() {
+            Setup::ALL.to_vec()
+        } else {
+            arguments.setups
         },
         results,
     };
