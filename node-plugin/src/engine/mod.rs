@@ -47,7 +47,7 @@ pub use error::{EngineError, ErrorKind};
 pub(crate) use memory::give_back_freed_memory;
 pub(crate) use open::explain;
 pub use settings::{Settings, VolumeKey};
-pub use stats::{DiskPath, VolumeStats};
+pub use stats::{DiskPath, StoreReport, VolumeStats};
 
 /// How the node's engine is set up.
 #[derive(Clone, Debug)]
@@ -105,6 +105,9 @@ pub trait VolumeEngine: BlockEngine + Send {
 
     /// True while writes wait for room in the pool.
     fn waits_for_space(&self) -> bool;
+
+    /// What the store says of itself: its space, its work, its findings.
+    fn store(&self) -> StoreReport;
 }
 
 /// Opens the engine of a replica; called on a thread that may block.
@@ -246,6 +249,31 @@ impl Engine {
         attached
             .map(|(name, attached)| (name.clone(), attached.counters.read()))
             .collect()
+    }
+
+    /// The counters of an attached volume.
+    pub fn stats_of(&self, volume: &str) -> Option<VolumeStats> {
+        let volumes = self.inner.volumes();
+        Some(volumes.get(volume)?.attached.as_ref()?.counters.read())
+    }
+
+    /// What the stores of the attached volumes say of themselves. Asks the shards, which takes as long as one round of
+    /// theirs.
+    pub fn stores(&self) -> Vec<(String, StoreReport)> {
+        let attached: Vec<(String, u32, usize)> = {
+            let volumes = self.inner.volumes();
+            let attached = |(name, slot): (&String, &Slot)| {
+                let attached = slot.attached.as_ref()?;
+                Some((name.clone(), attached.key, attached.shard))
+            };
+            volumes.iter().filter_map(attached).collect()
+        };
+        let ask = |(name, volume, shard)| {
+            // One that has gone meanwhile gives no answer.
+            let report = self.inner.ask(shard, |done| Message::Report { volume, done }).ok()?;
+            Some((name, report))
+        };
+        attached.into_iter().filter_map(ask).collect()
     }
 
     /// Removes the mounts and devices that a dead predecessor left. To be called at start, before anything is attached;

@@ -12,7 +12,7 @@ use galleonfs_storage_engine::store::{OpenError, OpenOptions, open_replica};
 use galleonfs_storage_engine::types::{Epoch, Identity};
 use galleonfs_storage_engine::volume::Volume;
 
-use super::{AttachSpec, EngineError, ErrorKind, VolumeEngine};
+use super::{AttachSpec, EngineError, ErrorKind, StoreReport, VolumeEngine};
 use crate::disk::FileDisk;
 
 /// Map memory of one volume at most: what the map of half a terabyte of busy data takes.
@@ -182,6 +182,12 @@ impl VolumeEngine for OpenVolume {
 
     fn waits_for_space(&self) -> bool {
         self.volume.waits_for_space()
+    }
+
+    fn store(&self) -> StoreReport {
+        StoreReport {
+            stats: self.volume.store_stats(),
+        }
     }
 }
 

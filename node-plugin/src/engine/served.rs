@@ -23,7 +23,7 @@ use super::helper::{Helper, Job, Outcome, Threads};
 use super::limits::{DISK_OPS_PER_VOLUME_MAX, INFLIGHT_BYTES_PER_VOLUME_MAX, REQUESTS_PER_TURN_MAX};
 use super::reactor::{Reactor, Source};
 use super::ring::{DiskOp, Work};
-use super::stats::Counters;
+use super::stats::{Counters, StoreReport};
 use super::{ErrorKind, VolumeEngine};
 use crate::engine::EngineError;
 use crate::frontend::{Buffers, Received, RequestKind, Session, Ticket};
@@ -130,6 +130,11 @@ impl Served {
             touched: false,
             leaving: None,
         }
+    }
+
+    /// What its store says of itself.
+    pub fn report(&self) -> StoreReport {
+        self.engine.store()
     }
 
     /// When the engine wants to be told the time.

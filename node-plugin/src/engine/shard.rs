@@ -17,7 +17,7 @@ use super::limits::{DISK_THREADS_WITHOUT_RING, IDLE_BEFORE_TRIM_MS};
 use super::memory::{give_back_freed_memory, never_wait_for_writeback};
 use super::reactor::{Event, Reactor, Source};
 use super::served::{Closed, Served};
-use super::stats::{Counters, DiskPath};
+use super::stats::{Counters, DiskPath, StoreReport};
 use super::{EngineError, ErrorKind, Paths, VolumeEngine};
 use crate::disk::ReplicaDir;
 use crate::frontend::{Buffers, GuestPath, Session};
@@ -42,6 +42,11 @@ pub(super) enum Message {
         volume: u32,
         size_bytes: u64,
         done: Sender<Result<u64, EngineError>>,
+    },
+    /// Say how its store is. No answer: it has gone.
+    Report {
+        volume: u32,
+        done: Sender<StoreReport>,
     },
     /// End the volume's engine in an orderly way.
     Close {
@@ -219,6 +224,13 @@ impl Shard {
                 if let Some(volume) = self.volumes.get_mut(&key) {
                     volume.tick(now_ms);
                     volume.grow(size_bytes, done);
+                }
+                key
+            }
+            Message::Report { volume: key, done } => {
+                if let Some(volume) = self.volumes.get(&key) {
+                    // Whoever asked has given up if this fails.
+                    let _ = done.send(volume.report());
                 }
                 key
             }

@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use galleonfs_storage_engine::store::StoreStats;
+
 use crate::frontend::{GuestPath, RequestKind};
 
 /// How a volume's disk operations are carried out.
@@ -36,6 +38,13 @@ pub struct VolumeStats {
     pub guest_path: GuestPath,
     /// What the last failed request was told, if it tells of damage, of a failed disk or of an engine that stopped.
     pub last_error: Option<String>,
+}
+
+/// What the store of a volume says of itself.
+#[derive(Clone, Debug, Default)]
+pub struct StoreReport {
+    /// Since the attach, but for what is there now: files, live blocks, cached pages.
+    pub stats: StoreStats,
 }
 
 #[derive(Debug)]

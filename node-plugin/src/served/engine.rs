@@ -7,7 +7,7 @@ use galleonfs_api::reason;
 use uuid::Uuid;
 
 use crate::disk::FormatSpec;
-use crate::engine::{AttachSpec, Device, EngineError};
+use crate::engine::{AttachSpec, Device, EngineError, StoreReport};
 
 /// A random number for one start of a store.
 pub fn salt() -> u64 {
@@ -69,6 +69,8 @@ pub trait NodeEngine: Send + Sync + 'static {
     fn trouble(&self, volume: &str) -> Option<Trouble>;
     /// Counters of every attached volume, by name.
     fn metrics(&self) -> Vec<(String, VolumeMetrics)>;
+    /// What the store of every attached volume says of itself, by name. May wait for a moment.
+    fn stores(&self) -> Vec<(String, StoreReport)>;
     /// Whether the engine itself runs; the text says what is wrong with it.
     fn alive(&self) -> Result<(), String>;
 }

@@ -9,7 +9,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::{AttachSpec, Device, FormatSpec, NodeEngine, ReplicaDisks, Trouble, VolumeMetrics};
-use crate::engine::{EngineError, ErrorKind};
+use crate::engine::{EngineError, ErrorKind, StoreReport};
 
 /// One sparse file per volume, in its replica directory, behind a loop device of the kernel's.
 #[derive(Debug, Default)]
@@ -173,6 +173,14 @@ impl NodeEngine for FakeEngine {
         devices
             .keys()
             .map(|volume| (volume.clone(), VolumeMetrics::default()))
+            .collect()
+    }
+
+    fn stores(&self) -> Vec<(String, StoreReport)> {
+        let devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+        devices
+            .keys()
+            .map(|volume| (volume.clone(), StoreReport::default()))
             .collect()
     }
 

@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 
 use super::engine::{NodeEngine, ReplicaDisks, Trouble, VolumeMetrics};
 use crate::disk::{self, FormatSpec};
-use crate::engine::{self, AttachSpec, Device, Engine, EngineConfig, EngineError};
+use crate::engine::{self, AttachSpec, Device, Engine, EngineConfig, EngineError, StoreReport};
 
 /// The engine of this process.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl NodeEngine for RealEngine {
     }
 
     fn trouble(&self, volume: &str) -> Option<Trouble> {
-        let (_, stats) = self.engine.stats().into_iter().find(|(name, _)| name == volume)?;
+        let stats = self.engine.stats_of(volume)?;
         match stats.last_error {
             Some(error) => Some(Trouble::Broken(error)),
             None if stats.waits_for_space => Some(Trouble::PoolFull(self.engine.pool(volume)?)),
@@ -72,6 +72,10 @@ impl NodeEngine for RealEngine {
             .into_iter()
             .map(|(volume, stats)| (volume, metrics(stats)))
             .collect()
+    }
+
+    fn stores(&self) -> Vec<(String, StoreReport)> {
+        self.engine.stores()
     }
 
     /// A shard that panics takes the process with it, so an engine that can be asked runs.

@@ -4,6 +4,8 @@
 use prometheus::core::Collector;
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
+use galleonfs_storage_engine::store::StoreStats;
+
 use crate::mount::HungChildren;
 use crate::served::{NodeEngine, Served, VolumeMetrics};
 
@@ -31,6 +33,52 @@ const COUNTERS: [PerVolume; 6] = [
     ),
 ];
 
+/// The same of a volume's store.
+type PerStore = (&'static str, &'static str, fn(&StoreStats) -> u64);
+
+/// Write amplification is the sum of the second to the fourth over the first.
+const STORE_COUNTERS: [PerStore; 5] = [
+    (
+        "galleonfs_store_guest_bytes_total",
+        "Bytes of blocks that the guest wrote.",
+        |store| store.written_bytes,
+    ),
+    (
+        "galleonfs_store_moved_bytes_total",
+        "Bytes of blocks that the cleaner moved.",
+        |store| store.moved_bytes,
+    ),
+    (
+        "galleonfs_store_map_bytes_total",
+        "Bytes of map pages written.",
+        |store| store.map_bytes,
+    ),
+    ("galleonfs_store_checkpoints_total", "Checkpoints made.", |store| {
+        store.checkpoints
+    }),
+    (
+        "galleonfs_store_damaged_blocks_total",
+        "Times that a block did not pass its check.",
+        |store| store.damaged_blocks,
+    ),
+];
+
+const STORE_GAUGES: [PerStore; 3] = [
+    (
+        "galleonfs_store_allocated_bytes",
+        "Bytes that the replica takes from its pool.",
+        |store| store.allocated_bytes,
+    ),
+    (
+        "galleonfs_store_live_bytes",
+        "Bytes of blocks and pages that the last checkpoint needs.",
+        |store| store.live_bytes,
+    ),
+    ("galleonfs_store_cached_map_pages", "Map pages in memory.", |store| {
+        store.cached_pages
+    }),
+];
+
 /// The page for Prometheus.
 pub fn render(engine: &dyn NodeEngine, served: &Served, hung: &HungChildren) -> Result<String, prometheus::Error> {
     let registry = Registry::new();
@@ -42,6 +90,24 @@ pub fn render(engine: &dyn NodeEngine, served: &Served, hung: &HungChildren) -> 
             counter.with_label_values(&[volume]).inc_by(value(metrics));
         }
         add(Box::new(counter))?;
+    }
+    let stores = engine.stores();
+    for (name, help, value) in STORE_COUNTERS {
+        let counter = IntCounterVec::new(Opts::new(name, help), &["volume"])?;
+        for (volume, report) in &stores {
+            counter.with_label_values(&[volume]).inc_by(value(&report.stats));
+        }
+        add(Box::new(counter))?;
+    }
+    for (name, help, value) in STORE_GAUGES {
+        let gauge = IntGaugeVec::new(Opts::new(name, help), &["volume"])?;
+        for (volume, report) in &stores {
+            let value = value(&report.stats);
+            gauge
+                .with_label_values(&[volume])
+                .set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+        add(Box::new(gauge))?;
     }
     let inflight = Opts::new("galleonfs_volume_inflight", "Requests that are not answered yet.");
     let inflight = IntGaugeVec::new(inflight, &["volume"])?;

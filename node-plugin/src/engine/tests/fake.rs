@@ -10,7 +10,7 @@ use galleonfs_storage_engine::io::{Disk, FileId, Io, IoDone, IoFailure, IoId, Io
 use galleonfs_storage_engine::request::{Answer, Piece, Reply, Request, RequestError, RequestId};
 
 use crate::disk::FileDisk;
-use crate::engine::{AttachSpec, EngineError, ErrorKind, VolumeEngine};
+use crate::engine::{AttachSpec, EngineError, ErrorKind, StoreReport, VolumeEngine};
 
 const BLOCK: u64 = 4096;
 const SEGMENT: FileId = FileId::Segment(SegmentId(0));
@@ -175,6 +175,10 @@ impl VolumeEngine for Ram {
     fn waits_for_space(&self) -> bool {
         false
     }
+
+    fn store(&self) -> StoreReport {
+        StoreReport::default()
+    }
 }
 
 /// A volume that is one file, block for block: every request is a disk operation of the same form.
@@ -290,5 +294,9 @@ impl VolumeEngine for Mapped {
 
     fn waits_for_space(&self) -> bool {
         false
+    }
+
+    fn store(&self) -> StoreReport {
+        StoreReport::default()
     }
 }

@@ -76,7 +76,17 @@ async fn a_file_system_on_a_replica_survives_detaching_and_growing() {
     let bytes: Vec<u8> = (0..20_000_000u32).map(|n| (n.wrapping_mul(7919) >> 8) as u8).collect();
     fs::write(mounted.0.join("data"), &bytes).expect("write");
     drop(mounted);
+    let stores = real.engine.stores();
+    let [(name, store)] = &stores[..] else {
+        panic!("one volume, not {stores:?}")
+    };
+    assert_eq!(name, "volume");
+    assert!(
+        store.stats.written_bytes > 20_000_000 && store.stats.allocated_bytes > 20_000_000,
+        "{store:?}"
+    );
     real.engine.detach("volume").await.expect("detach");
+    assert!(real.engine.stores().is_empty());
     assert!(used_bytes(&spec.replica_dir).expect("measure") > 20_000_000);
 
     let device = real.engine.attach(real.spec("volume", 2)).await.expect("attach").path;

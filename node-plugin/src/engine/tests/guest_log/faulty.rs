@@ -10,7 +10,7 @@ use galleonfs_storage_engine::io::{IoId, IoResult, Output};
 use galleonfs_storage_engine::request::{Reply, Request, RequestId};
 
 use super::recorder::Recorder;
-use crate::engine::VolumeEngine;
+use crate::engine::{StoreReport, VolumeEngine};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -195,5 +195,9 @@ impl VolumeEngine for Faulty {
 
     fn waits_for_space(&self) -> bool {
         self.inner.waits_for_space()
+    }
+
+    fn store(&self) -> StoreReport {
+        self.inner.store()
     }
 }

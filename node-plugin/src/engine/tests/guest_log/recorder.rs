@@ -8,7 +8,7 @@ use galleonfs_storage_engine::buffer::BufMut;
 use galleonfs_storage_engine::io::{IoId, IoResult, Output};
 use galleonfs_storage_engine::request::{Request, RequestId};
 
-use crate::engine::VolumeEngine;
+use crate::engine::{StoreReport, VolumeEngine};
 
 /// What a guest asked that changes the volume or makes it durable.
 #[derive(Debug)]
@@ -147,5 +147,9 @@ impl VolumeEngine for Recorder {
 
     fn waits_for_space(&self) -> bool {
         self.inner.waits_for_space()
+    }
+
+    fn store(&self) -> StoreReport {
+        self.inner.store()
     }
 }
