@@ -4,6 +4,7 @@ mod bits;
 mod clones;
 mod crash;
 mod format_doc;
+mod golden;
 mod harness;
 mod landing;
 mod model;
