@@ -5,7 +5,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LAB_DEV := $(CARGO) run --quiet --locked -p galleonfs-tests --bin galleonfs-lab --
 LAB := $(CARGO) run --quiet --release --locked -p galleonfs-tests --no-default-features --bin galleonfs-lab --
 
-.PHONY: help demo demo-down test test-cluster crash bench check lab-binaries
+.PHONY: help demo demo-down test test-cluster crash fuzz bench check lab-binaries
 
 help:
 	@echo 'make demo          a Kubernetes of three nodes on this machine with GalleonFS in it (root)'
@@ -13,6 +13,7 @@ help:
 	@echo 'make demo-down     ends it'
 	@echo 'make test          every test, also those in a real Kubernetes (root)'
 	@echo 'make crash         more crash states of the store: SEEDS=n FIRST=m'
+	@echo 'make fuzz          every decoder under libFuzzer: SECONDS=n for each, TARGETS="a b"'
 	@echo 'make test-cluster  the tests in a real Kubernetes alone, of a release build (root)'
 	@echo 'make bench         speed through the real device, beside the raw file (root)'
 	@echo 'make check         formatting, lints, licences'
@@ -46,6 +47,25 @@ test-cluster:
 crash:
 	SEEDS=$(or $(SEEDS),500) FIRST=$(or $(FIRST),1000) \
 		$(CARGO) test --locked -p galleonfs-storage-engine --test engine -- crash --nocapture
+
+# What cargo-fuzz passes to the compiler, without what only a nightly one takes. New inputs that reach new code are kept in
+# target/fuzz/corpus; one that fails is written to target/fuzz/failed, and belongs into fuzz/corpus when it is mended.
+FUZZ_DIR := $(TARGET)/fuzz
+FUZZ_PROGRAM := $(FUZZ_DIR)/x86_64-unknown-linux-gnu/release/galleonfs-libfuzzer
+FUZZ_FLAGS := -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares --cfg fuzzing -Ccodegen-units=1
+fuzz: SECONDS ?= 60
+fuzz: TARGETS ?= $(notdir $(wildcard fuzz/corpus/*))
+fuzz:
+	cd fuzz/libfuzzer && CARGO_TARGET_DIR=$(FUZZ_DIR) CARGO_INCREMENTAL=0 RUSTFLAGS="$(FUZZ_FLAGS)" \
+		$(CARGO) build --release --locked --target x86_64-unknown-linux-gnu $(FUZZ_FEATURES)
+	for target in $(TARGETS); do \
+		mkdir -p $(FUZZ_DIR)/corpus/$$target $(FUZZ_DIR)/failed && \
+		FUZZ_TARGET=$$target $(FUZZ_PROGRAM) $(FUZZ_DIR)/corpus/$$target fuzz/corpus/$$target \
+			-max_total_time=$(SECONDS) -timeout=30 -rss_limit_mb=2048 -print_final_stats=1 \
+			-artifact_prefix=$(FUZZ_DIR)/failed/$$target- || exit 1; \
+	done
 
 bench:
 	$(CARGO) run --release --locked -p galleonfs-tests --bin galleonfs-bench

@@ -26,6 +26,7 @@ use galleonfs_storage_engine::request::{Answer, Request};
 
 use crate::engine::EngineError;
 pub use buffers::Buffers;
+pub use fuse::FuseSession;
 pub use fuse_loop::FuseLoop;
 pub use slots::{COMMAND_VECTORS, Command, switch_on as ring_switched_on};
 

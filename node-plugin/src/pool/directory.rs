@@ -90,22 +90,27 @@ fn read_label(path: &Path) -> std::io::Result<LabelFound> {
         }
         Err(error) => return Ok(LabelFound::Unreadable(error.to_string())),
     };
+    Ok(parse_label(&text))
+}
+
+/// Takes the text of a label file.
+pub fn parse_label(text: &[u8]) -> LabelFound {
     // The format first: the other fields of a later one may be different.
     #[derive(Deserialize)]
     struct Format {
         format: u32,
     }
-    let format = match serde_json::from_slice::<Format>(&text) {
+    let format = match serde_json::from_slice::<Format>(text) {
         Ok(found) => found.format,
-        Err(error) => return Ok(LabelFound::Unreadable(error.to_string())),
+        Err(error) => return LabelFound::Unreadable(error.to_string()),
     };
     if format > FORMAT {
-        return Ok(LabelFound::Newer(format));
+        return LabelFound::Newer(format);
     }
-    Ok(match serde_json::from_slice(&text) {
+    match serde_json::from_slice(text) {
         Ok(label) => LabelFound::Label(label),
         Err(error) => LabelFound::Unreadable(error.to_string()),
-    })
+    }
 }
 
 /// Makes the directory of a pool that is allowed to be made.

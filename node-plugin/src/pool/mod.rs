@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-pub use directory::{Label, LabelFound, Look, Space, look, make_directory, write_label};
+pub use directory::{Label, LabelFound, Look, Space, look, make_directory, parse_label, write_label};
 pub use judge::{Found, Verdict, judge, worth_writing};
 
 /// Where replicas live below a pool's path.

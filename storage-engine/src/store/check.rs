@@ -6,7 +6,9 @@ use super::keys;
 use super::log::Op;
 use super::page::{Entry, PageKind, PageName, TreeId, span};
 use super::record::{ControlOp, Seals};
-use super::recovery::{Found, OpenError, read_catalog, read_page, read_superblocks, read_table, replay, segment_files};
+use super::recovery::{
+    Found, OpenError, makes_sense, read_catalog, read_page, read_superblocks, read_table, replay, segment_files,
+};
 use super::segment::Used;
 use super::snapshot::{Catalog, Origins, Snapshot};
 use super::superblock::Superblock;
@@ -83,6 +85,9 @@ pub fn check(on: &mut dyn Disk) -> Result<CheckReport, OpenError> {
     volume.compare(&mut report);
 
     match replay(on, &superblock, &files, &used) {
+        Ok(tail) if let Err(error) = makes_sense(&tail.ops, &volume.catalog) => {
+            report.problems.push(error.to_string());
+        }
         Ok(tail) => {
             tail.ops.iter().for_each(|op| volume.apply(op));
             report.replayed_records = tail.report.replayed_records;
@@ -146,7 +151,7 @@ impl Walk<'_> {
         let page = match read_page(self.on, self.superblock, pointer, PageKind::Map, name) {
             Ok(page) => page,
             Err(error) => {
-                let last = name.first().0 + span(name.level) - 1;
+                let last = name.first().0.saturating_add(span(name.level) - 1);
                 self.report
                     .problems
                     .push(format!("blocks {} to {last} cannot be found: {error}", name.first().0));

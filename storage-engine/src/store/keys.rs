@@ -33,7 +33,8 @@ pub fn encode_row(index: u32, replica: &[u8; 16], row: &KeyRow) -> [u8; KEY_ROW_
     bytes
 }
 
-fn decode_row(bytes: &[u8], index: u32, replica: &[u8; 16]) -> Option<KeyRow> {
+/// The opposite of [`encode_row`]; `None` if it is no row of these files in its place.
+pub fn decode_row(bytes: &[u8], index: u32, replica: &[u8; 16]) -> Option<KeyRow> {
     let mut get = Get::new(bytes);
     if get.u32() != MAGIC || get.u16() != FORMAT_VERSION {
         return None;

@@ -46,11 +46,11 @@ pub use superblock::Superblock;
 
 /// The structures on the disk and what they are made of, for tests and tools; `docs/disk-format.md` draws them.
 pub mod layout {
-    pub use super::keys::{KEY_ROW_BYTES, encode_row};
+    pub use super::keys::{KEY_ROW_BYTES, decode_row, encode_row};
     pub use super::page::{Entry, FANOUT, Page, PageKind, PageName, TreeId};
     pub use super::record::MovedBlock;
-    pub use super::segment::{SegmentHeader, SegmentKind, Used, row};
-    pub use super::snapshot::{Origin, Snapshot};
+    pub use super::segment::{SegmentHeader, SegmentKind, Used, from_row, row};
+    pub use super::snapshot::{Catalog, Origin, Snapshot};
     pub use super::superblock::{Checkpoint, EpochEnd, Geometry, LogPosition, StreamPosition};
 }
 

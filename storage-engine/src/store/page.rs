@@ -51,6 +51,20 @@ impl Entry {
         self == Entry::default()
     }
 
+    /// False for one that nobody can have written where a page is: it leads neither to a page nor to nothing.
+    pub fn may_lead_to_page(self) -> bool {
+        let (offset, len) = (self.location.offset(), self.location.len());
+        let page = [PAGE_BYTES, TAGGED_LEAF_BYTES].contains(&(len as usize));
+        self.location.is_none() || (page && offset.is_multiple_of(PAGE_BYTES as u64))
+    }
+
+    /// The same where a block is.
+    fn may_lead_to_block(self) -> bool {
+        let page = PAGE_BYTES as u64;
+        let (offset, len) = (self.location.offset(), self.location.len());
+        self.location.is_none() || (len.is_multiple_of(page) && offset.is_multiple_of(page))
+    }
+
     /// In the table of a snapshot: the block, or all below, was `self` then and lies nowhere.
     pub fn hole(self) -> Entry {
         debug_assert!(self.location.is_none());
@@ -159,6 +173,9 @@ pub fn span(level: u8) -> u64 {
     (FANOUT as u64).saturating_pow(u32::from(level) + 1)
 }
 
+/// Most levels that there can be: these reach over every number of a block.
+pub const HEIGHT_MAX: u8 = 9;
+
 /// Levels of a map over `blocks` blocks, at least 1.
 pub fn height_for(blocks: u64) -> u8 {
     (1..).find(|height| span(height - 1) >= blocks).expect("spans saturate")
@@ -214,6 +231,8 @@ pub enum PageError {
     Check { found: u32, expected: u32 },
     #[error("it is another page: {0}")]
     Other(String),
+    #[error("its check holds, but entry {0} makes no sense")]
+    Nonsense(usize),
 }
 
 impl Page {
@@ -296,6 +315,24 @@ impl Page {
         match page.identity() {
             Some((k, n, r)) if k == kind && n == name && r == replica => Ok(page),
             other => Err(PageError::Other(format!("expected {kind:?} {name:?}, found {other:?}"))),
+        }
+    }
+
+    /// Takes bytes of a page of a tree that `pointer` led to. What it says can be: whoever follows its entries asks the disk
+    /// for whole pages, and finds nothing that is newer than the pointer says.
+    pub fn decode_below(bytes: Buf, name: PageName, replica: [u8; 16], pointer: Entry) -> Result<Page, PageError> {
+        let page = Page::decode(bytes, PageKind::Map, name, replica, pointer.check)?;
+        let sensible = |entry: Entry| {
+            let leads = if name.level == 0 {
+                entry.may_lead_to_block()
+            } else {
+                entry.may_lead_to_page()
+            };
+            leads && entry.version <= pointer.version
+        };
+        match (0..FANOUT).find(|slot| !sensible(page.entry(*slot))) {
+            Some(slot) => Err(PageError::Nonsense(slot)),
+            None => Ok(page),
         }
     }
 

@@ -6,7 +6,7 @@ use slab::Slab;
 use smallvec::SmallVec;
 
 use super::map::Found;
-use super::page::{Entry, Page, PageKind, PageName};
+use super::page::{Entry, Page, PageName};
 use super::{Event, Purpose, Store};
 use crate::buffer::{Buf, BufMut};
 use crate::io::{FileId, Io, IoFailure};
@@ -216,7 +216,7 @@ impl Store {
             .expect("somebody waits for each page");
         let replica = self.superblock.geometry.identity.replica;
         let page = match result {
-            Ok(bytes) => Page::decode(bytes, PageKind::Map, name, replica, pointer.check).map_err(|error| {
+            Ok(bytes) => Page::decode_below(bytes, name, replica, pointer).map_err(|error| {
                 self.stats.damaged_blocks += 1;
                 let text = format!(
                     "map page {} of level {} at {:?}: {error}",

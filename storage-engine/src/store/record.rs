@@ -129,7 +129,8 @@ impl Body {
     pub fn numbers(&self) -> Option<(Seq, Seq)> {
         match self {
             Body::Data { first_seq, writes, .. } => {
-                Some((*first_seq, Seq((first_seq.0 + writes.len() as u64).saturating_sub(1))))
+                let behind = first_seq.0.saturating_add(writes.len() as u64);
+                Some((*first_seq, Seq(behind.saturating_sub(1))))
             }
             Body::Control { seq, .. } => Some((*seq, *seq)),
             Body::Next { .. } | Body::FlushMark | Body::Moved { .. } => None,

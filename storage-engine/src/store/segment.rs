@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use rustc_hash::FxHashMap;
+
 use super::format::{FORMAT_VERSION, Get, Put, check_around};
 use super::page::Entry;
 use crate::buffer::{Buf, BufMut};
@@ -156,8 +158,8 @@ pub struct Segments {
     /// Freed, but still being read; and those whose file is being removed.
     leaving: BTreeSet<SegmentId>,
     removing: BTreeSet<SegmentId>,
-    /// By number of the segment, linked ones apart: both kinds of numbers stay small.
-    pins: [Vec<u32>; 2],
+    /// How many reads of each are out. A damaged pointer may name any number, so this is no array.
+    pins: FxHashMap<SegmentId, u32>,
     /// Their files have, or may have, a second name in another replica: nobody writes into them any more.
     shared: BTreeSet<SegmentId>,
     /// Shared ones that nobody here needs: their names go.
@@ -430,29 +432,23 @@ impl Segments {
 
     /// A read of this segment is out: it must not be written anew.
     pub fn pin(&mut self, id: SegmentId) {
-        *self.pins_of(id) += 1;
-    }
-
-    fn pins_of(&mut self, id: SegmentId) -> &mut u32 {
-        let pins = &mut self.pins[usize::from(id.0 >= LINKED)];
-        let index = (id.0 % LINKED) as usize;
-        if index >= pins.len() {
-            pins.resize(index + 1, 0);
-        }
-        &mut pins[index]
+        *self.pins.entry(id).or_default() += 1;
     }
 
     pub fn unpin(&mut self, id: SegmentId) {
-        let pins = self.pins_of(id);
-        *pins = pins.checked_sub(1).expect("an unpin follows a pin");
-        if *pins == 0 && self.holds == 0 && self.leaving.remove(&id) {
+        let pins = self.pins.get_mut(&id).expect("an unpin follows a pin");
+        *pins -= 1;
+        if *pins > 0 {
+            return;
+        }
+        self.pins.remove(&id);
+        if self.holds == 0 && self.leaving.remove(&id) {
             self.give_back(id);
         }
     }
 
     fn is_pinned(&self, id: SegmentId) -> bool {
-        let pins = &self.pins[usize::from(id.0 >= LINKED)];
-        pins.get((id.0 % LINKED) as usize).is_some_and(|pins| *pins > 0)
+        self.pins.contains_key(&id)
     }
 
     /// Pages of the map, of the tables of snapshots and of lists that the last checkpoint needs.

@@ -5,10 +5,10 @@
 //! damaged later has a twin.
 
 use super::format::{Get, Put, check_around};
-use super::page::Entry;
+use super::page::{Entry, HEIGHT_MAX, PAGE_BYTES};
 use crate::buffer::{Buf, BufMut};
 use crate::io::SegmentId;
-use crate::types::{Epoch, Identity, Seq, Version};
+use crate::types::{Epoch, Identity, SEGMENT_BYTES_MAX, Seq, Version};
 
 /// Bytes of a superblock file.
 pub const SUPERBLOCK_BYTES: usize = 4096;
@@ -23,6 +23,9 @@ const LISTS_AT: usize = 208;
 const _: () = assert!(LISTS_AT + (INDEX_MAX + CATALOG_MAX) * 24 + ENDS_MAX * 16 <= SUPERBLOCK_BYTES);
 /// Most rows in the history of epochs; opening makes a checkpoint, which empties it, before it is full.
 pub const ENDS_MAX: usize = 100;
+
+/// Far more than anybody has, and little enough that the bytes of them can be counted.
+const SIZE_BLOCKS_MAX: u64 = 1 << 47;
 
 /// What never changes in the life of a replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -213,6 +216,18 @@ impl Superblock {
         let catalogs = if version == 1 { 0 } else { get.u16() as usize };
         if version > 1 {
             get.seek(LISTS_AT);
+        }
+        let stream_fits = |at: Option<StreamPosition>| at.is_none_or(|at| at.offset <= geometry.segment_bytes);
+        if !geometry.segment_bytes.is_multiple_of(PAGE_BYTES as u64)
+            || geometry.segment_bytes > SEGMENT_BYTES_MAX
+            || !offset.is_multiple_of(PAGE_BYTES as u64)
+            || !stream_fits(meta)
+            || !stream_fits(moved)
+            || !(1..=HEIGHT_MAX).contains(&height)
+            || size_blocks > SIZE_BLOCKS_MAX
+            || !root.may_lead_to_page()
+        {
+            return Err(SuperblockError::Nonsense("sizes or positions out of range"));
         }
         if tables > INDEX_MAX
             || ends > ENDS_MAX

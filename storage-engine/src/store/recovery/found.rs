@@ -134,16 +134,22 @@ pub(in super::super) fn read_page(
     kind: PageKind,
     name: PageName,
 ) -> Result<Page, OpenError> {
-    let mut buf = BufMut::zeroed(pointer.location.len() as usize);
     let (segment, offset) = (pointer.location.segment(), pointer.location.offset());
     let doing = || format!("reading a {kind:?} page at segment {} offset {offset}", segment.0);
+    if pointer.location.is_none() || !pointer.may_lead_to_page() {
+        return Err(OpenError::Damaged(format!("{}: there can be none", doing())));
+    }
+    let mut buf = BufMut::zeroed(pointer.location.len() as usize);
     match on.read(FileId::Segment(segment), offset, buf.as_mut()) {
         Err(IoFailure::NotFound) => return Err(OpenError::Damaged(format!("{}: the segment is missing", doing()))),
         result => disk(result, doing)?,
     }
     let replica = superblock.geometry.identity.replica;
-    Page::decode(buf.freeze(), kind, name, replica, pointer.check)
-        .map_err(|error| OpenError::Damaged(format!("{}: {error}", doing())))
+    let page = match kind {
+        PageKind::Map => Page::decode_below(buf.freeze(), name, replica, pointer),
+        _ => Page::decode(buf.freeze(), kind, name, replica, pointer.check),
+    };
+    page.map_err(|error| OpenError::Damaged(format!("{}: {error}", doing())))
 }
 
 /// The list of snapshots of a checkpoint, and where its pages lie.

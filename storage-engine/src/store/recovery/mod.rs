@@ -34,7 +34,7 @@ pub use found::inspect;
 pub(super) use found::{
     Found, read_catalog, read_page, read_superblocks, read_table, segment_files, write_superblocks,
 };
-pub(super) use tail::{Replay, replay};
+pub(super) use tail::{Replay, makes_sense, replay};
 
 /// Rows of the memtable that make a checkpoint due, unless somebody asks for another number.
 const MEMTABLE_ROWS_MAX: usize = 128 << 10;
@@ -232,6 +232,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         mut report,
         ..
     } = replay(on, &superblock, &files, &used)?;
+    makes_sense(&ops, &catalog)?;
     report.superblock_repaired = repaired;
     report.salts_repaired = keys.damaged;
 
@@ -269,10 +270,17 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
             disk(on.remove(FileId::Segment(*id)), || format!("removing segment {}", id.0))?;
         }
     }
-    for stream in [superblock.checkpoint.meta, superblock.checkpoint.moved]
-        .into_iter()
-        .flatten()
-    {
+    for (stream, kind) in [
+        (superblock.checkpoint.meta, SegmentKind::Meta),
+        (superblock.checkpoint.moved, SegmentKind::Moved),
+    ] {
+        let Some(stream) = stream else { continue };
+        if segments.get(stream.segment).is_none_or(|used| used.kind != kind) {
+            return Err(OpenError::Damaged(format!(
+                "segment {} is to be written on with {kind:?}, and the segment table has it for something else",
+                stream.segment.0
+            )));
+        }
         segments.reopen(stream.segment);
     }
     let mut recent = Recent::new(catalog);

@@ -4,14 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::log::Op;
 use super::super::page::Entry;
-use super::super::record::{Body, HEADER_BYTES, HEADER_BYTES_MAX, Header, Seals, record_bytes};
+use super::super::record::{Body, ControlOp, HEADER_BYTES, HEADER_BYTES_MAX, Header, Seals, record_bytes};
 use super::super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Used};
+use super::super::snapshot::Catalog;
 use super::super::superblock::{LogPosition, Superblock};
 use super::super::{WriteEntry, cleaner};
 use super::{OpenError, OpenReport, disk};
 use crate::buffer::BufMut;
 use crate::io::{Disk, FileId, IoFailure, SegmentId};
-use crate::types::{BLOCK_BYTES, Check, Lba, Location, Seq, Version};
+use crate::types::{BLOCK_BYTES, Check, Lba, Location, Seq, SnapshotId, Version};
 
 /// What replaying the log found.
 pub(in super::super) struct Replay {
@@ -191,6 +192,40 @@ fn ops_of(writes: &[WriteEntry]) -> usize {
         .sum()
 }
 
+/// Fails unless what the log did to snapshots can be done: a check tells that somebody wrote a record, not that it fits.
+pub(in super::super) fn makes_sense(ops: &[Op], catalog: &Catalog) -> Result<(), OpenError> {
+    let mut held: Vec<SnapshotId> = catalog.held().map(|snapshot| snapshot.id).collect();
+    let mut gone: Vec<SnapshotId> = Vec::new();
+    let mut reverted = false;
+    for op in ops {
+        let fits = match op {
+            _ if reverted => false,
+            Op::Block(..) | Op::Zero(..) => true,
+            Op::Control(ControlOp::Snapshot { id, .. }, _) => {
+                let new = catalog.takes(*id) && !held.contains(id) && !gone.contains(id);
+                held.push(*id);
+                new
+            }
+            Op::Control(ControlOp::Delete { id }, _) => {
+                let before = held.len();
+                held.retain(|other| other != id);
+                gone.push(*id);
+                held.len() < before
+            }
+            Op::Control(ControlOp::Revert { id }, _) => {
+                reverted = true;
+                held.contains(id)
+            }
+        };
+        if !fits {
+            return Err(OpenError::Damaged(format!(
+                "the log has a record that cannot be: {op:?}"
+            )));
+        }
+    }
+    Ok(())
+}
+
 struct Tail<'a> {
     on: &'a mut dyn Disk,
     superblock: &'a Superblock,
@@ -220,6 +255,10 @@ impl Tail<'_> {
             return false;
         }
         match &header.body {
+            // It is no record of this volume.
+            Body::Data { writes, .. } if writes.is_empty() || !writes.iter().all(|write| self.is_inside(write)) => {
+                false
+            }
             Body::Data { .. } | Body::Control { .. } => {
                 let expected = if header.epoch == last.epoch {
                     last.seq.next()
@@ -234,6 +273,12 @@ impl Tail<'_> {
             Body::Next { .. } | Body::FlushMark => true,
             Body::Moved { .. } => false,
         }
+    }
+
+    /// A volume never shrinks, and has a size before anybody writes there.
+    fn is_inside(&self, write: &WriteEntry) -> bool {
+        let end = write.lba.0.checked_add(u64::from(write.blocks));
+        end.is_some_and(|end| end <= self.superblock.checkpoint.size_blocks)
     }
 
     fn segment_is(

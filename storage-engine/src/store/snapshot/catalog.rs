@@ -2,7 +2,7 @@
 
 use super::super::checkpoint::listed_page;
 use super::super::format::{Get, Put};
-use super::super::page::{Entry, FANOUT, Page, PageKind, TreeId};
+use super::super::page::{Entry, FANOUT, HEIGHT_MAX, Page, PageKind, TreeId};
 use super::super::record::Seals;
 use crate::types::{Epoch, Seq, SnapshotId, Version};
 
@@ -182,12 +182,23 @@ impl Catalog {
             return true;
         }
         let snapshot = Snapshot::get(&mut Get::new(row));
-        let fits = |new: &Snapshot| self.list.last().is_none_or(|last| last.version < new.version);
+        let fits = |new: &Snapshot| {
+            self.list.last().is_none_or(|last| last.version < new.version)
+                && self.takes(new.id)
+                && (1..=HEIGHT_MAX).contains(&new.height)
+                && new.root.may_lead_to_page()
+                && new.root.version <= new.version
+        };
         let Some(snapshot) = snapshot.filter(fits) else {
             return false;
         };
         self.add(snapshot);
         true
+    }
+
+    /// True if a snapshot may have this name: it is one, and none has it.
+    pub fn takes(&self, id: SnapshotId) -> bool {
+        TreeId::from(id) != TreeId::HEAD && self.find(id).is_none()
     }
 
     pub fn add(&mut self, snapshot: Snapshot) {
