@@ -8,13 +8,13 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::checkpoint::Relocated;
+use super::pace::Pressure;
 use super::page::{Page, PageKind, PageName, TreeId};
 use super::read::Waiter;
 use super::record::{Body, HEADER_BYTES, HEADER_BYTES_MAX, Header, MOVED_MAX, MovedBlock, Seals, record_bytes};
-use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Used, blocks_per_segment};
+use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use super::snapshot::Holder;
 use super::superblock::StreamPosition;
-use super::supply::LIMIT_SEGMENTS;
 use super::{Purpose, Store};
 use crate::buffer::{Buf, BufMut};
 use crate::io::{FileId, Io, IoFailure, SegmentId};
@@ -22,8 +22,6 @@ use crate::types::{BLOCK_BYTES, Epoch, Lba, Location, Seq, Version};
 
 /// Candidates looked at in one turn.
 const CANDIDATES_PER_TURN: usize = 256;
-/// Segments cleaned before a checkpoint is asked for, when nobody waits for space.
-const SEGMENTS_PER_CHECKPOINT: usize = 8;
 
 /// Pages to be written anew: their tree, a block below each, and their level.
 pub type Touched = BTreeSet<(TreeId, Lba, u8)>;
@@ -44,7 +42,6 @@ pub struct Cleaner {
     /// The last victim was given up because a full pool had no segment for what is needed of it: cleaning gives nothing
     /// back until a checkpoint does, or the pool.
     starved: bool,
-    cleaned: usize,
     /// Cleaned, waiting for the checkpoint that frees them.
     skip: BTreeSet<SegmentId>,
     /// Cleaned, and still needed after the checkpoint: something in them is damaged.
@@ -70,6 +67,8 @@ enum State {
     Sifting,
     WaitingForPage,
     WaitingForSegment,
+    /// The guest's writes have not paid for the next read yet.
+    WaitingForCredit,
     Writing,
 }
 
@@ -97,8 +96,11 @@ impl Cleaner {
         }
     }
 
+    /// A checkpoint has to wait. It need not while the cleaner itself waits between two reads: nothing that was read is
+    /// undecided then.
     pub fn is_busy(&self) -> bool {
-        self.work.is_some()
+        let waits = |work: &Work| work.state == State::WaitingForCredit;
+        self.work.as_ref().is_some_and(|work| !waits(work))
     }
 
     /// Entries of the map that the next checkpoint changes for it.
@@ -123,48 +125,49 @@ impl Cleaner {
         let cleaned = std::mem::take(&mut self.skip);
         self.stuck.retain(|segment| used(*segment));
         self.stuck.extend(cleaned.into_iter().filter(|segment| used(*segment)));
-        self.cleaned = 0;
+    }
+
+    /// Looks for something to clean when it is asked next.
+    pub fn look(&mut self) {
+        self.due = true;
+    }
+
+    /// Segments that the next checkpoint frees.
+    pub fn cleaned_count(&self) -> usize {
+        self.skip.len()
+    }
+
+    /// False for segments that were cleaned, and for those that were written to since the last checkpoint: what was
+    /// moved there is not counted yet.
+    pub fn may_take(&self, segment: SegmentId) -> bool {
+        !(self.dirty.contains(&segment) || self.skip.contains(&segment) || self.stuck.contains(&segment))
     }
 }
 
 impl Store {
-    /// True if cleaning or a checkpoint can be expected to give space back.
+    /// True if cleaning or a checkpoint can be expected to give space back. The cleaner goes first: a checkpoint frees what
+    /// it has cleaned by then, and costs the same for one segment as for many.
     pub(super) fn reclaimable(&mut self) -> bool {
+        if self.job.is_some() {
+            return true;
+        }
+        let starved = self.cleaner.starved && self.segments.exhausted;
+        if self.frozen.is_none() && !starved {
+            self.cleaner.due = true;
+            if self.cleaner.work.is_some()
+                || self.cleaner.cleaned_count() > 0
+                || self.victim(Pressure::Waiting).is_some()
+            {
+                self.background_due = true;
+                return true;
+            }
+        }
         if self.frozen.is_none() && !self.recent.is_empty() {
             self.checkpoint_wanted = true;
             self.background_due = true;
             return true;
         }
-        if self.job.is_some() || self.cleaner.is_busy() {
-            return true;
-        }
-        if self.cleaner.starved && self.segments.exhausted {
-            return false;
-        }
-        self.cleaner.due = true;
-        let some = self.frozen.is_none() && self.victim(10).is_some();
-        self.background_due |= some;
-        some
-    }
-
-    /// True while the log holds so much more than the volume that guest writes should wait for the cleaner: a replica
-    /// stays within a fifth more than its volume and 80 MiB, which is what placement sets aside for it.
-    pub(super) fn over_limit(&mut self) -> bool {
-        if !self.pool_tight {
-            return false;
-        }
-        let slack = (self.reserve_target() + LIMIT_SEGMENTS) as u64 * self.superblock.geometry.segment_bytes;
-        self.own_bytes() > self.placed_blocks() * BLOCK_BYTES / 8 * 9 + slack && self.reclaimable()
-    }
-
-    /// Blocks that may be there with good reason: those of the volume, and what snapshots keep.
-    pub(super) fn placed_blocks(&self) -> u64 {
-        self.size_blocks() + self.recent.catalog.blocks()
-    }
-
-    /// Bytes of files that no other replica has.
-    pub(super) fn own_bytes(&self) -> u64 {
-        (self.segments.file_count() - self.segments.linked_count()) as u64 * self.superblock.geometry.segment_bytes
+        self.cleaner.is_busy()
     }
 
     /// Takes the cleaner a step further; starts on a segment if space is worth winning.
@@ -182,29 +185,37 @@ impl Store {
         if matches!(work.state, State::WaitingForPage | State::WaitingForSegment) {
             work.state = State::Sifting;
         }
-        if work.state == State::Sifting {
-            self.sift();
+        match work.state {
+            State::Sifting => self.sift(),
+            State::WaitingForCredit => {
+                let pressure = self.pressure();
+                if self.may_clean(pressure) || pressure == Pressure::None {
+                    self.read_victim();
+                }
+            }
+            _ => {}
         }
     }
 
     fn start_cleaning(&mut self) {
-        let slack = (self.reserve_target() + 4) as u64 * self.superblock.geometry.segment_bytes;
-        let large = self.pool_tight && self.own_bytes() > self.placed_blocks() * BLOCK_BYTES / 16 * 17 + slack;
-        let urgent = self.segments.exhausted || large;
-        // Half dead is the normal bar; when space is short, a tenth is enough.
-        let Some(victim) = self.victim(if urgent { 10 } else { 50 }) else {
-            self.cleaner.due = false;
-            if self.cleaner.cleaned > 0 {
-                self.cleaner.cleaned = 0;
-                self.checkpoint_wanted = true;
-                self.background_due = true;
-            }
-            return;
+        let pressure = self.pressure();
+        let victim = match pressure {
+            Pressure::None => None,
+            _ => self.victim(pressure),
         };
-        if self.cleaner.cleaned >= if urgent { 1 } else { SEGMENTS_PER_CHECKPOINT } {
-            self.cleaner.cleaned = 0;
+        let waiting = self.cleaner.cleaned_count() > 0;
+        if waiting && (victim.is_none() || self.commit_is_due()) {
+            self.cleaner.due = false; // a commit sets it again
             self.checkpoint_wanted = true;
             self.background_due = true;
+            return;
+        }
+        let Some(victim) = victim else {
+            self.cleaner.due = false;
+            self.pace.settled |= self.is_quiet();
+            return;
+        };
+        if !self.may_clean(pressure) {
             return;
         }
         let kind = self.segments.get(victim).expect("a victim is used").kind;
@@ -223,43 +234,6 @@ impl Store {
         self.read_victim();
     }
 
-    /// The segment with the least needed blocks, if cleaning is worth it: at least `dead_percent` of all closed
-    /// segments of its kind, and two segments' worth, are dead.
-    fn victim(&self, dead_percent: u64) -> Option<SegmentId> {
-        let capacity = blocks_per_segment(self.superblock.geometry.segment_bytes);
-        let replay = self.superblock.checkpoint.replay.log_index;
-        let closed = |used: &Used| match used.kind {
-            SegmentKind::Data => !used.open && used.log_index < replay,
-            SegmentKind::Moved | SegmentKind::Meta | SegmentKind::Linked => !used.open,
-        };
-        // What was moved there since the last checkpoint is not counted yet.
-        let counted = |id: &SegmentId| !self.cleaner.dirty.contains(id);
-        [false, true]
-            .into_iter()
-            .filter_map(|meta| {
-                let candidates = || {
-                    let of_kind = move |used: &Used| (used.kind == SegmentKind::Meta) == meta;
-                    self.segments
-                        .used()
-                        .iter()
-                        .filter(move |(id, used)| of_kind(used) && closed(used) && counted(id))
-                };
-                let (total, dead) = candidates().fold((0, 0), |(total, dead), (_, used)| {
-                    (total + capacity, dead + capacity - u64::from(used.live).min(capacity))
-                });
-                if dead * 100 < total * dead_percent || dead < 2 * capacity {
-                    return None;
-                }
-                candidates()
-                    .filter(|(id, _)| !self.cleaner.skip.contains(id) && !self.cleaner.stuck.contains(id))
-                    .filter(|(_, used)| u64::from(used.live) * 100 <= capacity * (100 - dead_percent.min(10)))
-                    .min_by_key(|(_, used)| used.live)
-                    .map(|(id, used)| (used.live, *id))
-            })
-            .min()
-            .map(|(_, id)| id)
-    }
-
     fn read_victim(&mut self) {
         let work = self.cleaner.work.as_mut().expect("there is a victim");
         let left = self.superblock.geometry.segment_bytes - work.at;
@@ -267,6 +241,7 @@ impl Store {
         let len = left.min(record_bytes(HEADER_BYTES_MAX, super::BLOCKS_MAX));
         work.state = State::Reading;
         let (file, offset) = (FileId::Segment(work.victim), work.at);
+        self.cleaner_spent(len);
         self.issue(
             Io::Read {
                 file,
@@ -388,7 +363,12 @@ impl Store {
         if flush {
             self.write_moved();
         } else if sifted && !read_all {
-            self.read_victim();
+            let pressure = self.pressure();
+            if self.may_clean(pressure) || pressure == Pressure::None {
+                self.read_victim();
+            } else if let Some(work) = &mut self.cleaner.work {
+                work.state = State::WaitingForCredit;
+            }
         } else if !sifted {
             self.background_due |= self
                 .cleaner
@@ -398,19 +378,25 @@ impl Store {
         } else {
             self.background_due = true;
             let work = self.cleaner.work.take().expect("it was just put there");
+            // A checkpoint in between may have found that nobody needs it any more.
+            if self.segments.get(work.victim).is_some() {
+                self.cleaner.skip.insert(work.victim);
+            }
             self.segments.unpin(work.victim);
-            self.cleaner.skip.insert(work.victim);
-            self.cleaner.cleaned += 1;
         }
     }
 
     fn write_moved(&mut self) {
         let work = self.cleaner.work.as_mut().expect("there is a batch");
         let segment_bytes = self.superblock.geometry.segment_bytes;
+        let age = self.segments.get(work.victim).map_or(0, |used| match used.kind {
+            SegmentKind::Data | SegmentKind::Moved => used.log_index,
+            SegmentKind::Meta | SegmentKind::Linked => 0,
+        });
         // A segment is filled to its end: half-empty ones would be the next to clean.
         let room = |at: StreamPosition| ((segment_bytes - at.offset) / BLOCK_BYTES).saturating_sub(1) as usize;
         if self.cleaner.stream.is_none_or(|at| room(at) == 0) {
-            let Some(segment) = self.segments.take(SegmentKind::Moved, 0) else {
+            let Some(segment) = self.segments.take(SegmentKind::Moved, age) else {
                 work.state = State::WaitingForSegment;
                 if self.segments.exhausted {
                     self.give_up_victim();
@@ -424,6 +410,7 @@ impl Store {
         }
         let work = self.cleaner.work.as_mut().expect("there is a batch");
         let at = self.cleaner.stream.as_mut().expect("it was just made");
+        self.segments.hold_younger(at.segment, age);
         let header_blocks = usize::from(at.offset == 0);
         let mut count = work.batch.len().min(room(*at) - header_blocks);
         let left = segment_bytes - at.offset - header_blocks as u64 * SEGMENT_HEADER_BYTES;

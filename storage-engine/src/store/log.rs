@@ -227,6 +227,8 @@ impl Store {
             seq: record.header.flushed,
         });
         self.last_write_ms = self.now_ms;
+        self.unmerged_since_ms.get_or_insert(self.now_ms);
+        self.pace.settled = false;
         self.log.records += 1;
         self.log_write(segment, offset, record.parts, ops);
     }
@@ -264,7 +266,14 @@ impl Store {
     }
 
     pub(super) fn apply(&mut self, ops: &[Op]) {
-        ops.iter().for_each(|op| self.recent.apply(op));
+        for op in ops {
+            self.recent.apply(op);
+            match *op {
+                Op::Block(lba, _) => self.scrub_overwritten(lba, Lba(lba.0 + 1)),
+                Op::Zero(start, end, _) => self.scrub_overwritten(start, end),
+                Op::Control(..) => {}
+            }
+        }
     }
 
     /// Asks for everything appended so far to be made durable; reported by [`Event::Durable`].

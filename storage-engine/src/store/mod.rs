@@ -23,10 +23,12 @@ mod keys;
 mod log;
 mod map;
 mod memtable;
+mod pace;
 mod page;
 mod read;
 mod record;
 mod recovery;
+mod scrub;
 mod segment;
 mod snapshot;
 mod superblock;
@@ -41,6 +43,7 @@ pub use record::{BLOCKS_MAX, Body, ControlOp, Header, Seals, WRITES_MAX, WriteEn
 pub use recovery::{
     FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, format_sealed_replica, inspect, open_replica,
 };
+pub use scrub::{Damage, DamagedThing, ScrubOrder, ScrubProgress};
 pub use snapshot::{ClonePlan, Extents, SNAPSHOTS_MAX, SnapshotInfo, plan_clone, write_clone};
 pub use superblock::Superblock;
 
@@ -63,7 +66,9 @@ use checkpoint::{Frozen, Job};
 use cleaner::Cleaner;
 use log::Log;
 use map::Map;
+use pace::Pace;
 use read::{ReadKey, Reads};
+use scrub::Scrub;
 use segment::Segments;
 use snapshot::{Origins, Recent, Scans};
 use supply::{RESERVE_SEGMENTS, Supply};
@@ -109,6 +114,8 @@ pub enum Event {
     Grown(u64),
     /// The volume is what it was at the snapshot it was reverted to, also after a power cut.
     Reverted,
+    /// The scrub found something that does not pass its check, and that is needed. Whoever has another copy may write it.
+    Damaged(Damage),
     /// The store writes no more; why.
     Stopped(String),
 }
@@ -126,6 +133,10 @@ pub struct StoreStats {
     pub moved_bytes: u64,
     /// Bytes of map pages written.
     pub map_bytes: u64,
+    /// Bytes of headers written: of records, of segments, of the replica.
+    pub header_bytes: u64,
+    /// Bytes of zeros written into fresh segments.
+    pub filled_bytes: u64,
     /// Checkpoints committed since the start.
     pub checkpoints: u64,
     /// Map pages in memory.
@@ -134,22 +145,44 @@ pub struct StoreStats {
     pub damaged_blocks: u64,
 }
 
+impl StoreStats {
+    /// All bytes written to the disk for each byte of guest data. None before the first.
+    pub fn write_amplification(&self) -> Option<f64> {
+        let written = self.written_bytes + self.moved_bytes + self.map_bytes + self.header_bytes + self.filled_bytes;
+        (self.written_bytes > 0).then(|| written as f64 / self.written_bytes as f64)
+    }
+}
+
 /// What an operation that is out was for.
 #[derive(Debug)]
 enum Purpose {
-    LogWrite { number: u64, segment: SegmentId },
+    LogWrite {
+        number: u64,
+        segment: SegmentId,
+    },
     LogSync,
     CreateSegment(SegmentId),
     RemoveSegment(SegmentId),
     FillWrite,
     FillSync,
-    PageRead { key: page::PageName, pointer: page::Entry },
+    PageRead {
+        key: page::PageName,
+        pointer: page::Entry,
+    },
     BlockRead(ReadKey),
     MetaWrite,
     CheckpointSync,
-    Superblock { slot: u8, synced: bool },
+    Superblock {
+        slot: u8,
+        synced: bool,
+    },
     CleanerRead,
     CleanerWrite,
+    ScrubRead {
+        segment: SegmentId,
+        start: u64,
+        items: Vec<scrub::Item>,
+    },
 }
 
 /// See the module.
@@ -165,6 +198,8 @@ pub struct Store {
     options: OpenOptions,
     segments: Segments,
     supply: Supply,
+    pace: Pace,
+    scrub: Scrub,
     map: Map,
     recent: Recent,
     frozen: Option<Frozen>,
@@ -183,6 +218,8 @@ pub struct Store {
     stopped: Option<String>,
     now_ms: u64,
     last_write_ms: u64,
+    /// When the oldest write was made that no checkpoint has begun to merge.
+    unmerged_since_ms: Option<u64>,
     /// Background work may take another step before the next poll is empty.
     background_due: bool,
     retry_create_ms: Option<u64>,
@@ -194,6 +231,8 @@ pub struct Store {
     out: VecDeque<(IoId, Io)>,
     events: VecDeque<Event>,
     stats: StoreStats,
+    /// Bytes of everything that was written to the disk.
+    disk_bytes: u64,
 }
 
 impl std::fmt::Debug for Store {
@@ -294,12 +333,19 @@ impl Store {
             .log
             .unmarked()
             .then_some(self.last_write_ms + self.options.mark_after_ms);
-        let quiet = self.job.is_none() && self.frozen.is_none() && !self.cleaner.is_busy();
-        let idle = (quiet && !self.recent.is_empty()).then_some(self.last_write_ms + self.options.idle_checkpoint_ms);
-        [background, mark, idle, self.retry_create_ms]
-            .into_iter()
-            .flatten()
-            .min()
+        let still = self.job.is_none() && self.frozen.is_none() && !self.cleaner.is_busy();
+        let merge = (still && !self.recent.is_empty()).then(|| self.merge_at_ms());
+        [
+            background,
+            mark,
+            merge,
+            self.quiet_tick_ms(),
+            self.scrub_tick_ms(),
+            self.retry_create_ms,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Makes the volume larger; reported by [`Event::Grown`].
@@ -336,7 +382,11 @@ impl Store {
     /// Space and work figures.
     pub fn stats(&self) -> StoreStats {
         let segment = self.superblock.geometry.segment_bytes;
+        let others = self.stats;
+        let named = others.written_bytes + others.moved_bytes + others.map_bytes + others.filled_bytes;
         StoreStats {
+            // Pages are counted when they are made, a moment before they are written.
+            header_bytes: self.disk_bytes.saturating_sub(named),
             allocated_bytes: self.segments.file_count() as u64 * segment,
             live_bytes: self.segments.live_blocks() * crate::types::BLOCK_BYTES,
             cached_pages: self.map.cached_pages() as u64,
@@ -359,6 +409,13 @@ impl Store {
     }
 
     fn issue(&mut self, io: Io, purpose: Purpose) {
+        if let Io::Write { parts, .. } = &io {
+            let bytes: usize = parts.iter().map(Buf::len).sum();
+            self.disk_bytes += bytes as u64;
+            if matches!(purpose, Purpose::FillWrite) {
+                self.stats.filled_bytes += bytes as u64;
+            }
+        }
         let id = IoId(self.pending.insert(purpose) as u64);
         self.out.push_back((id, io));
     }
@@ -370,7 +427,10 @@ impl Store {
             .try_remove(id.0 as usize)
             .expect("an operation is completed once");
         self.background_due = true;
-        let reads = matches!(purpose, Purpose::PageRead { .. } | Purpose::BlockRead(_));
+        let reads = matches!(
+            purpose,
+            Purpose::PageRead { .. } | Purpose::BlockRead(_) | Purpose::ScrubRead { .. }
+        );
         if self.stopped.is_some() && !reads {
             return; // nothing is written any more, so nothing goes on from here
         }
@@ -382,9 +442,13 @@ impl Store {
                     self.pool_tight = pool_tight;
                 }
                 self.segments.created(segment);
+                if self.pace.full_at_bytes.is_some_and(|full| self.own_bytes() > full) {
+                    self.pace.full_at_bytes = None;
+                }
             }
             (Purpose::CreateSegment(segment), Err(IoFailure::NoSpace)) => {
                 self.segments.create_failed(segment);
+                self.pace.full_at_bytes = Some(self.own_bytes());
                 self.pool_tight = true;
                 self.retry_create_ms = Some(self.now_ms + self.options.retry_create_ms);
             }
@@ -403,6 +467,12 @@ impl Store {
             (Purpose::CleanerRead, Ok(IoDone::Read(buf))) => self.cleaner_read(Ok(buf.freeze())),
             (Purpose::CleanerRead, Err(error)) => self.cleaner_read(Err(error)),
             (Purpose::CleanerWrite, Ok(_)) => self.cleaner_written(),
+            (Purpose::ScrubRead { segment, start, items }, Ok(IoDone::Read(buf))) => {
+                self.scrub_was_read(segment, start, items, Ok(buf));
+            }
+            (Purpose::ScrubRead { segment, start, items }, Err(error)) => {
+                self.scrub_was_read(segment, start, items, Err(error));
+            }
             (purpose, Err(error)) => self.stop(format!("{}: {error}", purpose.doing())),
             (purpose, Ok(IoDone::Done | IoDone::Created { .. })) => {
                 unreachable!("a read gives bytes back ({purpose:?})")
@@ -430,8 +500,10 @@ impl Store {
         self.start_sync();
         if std::mem::take(&mut self.background_due) {
             self.mark_flush();
+            self.watch_guest();
             self.run_cleaner();
             self.run_checkpoint();
+            self.run_scrub();
             self.keep_segments();
         }
     }
@@ -458,6 +530,7 @@ impl Purpose {
             Purpose::Superblock { .. } => "writing a superblock",
             Purpose::CleanerRead => "reading a segment to clean",
             Purpose::CleanerWrite => "moving blocks",
+            Purpose::ScrubRead { .. } => "scrubbing",
         }
     }
 }

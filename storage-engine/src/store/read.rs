@@ -72,6 +72,8 @@ pub enum Waiter {
     Scan(u64),
     /// The checkpoint and the cleaner look again by themselves.
     Background,
+    /// So does the scrub, which lives on without it.
+    Scrub,
 }
 
 impl Store {
@@ -254,6 +256,8 @@ impl Store {
                     }
                 }
                 (Waiter::Scan(id), failed) => self.run_scan(id, failed.clone().map_or(Ok(()), Err)),
+                (Waiter::Scrub, Some(error)) => self.scrub_page_failed(name, pointer, error.to_string()),
+                (Waiter::Scrub, None) => {}
                 (Waiter::Background, Some(error)) => self.stop(format!("the map cannot be kept: {error}")),
                 (Waiter::Background, None) => {}
             }

@@ -106,7 +106,8 @@ pub struct Used {
     pub kind: SegmentKind,
     /// Blocks that the committed map points to.
     pub live: u32,
-    /// For [`SegmentKind::Data`]; for [`SegmentKind::Linked`] the number of the volume it comes from.
+    /// For [`SegmentKind::Data`]; for [`SegmentKind::Moved`] that of the youngest segment that something in it comes from;
+    /// for [`SegmentKind::Linked`] the number of the volume it comes from.
     pub log_index: u64,
     /// True while its stream still appends to it.
     pub open: bool,
@@ -166,8 +167,9 @@ pub struct Segments {
     doomed: Vec<SegmentId>,
     /// While a clone is made nothing is used again.
     holds: usize,
-    /// Live counts of [`SegmentKind::Meta`] together.
+    /// Live counts of [`SegmentKind::Meta`] together, and of all others.
     live_pages: u64,
+    live_blocks: u64,
     /// The last attempt to make a segment found the pool full.
     pub exhausted: bool,
 }
@@ -185,9 +187,8 @@ impl Segments {
     pub fn load(&mut self, id: SegmentId, used: Used) {
         let before = self.used.insert(id, used);
         for (used, sign) in before.iter().map(|used| (used, -1)).chain([(&used, 1)]) {
-            if used.kind == SegmentKind::Meta {
-                self.live_pages = self.live_pages.strict_add_signed(sign * i64::from(used.live));
-            }
+            let sum = self.sum_of(used.kind);
+            *sum = sum.strict_add_signed(sign * i64::from(used.live));
         }
     }
 
@@ -356,14 +357,28 @@ impl Segments {
     pub fn add_live(&mut self, id: SegmentId, delta: i64) {
         let used = self.used.get_mut(&id).expect("the map points only into used segments");
         used.live = u32::try_from(i64::from(used.live) + delta).expect("a segment's live count stays in range");
-        if used.kind == SegmentKind::Meta {
-            self.live_pages = self.live_pages.strict_add_signed(delta);
+        let kind = used.kind;
+        let sum = self.sum_of(kind);
+        *sum = sum.strict_add_signed(delta);
+    }
+
+    fn sum_of(&mut self, kind: SegmentKind) -> &mut u64 {
+        match kind {
+            SegmentKind::Meta => &mut self.live_pages,
+            SegmentKind::Data | SegmentKind::Moved | SegmentKind::Linked => &mut self.live_blocks,
         }
+    }
+
+    /// Something was moved into a segment that was written when the log was at `log_index`: it is no older than that.
+    pub fn hold_younger(&mut self, id: SegmentId, log_index: u64) {
+        let used = self.used.get_mut(&id).expect("a stream uses its segment");
+        used.log_index = used.log_index.max(log_index);
     }
 
     /// Nothing needs what is in it any more.
     pub fn release(&mut self, id: SegmentId) {
-        self.used.remove(&id).expect("only a used segment is released");
+        let used = self.used.remove(&id).expect("only a used segment is released");
+        debug_assert_eq!(used.live, 0, "nobody needs anything in segment {}", id.0);
         if self.is_pinned(id) || self.holds > 0 {
             self.leaving.insert(id);
         } else {
@@ -458,11 +473,12 @@ impl Segments {
 
     /// Blocks that the committed map needs, in data and moved segments.
     pub fn live_blocks(&self) -> u64 {
-        self.used
-            .values()
-            .filter(|used| used.kind != SegmentKind::Meta)
-            .map(|used| u64::from(used.live))
-            .sum()
+        self.live_blocks
+    }
+
+    /// Bytes of everything that the last checkpoint needs.
+    pub fn live_bytes(&self) -> u64 {
+        (self.live_blocks + self.live_pages) * BLOCK_BYTES
     }
 }
 

@@ -11,7 +11,8 @@
 //! - fresh ones are filled with zeros in the background, while the log is written in pieces so small that it gains more
 //!   than that costs. A long sequential writer would only lose half of the disk to it.
 //!
-//! In a tight pool a replica keeps to what placement set aside for it: see [`bytes_max`].
+//! In a tight pool a replica keeps to what placement set aside for it: see [`promised_bytes`]. Free segments beyond that
+//! go back to the pool at once, and all but a few once nobody writes any more.
 
 use super::checkpoint::{DELETED_PAGES_FULL, Frozen};
 use super::log::Log;
@@ -94,13 +95,18 @@ fn pages_max(rows: u64, size_blocks: u64, leaf_blocks: u64) -> u64 {
     pages
 }
 
-/// Most bytes that a replica in a tight pool occupies, with so many rows between two checkpoints: placement sets aside a
-/// fifth more than the volume and 80 MiB, and that must be no less.
-pub(super) fn bytes_max(size_blocks: u64, segment_bytes: u64, rows: u64, leaf_blocks: u64) -> u64 {
+/// What placement sets aside for a replica of a volume of this size. In a tight pool a replica keeps to it.
+pub(super) fn promised_bytes(size: u64) -> u64 {
+    size + size / 4 + (80 << 20)
+}
+
+/// Bytes without which a replica in a tight pool does badly, with so many rows between two checkpoints: the cleaner needs
+/// some space to win space in, a fifth of the volume, and the reserve comes on top.
+pub(super) fn bytes_min(size_blocks: u64, segment_bytes: u64, rows: u64, leaf_blocks: u64) -> u64 {
     let capacity = blocks_per_segment(segment_bytes);
     let reserve = RESERVE_SEGMENTS as u64 + pages_max(rows + 2 * capacity, size_blocks, leaf_blocks).div_ceil(capacity);
     // A checkpoint and the cleaner each may hold one more while the reserve is made anew.
-    size_blocks * BLOCK_BYTES / 8 * 9 + (reserve + LIMIT_SEGMENTS as u64 + 3) * segment_bytes
+    size_blocks * BLOCK_BYTES / 5 * 6 + (reserve + LIMIT_SEGMENTS as u64 + 3) * segment_bytes
 }
 
 impl Store {
@@ -131,7 +137,7 @@ impl Store {
     /// Makes segments ahead of need, fills them, and gives surplus ones back to the pool.
     pub(super) fn keep_segments(&mut self) {
         self.supply.reserve = self.reserve_target();
-        let target = self.supply.reserve + self.supply.ahead;
+        let target = self.supply.reserve + self.ahead();
         let creating_max = if self.pool_tight { 2 } else { CREATING_MAX };
         while self.segments.free_count() + self.segments.coming_count() < target
             && !self.segments.exhausted
@@ -145,7 +151,8 @@ impl Store {
             let file = FileId::Segment(id);
             self.issue(Io::Remove { file }, Purpose::RemoveSegment(id));
         }
-        while self.segments.free_count() > target + self.surplus() {
+        let kept = target + self.surplus();
+        while self.segments.free_count() > kept {
             let id = self.segments.begin_remove().expect("there are free ones");
             let file = FileId::Segment(id);
             self.issue(Io::Remove { file }, Purpose::RemoveSegment(id));
@@ -158,9 +165,36 @@ impl Store {
         self.issue(Io::Create { file, len }, Purpose::CreateSegment(id));
     }
 
+    /// Free segments wanted beyond the reserve: in a tight pool no more than may be there.
+    fn ahead(&self) -> usize {
+        if !self.pool_tight {
+            return if self.is_quiet() {
+                self.supply.ahead.min(AHEAD_TIGHT)
+            } else {
+                self.supply.ahead
+            };
+        }
+        let reserved = self.supply.reserve as u64 * self.superblock.geometry.segment_bytes;
+        let more = self.limit_bytes().saturating_sub(self.taken_bytes() + reserved);
+        self.supply
+            .ahead
+            .min((more / self.superblock.geometry.segment_bytes) as usize)
+    }
+
+    /// Bytes of segments that are in use.
+    fn taken_bytes(&self) -> u64 {
+        self.own_bytes() - self.segments.free_count() as u64 * self.superblock.geometry.segment_bytes
+    }
+
     fn surplus(&self) -> usize {
-        if self.pool_tight {
+        if self.is_quiet() {
             return SURPLUS_TIGHT;
+        }
+        if self.pool_tight {
+            // They are promised; and what is written once is worth keeping.
+            let target = self.supply.reserve + self.ahead();
+            let more = self.limit_bytes().saturating_sub(self.taken_bytes());
+            return ((more / self.superblock.geometry.segment_bytes) as usize).saturating_sub(target);
         }
         // A checkpoint frees about what the log took since the last one, all at once.
         let cycle = self.options.tail_segments_max + CLEANED_AT_ONCE;
@@ -172,13 +206,10 @@ impl Store {
     /// A replica that took more than placement set aside, because the pool was roomy, asks now and then whether it still
     /// is: it makes no new files while it finds enough to use again.
     pub(super) fn ask_for_pool(&mut self) {
-        let segment_bytes = self.superblock.geometry.segment_bytes;
-        let rows = self.options.memtable_rows_max as u64;
-        let promised = bytes_max(self.placed_blocks(), segment_bytes, rows, self.seals.leaf_blocks());
         if !self.pool_tight
             && !self.closing
             && self.segments.creating_count() == 0
-            && self.own_bytes() > promised
+            && self.own_bytes() > promised_bytes(self.placed_bytes())
             && self.segments.free_count() > self.supply.reserve + 1
             && let Some(id) = self.segments.begin_ask()
         {
@@ -271,16 +302,16 @@ mod tests {
     use crate::store::recovery::segment_bytes_for;
 
     #[test]
-    fn a_replica_in_a_tight_pool_fits_into_what_placement_sets_aside() {
+    fn what_placement_sets_aside_is_enough_to_clean_in() {
         let (rows, leaf_blocks) = (128 << 10, 2);
         for mib in (16..=4096).step_by(16).chain((4096..=16 << 20).step_by(4096)) {
             let (size, blocks) = (mib << 20, (mib << 20) / BLOCK_BYTES);
             let segment_bytes = segment_bytes_for(blocks);
-            let most = bytes_max(blocks, segment_bytes, rows, leaf_blocks);
-            let promised = size + size / 5 + (80 << 20);
+            let least = bytes_min(blocks, segment_bytes, rows, leaf_blocks);
             assert!(
-                most <= promised,
-                "{mib} MiB in segments of {segment_bytes}: {most} > {promised}"
+                least <= promised_bytes(size),
+                "{mib} MiB in segments of {segment_bytes}: {least} > {}",
+                promised_bytes(size)
             );
         }
     }
@@ -290,7 +321,7 @@ mod tests {
         let at = |mib: u64| segment_bytes_for((mib << 20) / BLOCK_BYTES) >> 20;
         assert_eq!(
             [at(16), at(1 << 10), at(2 << 10), at(64 << 10), at(16 << 20)],
-            [4, 8, 16, 64, 64]
+            [4, 8, 8, 64, 64]
         );
     }
 

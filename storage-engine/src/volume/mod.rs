@@ -18,7 +18,10 @@ use crate::buffer::{Buf, BufMut};
 use crate::io::{IoId, IoResult, Output};
 use crate::request::{Answer, Reply, Request, RequestError, RequestId};
 use crate::seal::Sealer;
-use crate::store::{BLOCKS_MAX, Body, Event, Header, Record, Room, Store, StoreStats, WRITES_MAX, WriteEntry};
+use crate::store::{
+    BLOCKS_MAX, Body, Damage, Event, Header, Record, Room, ScrubOrder, ScrubProgress, Store, StoreStats, WRITES_MAX,
+    WriteEntry,
+};
 use crate::types::{BLOCK_BYTES, Lba, Seq, Version};
 
 /// Records that may be on their way to the disk at a time. More hides latency, fewer make larger records: writes that
@@ -27,6 +30,9 @@ use crate::types::{BLOCK_BYTES, Lba, Seq, Version};
 const RECORDS_INFLIGHT_MAX: usize = 4;
 /// Largest write that is taken, in bytes; a front end splits larger ones.
 pub const WRITE_BYTES_MAX: u64 = BLOCKS_MAX as u64 * BLOCK_BYTES;
+
+/// Findings of the scrub that wait to be told; the list of what is damaged has more.
+const NEW_DAMAGE_MAX: usize = 64;
 
 /// Counts since the engine was started.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -62,6 +68,8 @@ pub struct Volume {
     full: full::Full,
     now_ms: u64,
     counters: VolumeCounters,
+    /// Found by the scrub, and told to nobody yet.
+    new_damage: VecDeque<Damage>,
 }
 
 #[derive(Debug)]
@@ -114,6 +122,7 @@ impl Volume {
             full: full::Full::default(),
             now_ms: 0,
             counters: VolumeCounters::default(),
+            new_damage: VecDeque::new(),
         }
     }
 
@@ -130,6 +139,26 @@ impl Volume {
     /// Space and work of the store.
     pub fn store_stats(&self) -> StoreStats {
         self.store.stats()
+    }
+
+    /// Starts, paces or ends verifying everything that is stored.
+    pub fn scrub(&mut self, order: ScrubOrder) {
+        self.store.scrub(order);
+    }
+
+    /// How far that is.
+    pub fn scrub_progress(&self) -> ScrubProgress {
+        self.store.scrub_progress()
+    }
+
+    /// What is known to be damaged. A write to a damaged block takes it off the list.
+    pub fn damage(&self) -> Vec<Damage> {
+        self.store.damage()
+    }
+
+    /// What the scrub found since this was asked last: to tell somebody, and to be repaired from another copy.
+    pub fn take_new_damage(&mut self) -> Vec<Damage> {
+        self.new_damage.drain(..).collect()
     }
 
     /// Why the volume takes no more writes, if so.
@@ -358,6 +387,11 @@ impl Volume {
                 let id = RequestId(token);
                 let answer = result.map(|found| self.orders.listed(id, found));
                 self.answer(id, answer.map(|()| Reply::Done));
+            }
+            Event::Damaged(damage) => {
+                if self.new_damage.len() < NEW_DAMAGE_MAX {
+                    self.new_damage.push_back(damage);
+                }
             }
             Event::Stopped(why) => {
                 let waiting = std::mem::take(&mut self.waiting).into_iter().map(|write| write.id);

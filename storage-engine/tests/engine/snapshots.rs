@@ -259,6 +259,7 @@ fn the_space_of_deleted_snapshots_comes_back() {
 fn cleaning_moves_what_snapshots_need_and_nothing_is_lost() {
     let blocks = 3_000;
     let mut rig = Rig::fresh(blocks);
+    rig.disk.capacity = Some(60 * SEGMENT_BYTES);
     let mut random = Random(21);
     let mut model = Model::new(blocks);
     let mut stamp = 1;

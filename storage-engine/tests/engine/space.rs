@@ -2,12 +2,12 @@
 
 use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::io::FileId;
-use galleonfs_storage_engine::request::{Request, RequestError};
+use galleonfs_storage_engine::request::{Control, Request, RequestError};
 use galleonfs_storage_engine::store::{OpenOptions, open_replica};
 use galleonfs_storage_engine::types::BLOCK_BYTES;
 use galleonfs_storage_engine::volume::{Volume, WhenFull};
 
-use crate::harness::{Rig, SEGMENT_BYTES, assert_check_passes, format, open, options, write_request};
+use crate::harness::{Rig, SEGMENT_BYTES, assert_check_passes, format, open, options, snapshot_id, write_request};
 use crate::sim_disk::{Cut, Random, SimDisk};
 
 #[test]
@@ -283,30 +283,6 @@ fn a_long_sequential_writer_does_not_pay_for_filling() {
     assert!(written < blocks as usize + 300, "{written} pages for {blocks} blocks");
 }
 
-#[test]
-fn a_replica_that_grew_in_a_roomy_pool_shrinks_when_the_pool_is_tight() {
-    let blocks = 4_000;
-    let mut rig = Rig::fresh(blocks);
-    rig.pool_tight = false;
-    let mut random = Random(8);
-    let mut overwrite = |rig: &mut Rig, writes: u64| {
-        for n in 0..writes {
-            rig.write(random.below(blocks - 4), 4, n * 4 + 1).unwrap();
-        }
-        rig.disk.allocated()
-    };
-    let roomy = overwrite(&mut rig, 6_000);
-    rig.pool_tight = true;
-    let tight = overwrite(&mut rig, 6_000);
-    assert!(
-        tight + 4 * SEGMENT_BYTES < roomy,
-        "{} segments in a roomy pool, {} in a tight one",
-        roomy / SEGMENT_BYTES,
-        tight / SEGMENT_BYTES
-    );
-    assert!(tight < blocks * BLOCK_BYTES / 4 * 5 + 24 * SEGMENT_BYTES);
-}
-
 /// Writes single blocks all over a volume until the pool is full, and a while longer; returns what was written.
 fn fill_the_pool(rig: &mut Rig, blocks: u64) -> Vec<(u64, u64)> {
     let capacity = 24 * SEGMENT_BYTES;
@@ -413,4 +389,111 @@ fn a_full_pool_answers_every_request() {
         let mut disk = rig.disk.cut(Cut::None);
         assert_check_passes(&mut disk);
     }
+}
+
+/// What a volume may hold that nobody writes to: a third more than is needed, and the segments at hand: open ones, the
+/// reserve, and a few free ones.
+fn quiet_bytes_max(rig: &Rig) -> u64 {
+    let needed = rig.engine.store_stats().live_bytes;
+    needed / 3 * 4 + 14 * SEGMENT_BYTES
+}
+
+/// A minute passes, seen by a driver that calls when it was asked to.
+fn a_minute(rig: &mut Rig) {
+    let end = rig.now_ms + 60_000;
+    while let Some(at) = rig.engine.next_tick_ms().filter(|at| *at <= end) {
+        rig.pass_time(at.saturating_sub(rig.now_ms).max(1));
+    }
+    rig.now_ms = end;
+}
+
+fn written(blocks: u64, pool_tight: bool) -> Rig {
+    let mut rig = Rig::fresh(blocks);
+    rig.pool_tight = pool_tight;
+    for n in 0..blocks / 16 {
+        rig.write(n * 16, 16, n * 16 + 1).unwrap();
+    }
+    rig
+}
+
+#[test]
+fn scattered_trims_give_their_space_back_within_a_minute() {
+    for pool_tight in [true, false] {
+        let blocks = 16_000;
+        let mut rig = written(blocks, pool_tight);
+        let full = rig.disk.allocated();
+        // Half of each segment, here and there.
+        for n in (0..blocks / 16).step_by(2) {
+            let (offset, len) = (n * 16 * BLOCK_BYTES, 16 * BLOCK_BYTES);
+            rig.run(Request::Zero {
+                offset,
+                len,
+                fua: false,
+            })
+            .unwrap();
+        }
+        a_minute(&mut rig);
+        let (left, most) = (rig.disk.allocated(), quiet_bytes_max(&rig));
+        assert!(
+            left <= most && left < full / 4 * 3,
+            "{left} of {full} bytes; at most {most}"
+        );
+        assert_eq!(rig.engine.next_tick_ms(), None, "and then it waits for nothing");
+        assert_eq!(rig.read(16, 16).unwrap()[3], 20);
+        assert_check_passes(&mut rig.disk.cut(Cut::None));
+    }
+}
+
+#[test]
+fn what_only_a_snapshot_needed_comes_back_within_a_minute() {
+    let blocks = 8_000;
+    let mut rig = written(blocks, false);
+    rig.snapshot(snapshot_id(1));
+    for n in 0..blocks / 16 {
+        rig.write(n * 16, 16, 100_000 + n * 16).unwrap();
+    }
+    a_minute(&mut rig);
+    let before = rig.disk.allocated();
+    assert!(before > 2 * blocks * BLOCK_BYTES, "the snapshot keeps what was there");
+    rig.control(Control::Delete { id: snapshot_id(1) }).unwrap();
+    a_minute(&mut rig);
+    let (left, most) = (rig.disk.allocated(), quiet_bytes_max(&rig));
+    assert!(left <= most, "{left} of {before} bytes; at most {most}");
+    assert_eq!(rig.engine.next_tick_ms(), None);
+}
+
+#[test]
+fn a_guest_that_writes_now_and_then_does_not_hold_the_space_up() {
+    let blocks = 8_000;
+    let mut rig = written(blocks, false);
+    for n in (0..blocks / 16).filter(|n| n % 4 != 0) {
+        let (offset, len) = (n * 16 * BLOCK_BYTES, 16 * BLOCK_BYTES);
+        rig.run(Request::Zero {
+            offset,
+            len,
+            fua: false,
+        })
+        .unwrap();
+    }
+    for n in 0..30 {
+        rig.pass_time(2_000);
+        rig.write(n, 1, 200_000 + n).unwrap();
+    }
+    let (left, most) = (rig.disk.allocated(), quiet_bytes_max(&rig));
+    assert!(left <= most, "{left} bytes; at most {most}");
+}
+
+#[test]
+fn a_volume_that_was_busy_in_a_roomy_pool_gives_its_spare_segments_back() {
+    let blocks = 4_000;
+    let mut rig = written(blocks, false);
+    let mut random = Random(8);
+    for n in 0..3_000 {
+        rig.write(random.below(blocks - 4), 4, n * 4 + 1).unwrap();
+    }
+    let busy = rig.disk.allocated();
+    a_minute(&mut rig);
+    let (left, most) = (rig.disk.allocated(), quiet_bytes_max(&rig));
+    assert!(left <= most && left < busy, "{left} of {busy} bytes; at most {most}");
+    assert_eq!(rig.engine.next_tick_ms(), None);
 }

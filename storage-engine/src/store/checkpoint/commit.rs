@@ -100,6 +100,7 @@ impl Store {
         self.cleaner
             .committed(&frozen.moved_dirty, |id| segments.get(id).is_some());
         self.stats.checkpoints += 1;
+        self.pace.settled = false;
         self.ask_for_pool();
         if job.revert.is_some() {
             self.recent.revert = None;

@@ -38,6 +38,9 @@ use tree::{Pages, Tree};
 /// Rows merged in one turn, so that guest requests get their turns in between.
 const ROWS_PER_TURN: usize = 512;
 
+/// A guest that never pauses for long gets a checkpoint after so many of the pauses that would make one.
+const MERGE_PAUSES_MAX: u64 = 3;
+
 /// What a checkpoint makes pages of; kept when one has to be given up.
 #[derive(Debug)]
 pub struct Frozen {
@@ -204,7 +207,7 @@ impl Store {
         }
         let rows = self.recent.rows() + self.frozen.as_ref().map_or(0, Frozen::rows);
         let tail = self.log.appended.log_index - self.superblock.checkpoint.replay.log_index;
-        let idle = !self.recent.is_empty() && self.now_ms >= self.last_write_ms + self.options.idle_checkpoint_ms;
+        let idle = !self.recent.is_empty() && self.now_ms >= self.merge_at_ms();
         let snapshots =
             self.recent.sealed.len() >= SEALED_DUE || self.recent.revert.is_some() || self.recent.catalog.has_deleted();
         self.checkpoint_wanted
@@ -212,6 +215,13 @@ impl Store {
             || tail >= self.options.tail_segments_max
             || idle
             || snapshots
+    }
+
+    /// When what was written is to be merged although it is little: space that it gave back is in use until then.
+    pub(super) fn merge_at_ms(&self) -> u64 {
+        let pause = self.last_write_ms + self.options.idle_checkpoint_ms;
+        let oldest = self.unmerged_since_ms.unwrap_or(0);
+        pause.min(oldest + MERGE_PAUSES_MAX * self.options.idle_checkpoint_ms)
     }
 
     fn start_checkpoint(&mut self) {
@@ -275,6 +285,7 @@ impl Store {
     /// Takes what happened until now out of the way of what comes.
     fn freeze(&mut self) {
         self.checkpoint_wanted = false;
+        self.unmerged_since_ms = None;
         let position = self.log.appended;
         let closed = self
             .segments

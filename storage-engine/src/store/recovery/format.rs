@@ -5,7 +5,7 @@ use super::super::page::{Entry, height_for};
 use super::super::record::{HEADER_BYTES, HEADER_BYTES_MAX, record_bytes};
 use super::super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use super::super::superblock::{Checkpoint, Geometry, LogPosition, SUPERBLOCK_BYTES, Superblock};
-use super::super::supply::bytes_max;
+use super::super::supply::{bytes_min, promised_bytes};
 use super::super::{BLOCKS_MAX, RESERVE_SEGMENTS};
 use super::found::{read_superblocks, write_superblocks};
 use super::{MEMTABLE_ROWS_MAX, OpenError, disk};
@@ -33,8 +33,8 @@ pub struct FormatOptions {
 /// replica in a tight pool has to fit into what placement sets aside for it.
 pub fn segment_bytes_for(size_blocks: u64) -> u64 {
     let size = size_blocks * BLOCK_BYTES;
-    let fits =
-        |bytes: &u64| bytes_max(size_blocks, *bytes, MEMTABLE_ROWS_MAX as u64, 2) <= size + size / 5 + (80 << 20);
+    let rows = MEMTABLE_ROWS_MAX as u64;
+    let fits = |bytes: &u64| bytes_min(size_blocks, *bytes, rows, 2) <= promised_bytes(size);
     [64 << 20, 32 << 20, 16 << 20, 8 << 20]
         .into_iter()
         .filter(|bytes| *bytes <= size / SEGMENTS_MIN)
