@@ -8,9 +8,7 @@ use std::path::Path;
 use super::Random;
 use super::recorder::{Asked, Event, Log};
 
-const BLOCK: usize = 4096;
-
-/// When the power goes, and what becomes of the blocks that no flush covered by then.
+/// When the power goes, and what becomes of the sectors that no flush covered by then.
 #[derive(Clone, Copy, Debug)]
 pub struct Cut {
     /// So many events of the log have happened.
@@ -20,8 +18,11 @@ pub struct Cut {
     pub seed: u64,
 }
 
-/// The blocks of a disk that are not zeros.
-pub struct Image<'a>(BTreeMap<u64, &'a [u8]>);
+/// The sectors of a disk that are not zeros.
+pub struct Image<'a> {
+    sector_bytes: u64,
+    sectors: BTreeMap<u64, &'a [u8]>,
+}
 
 impl Log {
     /// The moments at which a flush was answered, from `first` on.
@@ -59,8 +60,8 @@ impl Log {
         cuts.collect()
     }
 
-    /// What a power cut leaves: all that a flush or FUA covered, and of the rest each block by chance.
-    pub fn image(&self, cut: &Cut) -> Image<'_> {
+    /// What a power cut leaves: all that a flush or FUA covered, and of the rest each sector by chance.
+    pub fn image(&self, cut: &Cut, sector_bytes: u32) -> Image<'_> {
         let events = &self.events[..cut.moment];
         let mut asked_at = vec![None; self.asked.len()];
         let mut answered_at = vec![None; self.asked.len()];
@@ -77,7 +78,10 @@ impl Log {
             .filter_map(|number| asked_at[number])
             .max();
         let mut random = Random(cut.seed);
-        let mut image = Image(BTreeMap::new());
+        let mut image = Image {
+            sector_bytes: u64::from(sector_bytes),
+            sectors: BTreeMap::new(),
+        };
         for (number, asked) in self.asked.iter().enumerate() {
             if asked_at[number].is_none() {
                 break;
@@ -88,16 +92,16 @@ impl Log {
             let mut survives = || durable || random.below(100) < cut.survive;
             match asked {
                 Asked::Write { offset, data, .. } => {
-                    for (block, bytes) in (offset / BLOCK as u64..).zip(data.chunks(BLOCK)) {
+                    for (sector, bytes) in (image.sector(*offset)..).zip(data.chunks(sector_bytes as usize)) {
                         if survives() {
-                            image.put(block, bytes);
+                            image.put(sector, bytes);
                         }
                     }
                 }
                 Asked::Zero { offset, len, .. } if durable => image.zero(*offset, *len),
                 Asked::Zero { offset, len, .. } => {
-                    // By parts: a discard of a whole device has many blocks.
-                    let part = (len / 8).next_multiple_of(BLOCK as u64).max(BLOCK as u64);
+                    // By parts: a discard of a whole device has many sectors.
+                    let part = (len / 8).next_multiple_of(image.sector_bytes).max(image.sector_bytes);
                     for at in (*offset..offset + len).step_by(part as usize) {
                         if survives() {
                             image.zero(at, part.min(offset + len - at));
@@ -111,29 +115,40 @@ impl Log {
     }
 
     /// What the disk holds in the end.
-    pub fn end(&self) -> Image<'_> {
-        self.image(&Cut {
+    pub fn end(&self, sector_bytes: u32) -> Image<'_> {
+        let cut = Cut {
             moment: self.events.len(),
             survive: 100,
             seed: 0,
-        })
+        };
+        self.image(&cut, sector_bytes)
     }
 }
 
 impl<'a> Image<'a> {
-    fn put(&mut self, block: u64, bytes: &'a [u8]) {
+    /// The number of the sector at `offset`; a guest knows no smaller unit.
+    fn sector(&self, offset: u64) -> u64 {
+        assert!(
+            offset.is_multiple_of(self.sector_bytes),
+            "offset {offset} is inside a sector"
+        );
+        offset / self.sector_bytes
+    }
+
+    fn put(&mut self, sector: u64, bytes: &'a [u8]) {
+        assert_eq!(bytes.len() as u64, self.sector_bytes, "a write ends inside a sector");
         if bytes.iter().all(|byte| *byte == 0) {
-            self.0.remove(&block);
+            self.sectors.remove(&sector);
         } else {
-            self.0.insert(block, bytes);
+            self.sectors.insert(sector, bytes);
         }
     }
 
     fn zero(&mut self, offset: u64, len: u64) {
-        let blocks = offset / BLOCK as u64..(offset + len) / BLOCK as u64;
-        let inside: Vec<u64> = self.0.range(blocks).map(|(block, _)| *block).collect();
-        for block in inside {
-            self.0.remove(&block);
+        let sectors = self.sector(offset)..self.sector(offset + len);
+        let inside: Vec<u64> = self.sectors.range(sectors).map(|(sector, _)| *sector).collect();
+        for sector in inside {
+            self.sectors.remove(&sector);
         }
     }
 
@@ -142,8 +157,8 @@ impl<'a> Image<'a> {
         let file = File::create(path).expect("make the file of an image");
         file.set_len(size_bytes).expect("give the image its size");
         let mut run: (u64, Vec<u8>) = (0, Vec::new());
-        for (block, bytes) in &self.0 {
-            let at = block * BLOCK as u64;
+        for (sector, bytes) in &self.sectors {
+            let at = sector * self.sector_bytes;
             if run.0 + run.1.len() as u64 != at {
                 file.write_all_at(&run.1, run.0).expect("write the image");
                 run = (at, Vec::new());
@@ -160,12 +175,13 @@ impl<'a> Image<'a> {
         for start in (0..size_bytes).step_by(PART) {
             let len = PART.min((size_bytes - start) as usize);
             file.read_exact_at(&mut found[..len], start).expect("read the device");
-            for (block, found) in (start / BLOCK as u64..).zip(found[..len].chunks(BLOCK)) {
-                let same = match self.0.get(&block) {
+            let sectors = found[..len].chunks(self.sector_bytes as usize);
+            for (sector, found) in (self.sector(start)..).zip(sectors) {
+                let same = match self.sectors.get(&sector) {
                     Some(bytes) => found == *bytes,
                     None => found.iter().all(|byte| *byte == 0),
                 };
-                assert!(same, "block {block} is not what the log says was written");
+                assert!(same, "sector {sector} is not what the log says was written");
             }
         }
     }

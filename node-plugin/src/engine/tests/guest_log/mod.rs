@@ -7,8 +7,8 @@
 //!                                  log ─► cut ─► image ─► mount, compare files, unmount, fsck
 //! ```
 //!
-//! The image has what was answered before the last completed flush was asked for, and of everything else each block by
-//! chance. That is all that a block device promises, and less than our engine keeps. So what is tried here is that a
+//! The image has what was answered before the last completed flush was asked for, and of everything else each sector
+//! by chance. That is all that a block device promises, and less than our engine keeps. So what is tried here is that a
 //! flush of the guest arrives as one, behind the writes that it covers, and that nothing else is lost on the way. What
 //! the engine makes of a flush is tried in the crash states of its own.
 
@@ -53,6 +53,8 @@ impl Random {
 struct Kind {
     name: &'static str,
     size_bytes: u64,
+    /// Of the device: what a write of the guest is made of, and what a power cut leaves whole.
+    sector_bytes: u32,
     make: &'static [&'static str],
     mount: &'static str,
     /// Says whether it is whole, and changes nothing.
@@ -62,6 +64,7 @@ struct Kind {
 const EXT4: Kind = Kind {
     name: "ext4",
     size_bytes: 64 * MIB,
+    sector_bytes: 4096,
     make: &["mkfs.ext4", "-q", "-F"],
     mount: "discard",
     verify: &["e2fsck", "-fn"],
@@ -70,6 +73,7 @@ const EXT4: Kind = Kind {
 const XFS: Kind = Kind {
     name: "xfs",
     size_bytes: 300 * MIB,
+    sector_bytes: 4096,
     make: &["mkfs.xfs", "-q", "-f"],
     mount: "discard",
     verify: &["xfs_repair", "-n"],
@@ -77,6 +81,7 @@ const XFS: Kind = Kind {
 const BTRFS: Kind = Kind {
     name: "btrfs",
     size_bytes: 128 * MIB,
+    sector_bytes: 4096,
     make: &["mkfs.btrfs", "-q", "-f"],
     mount: "discard=sync",
     verify: &["btrfs", "check", "--readonly"],
@@ -143,7 +148,10 @@ async fn record(kind: &'static Kind, fault: Option<Fault>, seed: u64, count: usi
         epoch: 1,
         size_bytes: kind.size_bytes,
         read_only: false,
-        settings: Settings::default(),
+        settings: Settings {
+            sector_bytes: kind.sector_bytes,
+            ..Settings::default()
+        },
         key: None,
     };
     format_replica(&spec.replica_dir, &format).expect("format");
@@ -177,7 +185,7 @@ async fn record(kind: &'static Kind, fault: Option<Fault>, seed: u64, count: usi
     let file = File::open(&device).expect("open the device");
     let log = log.take();
     assert_eq!(log.failed, [""; 0]);
-    log.end().assert_is(&file, kind.size_bytes);
+    log.end(kind.sector_bytes).assert_is(&file, kind.size_bytes);
     drop(file);
     node.engine.detach("volume").await.expect("detach");
 
@@ -205,7 +213,9 @@ impl Recorded {
     /// What is wrong with the file system after this power cut.
     fn survives(&self, cut: &Cut) -> Result<(), String> {
         let (image, target) = (self.dir.join("image"), self.dir.join("mnt"));
-        self.log.image(cut).write_to(&image, self.kind.size_bytes);
+        let kind = self.kind;
+        let left = self.log.image(cut, kind.sector_bytes);
+        left.write_to(&image, kind.size_bytes);
         if self.kind.name == "btrfs" {
             // The kernel remembers an image by its name in the file system, and refuses one that is older.
             attempt("btrfs", &["device", "scan", "--forget"])?;
