@@ -3,6 +3,8 @@
 mod bits;
 mod clones;
 mod crash;
+#[path = "../../benches/driven.rs"]
+mod driven;
 mod format_doc;
 mod golden;
 mod harness;
@@ -10,6 +12,7 @@ mod landing;
 mod lean_disk;
 mod model;
 mod purity;
+mod scale;
 mod scrub;
 mod sealed;
 mod sim_disk;
@@ -17,4 +20,6 @@ mod snapshot_model;
 mod snapshots;
 mod space;
 mod steady;
+#[path = "../../benches/synthetic.rs"]
+mod synthetic;
 mod torn;
