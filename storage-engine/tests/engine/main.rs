@@ -9,6 +9,7 @@ mod format_doc;
 mod golden;
 mod harness;
 mod landing;
+mod latency;
 mod lean_disk;
 mod model;
 mod purity;

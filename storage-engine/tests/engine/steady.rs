@@ -18,20 +18,20 @@ const DEPTH: usize = 32;
 /// Operations of the disk that end between two batches of the guest, beside its own.
 const BACKGROUND_OPERATIONS: usize = 8;
 
-struct Guest {
-    disk: LeanDisk,
-    engine: Volume,
-    outstanding: VecDeque<(IoId, Io)>,
-    payload: Buf,
-    random: Random,
+pub struct Guest {
+    pub disk: LeanDisk,
+    pub engine: Volume,
+    pub outstanding: VecDeque<(IoId, Io)>,
+    pub payload: Buf,
+    pub random: Random,
     next: u64,
-    now_ms: u64,
-    pool_tight: bool,
-    blocks: u64,
+    pub now_ms: u64,
+    pub pool_tight: bool,
+    pub blocks: u64,
 }
 
 impl Guest {
-    fn new(blocks: u64, pool_tight: bool) -> Guest {
+    pub fn new(blocks: u64, pool_tight: bool) -> Guest {
         let mut disk = LeanDisk::default();
         let format = FormatOptions {
             identity: IDENTITY,
@@ -119,14 +119,14 @@ impl Guest {
         }
     }
 
-    fn fill(&mut self) {
+    pub fn fill(&mut self) {
         for lba in (0..self.blocks).step_by(256) {
             self.write([(lba, 256.min(self.blocks - lba))].into_iter());
         }
     }
 
     /// Overwrites `blocks` blocks, `each` at a time, and tells what that cost.
-    fn overwrite(&mut self, blocks: u64, each: u64, hot_percent: u64) -> StoreStats {
+    pub fn overwrite(&mut self, blocks: u64, each: u64, hot_percent: u64) -> StoreStats {
         let before = self.engine.store_stats();
         for _ in 0..blocks / each / DEPTH as u64 {
             let mut random = self.random.clone();
