@@ -20,7 +20,7 @@ use galleonfs_storage_engine::seal::{DataKey, EpochSalt, KeyId, Keyring};
 use galleonfs_storage_engine::store::{
     FormatOptions, OpenOptions, Seals, format_replica, format_sealed_replica, open_replica,
 };
-use galleonfs_storage_engine::types::{BLOCK_BYTES, Epoch, Identity, Lba, Seq, Version};
+use galleonfs_storage_engine::types::{BLOCK_BYTES, BlockSize, Epoch, Identity, Lba, Seq, Version};
 use galleonfs_storage_engine::volume::Volume;
 
 const IDENTITY: Identity = Identity {
@@ -225,6 +225,7 @@ impl Rig {
         let mut disk = MemoryDisk::default();
         let options = FormatOptions {
             identity: IDENTITY,
+            block_size: BlockSize::default(),
             size_blocks: VOLUME_BLOCKS,
             segment_bytes: None,
             salt: 7,

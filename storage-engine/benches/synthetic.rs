@@ -9,7 +9,7 @@ use galleonfs_storage_engine::store::layout::{
     Entry, FANOUT, Page, PageKind, PageName, SegmentKind, StreamPosition, TreeId, Used, row,
 };
 use galleonfs_storage_engine::store::{FormatOptions, format_replica, inspect};
-use galleonfs_storage_engine::types::{Epoch, Identity, Location, Seq, Version};
+use galleonfs_storage_engine::types::{BlockSize, Epoch, Identity, Location, Seq, Version};
 
 const PAGE: u64 = 4096;
 /// Of every eight neighbours so many are mapped.
@@ -50,6 +50,7 @@ impl Synthetic {
         };
         let options = FormatOptions {
             identity: IDENTITY,
+            block_size: BlockSize::K4,
             size_blocks: leaves * FANOUT as u64,
             segment_bytes: None,
             salt: 7,

@@ -1,7 +1,8 @@
 //! Page-aligned buffers that travel between the guest and the disk without being copied.
 //!
 //! A [`BufMut`] has one owner and may be filled; [`BufMut::freeze`] turns it into a [`Buf`], which is shared and read
-//! only, and can be cut into smaller ones. Both are made of whole 4 KiB pages, as direct I/O wants them.
+//! only, and can be cut into smaller ones. Memory is made of whole 4 KiB pages, as direct I/O wants it; what a guest
+//! brings or is given may be any number of sectors of it.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -10,6 +11,8 @@ use std::sync::Arc;
 
 /// Bytes in a page: the unit of alignment of every buffer and of every disk operation.
 pub const PAGE_BYTES: usize = 4096;
+/// Buffers are cut between sectors.
+const SECTOR_BYTES: usize = crate::types::SECTOR_BYTES as usize;
 
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(4096))]
@@ -148,7 +151,7 @@ impl BufMut {
 
     /// All of some lent memory, of which nobody else has a part.
     pub fn lent(memory: Arc<dyn LentMut>) -> BufMut {
-        assert_whole_pages((*memory).as_ref());
+        assert_whole_sectors((*memory).as_ref());
         BufMut {
             all: AllMut::Lent(memory),
         }
@@ -191,12 +194,12 @@ impl BufMut {
 
     /// Ends writing and allows sharing.
     pub fn freeze(mut self) -> Buf {
-        let pages = 0..self.len() / PAGE_BYTES;
+        let bytes = 0..self.len();
         let all = match &mut self.all {
             AllMut::Own(memory, _) => All::Own(memory.take()),
             AllMut::Lent(memory) => All::Lent(memory.clone()),
         };
-        Buf { all, pages }
+        Buf { all, bytes }
     }
 }
 
@@ -228,7 +231,7 @@ impl fmt::Debug for BufMut {
 }
 
 /// Memory that its owner lends to [`Buf`]s, such as a place where the kernel put a guest's payload. It begins on a page
-/// boundary, is made of whole pages, and does not change while anybody but its owner holds it.
+/// boundary, is made of whole sectors, and does not change while anybody but its owner holds it.
 pub trait Lent: AsRef<[u8]> + Send + Sync {}
 
 /// Lent memory for somebody to fill: nobody else refers to any part of it until he lets go.
@@ -237,20 +240,20 @@ pub trait LentMut: Lent + AsMut<[u8]> {
     fn split_front(&mut self, len: usize) -> Arc<dyn LentMut>;
 }
 
-fn assert_whole_pages(bytes: &[u8]) {
+fn assert_whole_sectors(bytes: &[u8]) {
     let aligned = bytes.as_ptr().addr().is_multiple_of(PAGE_BYTES);
     assert!(
-        aligned && bytes.len().is_multiple_of(PAGE_BYTES),
-        "{} bytes that were lent are no whole pages",
+        aligned && bytes.len().is_multiple_of(SECTOR_BYTES),
+        "{} bytes that were lent are no whole sectors from a page boundary on",
         bytes.len()
     );
 }
 
-/// A shared, read-only run of pages. Cloning and cutting it copies nothing.
+/// A shared, read-only run of sectors. Cloning and cutting it copies nothing.
 #[derive(Clone)]
 pub struct Buf {
     all: All,
-    pages: Range<usize>,
+    bytes: Range<usize>,
 }
 
 /// Where the pages are.
@@ -262,13 +265,12 @@ enum All {
 }
 
 impl Buf {
-    /// The first `len` bytes of lent memory, a multiple of [`PAGE_BYTES`]; `memory` is held until the last clone and
-    /// slice is gone.
+    /// The first `len` bytes of lent memory, whole sectors; `memory` is held until the last clone and slice is gone.
     pub fn lent(memory: Arc<dyn Lent>, len: usize) -> Buf {
-        assert_whole_pages(&(*memory).as_ref()[..len]);
+        assert_whole_sectors(&(*memory).as_ref()[..len]);
         Buf {
             all: All::Lent(memory),
-            pages: 0..len / PAGE_BYTES,
+            bytes: 0..len,
         }
     }
 
@@ -278,21 +280,26 @@ impl Buf {
         reason = "an empty buffer has no use; asking for the length has"
     )]
     pub fn len(&self) -> usize {
-        self.pages.len() * PAGE_BYTES
+        self.bytes.len()
     }
 
-    /// The part `range` of this buffer, in bytes; both ends are multiples of [`PAGE_BYTES`].
+    /// True if it is made of whole pages, as disk operations want it.
+    pub fn is_whole_pages(&self) -> bool {
+        self.bytes.start.is_multiple_of(PAGE_BYTES) && self.bytes.end.is_multiple_of(PAGE_BYTES)
+    }
+
+    /// The part `range` of this buffer, in bytes; both ends are between sectors.
     pub fn slice(&self, range: Range<usize>) -> Buf {
-        assert!(range.start.is_multiple_of(PAGE_BYTES) && range.end.is_multiple_of(PAGE_BYTES));
+        assert!(range.start.is_multiple_of(SECTOR_BYTES) && range.end.is_multiple_of(SECTOR_BYTES));
         assert!(
             range.start <= range.end && range.end <= self.len(),
             "{range:?} of {} bytes",
             self.len()
         );
-        let first = self.pages.start;
+        let first = self.bytes.start;
         Buf {
             all: self.all.clone(),
-            pages: first + range.start / PAGE_BYTES..first + range.end / PAGE_BYTES,
+            bytes: first + range.start..first + range.end,
         }
     }
 
@@ -318,7 +325,7 @@ impl AsRef<[u8]> for Buf {
             All::Own(memory) => bytemuck::cast_slice(memory.as_ref().expect(HAS_MEMORY)),
             All::Lent(memory) => (**memory).as_ref(),
         };
-        &all[self.pages.start * PAGE_BYTES..self.pages.end * PAGE_BYTES]
+        &all[self.bytes.clone()]
     }
 }
 
@@ -343,6 +350,18 @@ mod tests {
         drop((first, other));
         let again = [BufMut::for_reading(3 * PAGE_BYTES), BufMut::for_reading(3 * PAGE_BYTES)];
         assert!(again.iter().any(|buf| buf.as_ref().as_ptr() == all));
+    }
+
+    #[test]
+    fn a_buffer_is_cut_between_sectors_and_knows_whether_it_is_whole_pages() {
+        let mut buf = BufMut::zeroed(2 * PAGE_BYTES);
+        (0..2 * PAGE_BYTES).for_each(|n| buf.as_mut()[n] = (n / SECTOR_BYTES) as u8);
+        let part = buf.freeze().slice(SECTOR_BYTES..PAGE_BYTES + SECTOR_BYTES);
+        assert_eq!((part.as_ref()[0], part.len()), (1, PAGE_BYTES));
+        assert!(!part.is_whole_pages(), "it begins inside a page");
+        let rest = part.slice(PAGE_BYTES - SECTOR_BYTES..PAGE_BYTES);
+        assert_eq!(rest.as_ref(), [8; SECTOR_BYTES]);
+        assert!(BufMut::zeroed(PAGE_BYTES).freeze().is_whole_pages());
     }
 
     #[test]

@@ -9,7 +9,8 @@ use crate::types::SnapshotId;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RequestId(pub u64);
 
-/// A guest request. Offsets and lengths are bytes and multiples of the volume's block size.
+/// A guest request. Offsets and lengths are bytes, and whole sectors of 512. What is not whole blocks of the volume costs
+/// more: a block is changed in part by writing it anew.
 #[derive(Debug)]
 pub enum Request {
     /// Read `len` bytes at `offset`.
@@ -93,10 +94,10 @@ pub enum Reply {
 /// Why a request failed: what the guest is told, and what a person reads in the log.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum RequestError {
-    /// Not a multiple of the block size, or outside the volume (`EINVAL`).
-    #[error("request outside the volume or not aligned to its blocks: {0}")]
+    /// Not whole sectors, or outside the volume (`EINVAL`).
+    #[error("request outside the volume or not aligned to its sectors: {0}")]
     Invalid(String),
-    /// The pool is full (`ENOSPC`). Nothing was changed.
+    /// The pool is full (`ENOSPC`). Nothing was changed, except by a write that reaches over parts of several blocks.
     #[error("the pool has no space left")]
     NoSpace,
     /// What is stored does not pass its check; wrong bytes are never returned (`EIO`).

@@ -5,8 +5,62 @@ use std::fmt;
 use crate::io::SegmentId;
 use crate::seal::Tag;
 
-/// Bytes in a block: the unit that is addressed, versioned and checked.
-pub const BLOCK_BYTES: u64 = 4096;
+/// Bytes in a page: everything on the disk is made of whole ones.
+pub const PAGE_BYTES: u64 = 4096;
+
+/// Bytes in a block of the smallest size, which is what a volume has unless somebody says otherwise.
+pub const BLOCK_BYTES: u64 = BlockSize::K4.bytes();
+
+/// Bytes in a sector: what a guest addresses.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// How large the blocks of a volume are: a block is the unit that is versioned, checked, compressed and sealed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum BlockSize {
+    /// 4 KiB.
+    #[default]
+    K4,
+    /// 8 KiB.
+    K8,
+    /// 16 KiB.
+    K16,
+    /// 64 KiB.
+    K64,
+}
+
+impl BlockSize {
+    /// All there are, the smallest first.
+    pub const ALL: [BlockSize; 4] = [BlockSize::K4, BlockSize::K8, BlockSize::K16, BlockSize::K64];
+
+    /// Bytes in a block.
+    pub const fn bytes(self) -> u64 {
+        self.pages() as u64 * PAGE_BYTES
+    }
+
+    /// Pages in a block.
+    pub const fn pages(self) -> u8 {
+        match self {
+            BlockSize::K4 => 1,
+            BlockSize::K8 => 2,
+            BlockSize::K16 => 4,
+            BlockSize::K64 => 16,
+        }
+    }
+}
+
+/// No size that blocks can have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("blocks of {0} bytes; expected 4096, 8192, 16384 or 65536")]
+pub struct BlockSizeError(pub u64);
+
+impl TryFrom<u64> for BlockSize {
+    type Error = BlockSizeError;
+
+    fn try_from(bytes: u64) -> Result<BlockSize, BlockSizeError> {
+        let found = BlockSize::ALL.into_iter().find(|size| size.bytes() == bytes);
+        found.ok_or(BlockSizeError(bytes))
+    }
+}
 
 /// Number of a block of the volume, counted from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -95,12 +149,11 @@ pub struct Identity {
 
 /// A place in the log: segment, first sector and number of sectors, packed into 64 bits.
 ///
-/// Sectors are 512 bytes, so that stored blocks may one day be shorter than 4 KiB. A length of 0 is "nowhere": the
-/// block reads as zeros.
+/// Sectors are 512 bytes; what is stored has whole pages, and lies on the boundary of one. A length of 0 is "nowhere":
+/// the block reads as zeros.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Location(u64);
 
-const SECTOR_BYTES: u64 = 512;
 const SECTOR_BITS: u32 = 24;
 const LENGTH_BITS: u32 = 8;
 
@@ -119,12 +172,17 @@ impl Location {
         Location(u64::from(segment.0) << (SECTOR_BITS + LENGTH_BITS) | sector << LENGTH_BITS | sectors)
     }
 
-    /// One whole block.
-    pub fn block(segment: SegmentId, offset: u64) -> Location {
-        Location::new(segment, offset, BLOCK_BYTES)
+    /// So many pages.
+    pub fn pages_at(segment: SegmentId, offset: u64, pages: u8) -> Location {
+        Location::new(segment, offset, u64::from(pages) * PAGE_BYTES)
     }
 
-    /// Takes a stored value as it is; [`Location::is_whole_block`] tells whether it makes sense.
+    /// One page.
+    pub fn page_at(segment: SegmentId, offset: u64) -> Location {
+        Location::pages_at(segment, offset, 1)
+    }
+
+    /// Takes a stored value as it is.
     pub fn from_bits(bits: u64) -> Location {
         Location(bits)
     }
@@ -139,11 +197,6 @@ impl Location {
         self.0 & ((1 << LENGTH_BITS) - 1) == 0
     }
 
-    /// True when this is one 4 KiB block on a 4 KiB boundary, the only kind this version writes.
-    pub fn is_whole_block(self) -> bool {
-        self.len() == BLOCK_BYTES && self.offset().is_multiple_of(BLOCK_BYTES)
-    }
-
     /// The segment.
     pub fn segment(self) -> SegmentId {
         SegmentId((self.0 >> (SECTOR_BITS + LENGTH_BITS)) as u32)
@@ -154,9 +207,14 @@ impl Location {
         (self.0 >> LENGTH_BITS & ((1 << SECTOR_BITS) - 1)) * SECTOR_BYTES
     }
 
-    /// Length in blocks of 4 KiB.
-    pub fn blocks(self) -> u64 {
-        self.len() / BLOCK_BYTES
+    /// Bytes from the start of the segment to behind the last one.
+    pub fn end(self) -> u64 {
+        self.offset() + self.len()
+    }
+
+    /// Length in pages.
+    pub fn pages(self) -> u64 {
+        self.len() / PAGE_BYTES
     }
 
     /// Length in bytes.
@@ -181,12 +239,28 @@ mod tests {
 
     #[test]
     fn a_location_gives_back_what_it_was_made_of() {
-        let location = Location::block(SegmentId(u32::MAX), SEGMENT_BYTES_MAX - BLOCK_BYTES);
-        assert_eq!(location.segment(), SegmentId(u32::MAX));
-        assert_eq!(location.offset(), SEGMENT_BYTES_MAX - BLOCK_BYTES);
-        assert_eq!(location.len(), BLOCK_BYTES);
-        assert!(location.is_whole_block() && !location.is_none());
-        assert!(Location::NONE.is_none() && !Location::NONE.is_whole_block());
+        for pages in BlockSize::ALL.map(BlockSize::pages) {
+            let len = u64::from(pages) * PAGE_BYTES;
+            let location = Location::pages_at(SegmentId(u32::MAX), SEGMENT_BYTES_MAX - len, pages);
+            assert_eq!(location.segment(), SegmentId(u32::MAX));
+            assert_eq!(location.offset(), SEGMENT_BYTES_MAX - len);
+            assert_eq!((location.len(), location.end()), (len, SEGMENT_BYTES_MAX));
+            assert_eq!(location.pages(), u64::from(pages));
+            assert!(!location.is_none());
+        }
+        assert!(Location::NONE.is_none());
+    }
+
+    #[test]
+    fn a_block_size_is_known_by_its_bytes() {
+        for size in BlockSize::ALL {
+            assert_eq!(BlockSize::try_from(size.bytes()), Ok(size));
+        }
+        for bytes in [0, 512, 4095, 32_768, 131_072] {
+            let refused = BlockSize::try_from(bytes).unwrap_err();
+            assert!(refused.to_string().contains(&bytes.to_string()));
+        }
+        assert_eq!(BlockSize::default().bytes(), BLOCK_BYTES);
     }
 
     #[test]

@@ -20,8 +20,6 @@ use disk::ReadOnlyDisk;
 /// Most problems that are listed for a person; JSON has them all.
 const LISTED_MAX: usize = 50;
 
-const BLOCK_BYTES: u64 = 4096;
-
 pub(crate) fn check(directory: &Path, as_json: bool, to: &mut impl Write) -> Result<ExitCode> {
     let mut disk = ReadOnlyDisk::open(directory)?;
     let superblock = inspect(&mut disk).map_err(|error| refusal(error, directory))?;
@@ -55,11 +53,7 @@ fn print(to: &mut impl Write, directory: &Path, superblock: &Superblock, report:
     writeln!(to, "  volume   {}", uid(&identity.volume))?;
     writeln!(to, "  replica  {}", uid(&identity.replica))?;
     writeln!(to, "  cluster  {}", uid(&identity.cluster))?;
-    writeln!(
-        to,
-        "  size     {} bytes",
-        superblock.checkpoint.size_blocks * BLOCK_BYTES
-    )?;
+    writeln!(to, "  size     {} bytes", superblock.size_bytes())?;
     writeln!(
         to,
         "  verified {} blocks, {} map pages, {} log records behind the checkpoint, in {} segments",
@@ -89,7 +83,7 @@ fn to_json(directory: &Path, superblock: &Superblock, report: &CheckReport) -> V
         "volume": uid(&identity.volume),
         "replica": uid(&identity.replica),
         "cluster": uid(&identity.cluster),
-        "sizeBytes": superblock.checkpoint.size_blocks * BLOCK_BYTES,
+        "sizeBytes": superblock.size_bytes(),
         "blocks": report.blocks,
         "pages": report.pages,
         "replayedRecords": report.replayed_records,

@@ -227,7 +227,7 @@ fn verify(base: &Base, lba: u64, answer: galleonfs_storage_engine::request::Answ
     let Ok(Reply::Data(pieces)) = answer else {
         return;
     };
-    for (lba, stamp) in (lba..).zip(stamps(&pieces)) {
+    for (lba, stamp) in (lba..).zip(stamps(BLOCK_BYTES, &pieces)) {
         assert!(
             stamp == 0 || base.written.contains(&(lba, stamp)),
             "block {lba} reads as something that was never written to it"

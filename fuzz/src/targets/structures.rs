@@ -9,7 +9,7 @@ use galleonfs_storage_engine::store::layout::{
     from_row, row,
 };
 use galleonfs_storage_engine::store::{OpenError, Seals, Superblock, inspect};
-use galleonfs_storage_engine::types::{Check, Epoch, Lba, Location, Seq, Version};
+use galleonfs_storage_engine::types::{BlockSize, Check, Epoch, Lba, Location, Seq, Version};
 
 use crate::disk::fit;
 use crate::harness::{IDENTITY, keyring, proof};
@@ -70,9 +70,13 @@ pub fn record_header(data: &[u8]) {
     let (flags, mut bytes) = padded(data, 8192);
     let sealed = flags & 2 != 0;
     let mut seals = Seals::new(&IDENTITY, SALT);
-    if sealed {
+    let large = flags & 8 != 0;
+    if sealed || large {
         let mut geometry = crate::disk::geometry();
-        geometry.sealed = true;
+        geometry.sealed = sealed;
+        if large {
+            geometry.block_size = BlockSize::K16;
+        }
         seals = Seals::of(&geometry);
     }
     if flags & 1 != 0 {
@@ -221,8 +225,8 @@ pub fn compressed_block(data: &[u8]) {
     }
 }
 
-/// A sealed block, and changes of it: of its address (8 bytes), version (12), tag (16), volume (16) and bytes, each XORed
-/// with the input. It opens if nothing was changed, and never else.
+/// A sealed block, and changes of it: of its address (8 bytes), version (12), tag (16) and bytes, each XORed with the
+/// input. It opens if nothing was changed, and never else.
 pub fn sealed_block(data: &[u8]) {
     let ring = keyring();
     let rows = [proof(&ring, 3).row, proof(&ring, 4).row];
@@ -242,7 +246,6 @@ pub fn sealed_block(data: &[u8]) {
         &version.epoch.0.to_le_bytes(),
         &version.seq.0.to_le_bytes(),
         &tag.0,
-        &IDENTITY.volume,
         &bytes,
     ]
     .concat();
@@ -254,9 +257,8 @@ pub fn sealed_block(data: &[u8]) {
         seq: Seq(u64_at(12)),
     };
     let found_tag = Tag(all[20..36].try_into().expect("sixteen bytes"));
-    let volume: [u8; 16] = all[36..52].try_into().expect("sixteen bytes");
-    let mut found = all[52..].to_vec();
-    let opened = sealer.open(&volume, found_lba, found_version, found_tag, &mut found);
+    let mut found = all[36..].to_vec();
+    let opened = sealer.open(found_lba, found_version, found_tag, &mut found);
     if data.iter().take(all.len()).all(|change| *change == 0) {
         assert_eq!(opened, Ok(()));
         assert!(found == plain);

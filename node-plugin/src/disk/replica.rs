@@ -9,7 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use galleonfs_storage_engine::store::{self, FormatOptions};
-use galleonfs_storage_engine::types::{BLOCK_BYTES, Epoch, Identity};
+use galleonfs_storage_engine::types::{BlockSize, Epoch, Identity};
 use uuid::Uuid;
 
 use super::{FileDisk, ReplicaDir, SEGMENTS, sync_dir};
@@ -42,7 +42,8 @@ pub fn format_replica(dir: &Path, spec: &FormatSpec) -> Result<(), EngineError> 
                 volume: spec.volume_uid.into_bytes(),
                 replica: spec.replica_uid.into_bytes(),
             },
-            size_blocks: spec.size_bytes / BLOCK_BYTES,
+            block_size: BlockSize::default(),
+            size_blocks: spec.size_bytes / BlockSize::default().bytes(),
             segment_bytes: None,
             salt: spec.salt,
         };

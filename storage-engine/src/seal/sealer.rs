@@ -27,11 +27,13 @@ type Watch = Box<dyn FnMut(UsedNonce) + Send>;
 /// Seals under one epoch, opens under all.
 pub struct Sealer {
     ring: Keyring,
-    rows: FxHashMap<(VolumeUid, Epoch), KeyRow>,
+    /// No two volumes whose blocks are in one replica have an epoch in common: a clone begins behind the last epoch that
+    /// its source promised. So the epoch alone says whose block it is, wherever the cleaner moved it.
+    rows: FxHashMap<Epoch, KeyRow>,
     block_bytes: u32,
     own: KeyRow,
     key: EpochKey,
-    ready: FxHashMap<(VolumeUid, Epoch), EpochKey>,
+    ready: FxHashMap<Epoch, EpochKey>,
     watch: Option<Watch>,
 }
 
@@ -50,8 +52,9 @@ impl Sealer {
                 return Err(KeyError::Wrong(row.key));
             }
         }
-        let rows: FxHashMap<_, _> = rows.iter().map(|row| ((row.volume, row.epoch), *row)).collect();
-        let own = *rows.get(&(volume, epoch)).ok_or(KeyError::NoSalt(epoch))?;
+        let own = rows.iter().find(|row| (row.volume, row.epoch) == (volume, epoch));
+        let own = *own.ok_or(KeyError::NoSalt(epoch))?;
+        let rows: FxHashMap<_, _> = rows.iter().map(|row| (row.epoch, *row)).collect();
         let data_key = ring.get(&volume, own.key).expect("every row's key was just found");
         let key = EpochKey::new(data_key, &own, block_bytes);
         Ok(Sealer {
@@ -83,17 +86,10 @@ impl Sealer {
         self.key.seal(at, bytes)
     }
 
-    /// Opens one block that `volume`'s coordinator sealed, in place. What fails is wiped.
-    pub fn open(
-        &mut self,
-        volume: &VolumeUid,
-        lba: Lba,
-        version: Version,
-        tag: Tag,
-        bytes: &mut [u8],
-    ) -> Result<(), OpenFailure> {
+    /// Opens one block, in place: of this volume, or of one that it was cloned from. What fails is wiped.
+    pub fn open(&mut self, lba: Lba, version: Version, tag: Tag, bytes: &mut [u8]) -> Result<(), OpenFailure> {
         let at = Address { lba, seq: version.seq };
-        let opened = match self.key_of(volume, version.epoch) {
+        let opened = match self.key_of(version.epoch) {
             Ok(key) => key.open(at, tag, bytes).map_err(|_| OpenFailure::Tampered),
             Err(error) => {
                 bytes.fill(0);
@@ -104,20 +100,19 @@ impl Sealer {
         opened
     }
 
-    fn key_of(&mut self, volume: &VolumeUid, epoch: Epoch) -> Result<&EpochKey, KeyError> {
-        if *volume == self.own.volume && epoch == self.own.epoch {
+    fn key_of(&mut self, epoch: Epoch) -> Result<&EpochKey, KeyError> {
+        if epoch == self.own.epoch {
             return Ok(&self.key);
         }
-        let name = (*volume, epoch);
-        if !self.ready.contains_key(&name) {
-            let row = self.rows.get(&name).ok_or(KeyError::NoSalt(epoch))?;
-            let data_key = self.ring.get(volume, row.key).ok_or(KeyError::Missing(row.key))?;
+        if !self.ready.contains_key(&epoch) {
+            let row = self.rows.get(&epoch).ok_or(KeyError::NoSalt(epoch))?;
+            let data_key = self.ring.get(&row.volume, row.key).ok_or(KeyError::Missing(row.key))?;
             if self.ready.len() >= READY_MAX {
                 self.ready.clear();
             }
-            self.ready.insert(name, EpochKey::new(data_key, row, self.block_bytes));
+            self.ready.insert(epoch, EpochKey::new(data_key, row, self.block_bytes));
         }
-        Ok(&self.ready[&name])
+        Ok(&self.ready[&epoch])
     }
 }
 
@@ -180,17 +175,16 @@ mod tests {
         let mut parent = sealer(&[row(PARENT, 5, 1)], PARENT, 5);
         let mut theirs = vec![1; 4096];
         let their_tag = parent.seal(Lba(8), version(5, 1), &mut theirs);
-        let rows = [row(VOLUME, 1, 1), row(VOLUME, 2, 2), row(PARENT, 5, 1)];
+        let rows = [row(VOLUME, 6, 1), row(VOLUME, 7, 2), row(PARENT, 5, 1)];
         let mut old = vec![2; 4096];
-        let old_tag = sealer(&rows, VOLUME, 1).seal(Lba(8), version(1, 1), &mut old);
-        let mut now = sealer(&rows, VOLUME, 2);
+        let old_tag = sealer(&rows, VOLUME, 6).seal(Lba(8), version(6, 1), &mut old);
+        let mut now = sealer(&rows, VOLUME, 7);
         let mut new = vec![3; 4096];
-        let new_tag = now.seal(Lba(8), version(2, 1), &mut new);
+        let new_tag = now.seal(Lba(8), version(7, 1), &mut new);
 
-        now.open(&VOLUME, Lba(8), version(2, 1), new_tag, &mut new).unwrap();
-        now.open(&VOLUME, Lba(8), version(1, 1), old_tag, &mut old).unwrap();
-        now.open(&PARENT, Lba(8), version(5, 1), their_tag, &mut theirs)
-            .unwrap();
+        now.open(Lba(8), version(7, 1), new_tag, &mut new).unwrap();
+        now.open(Lba(8), version(6, 1), old_tag, &mut old).unwrap();
+        now.open(Lba(8), version(5, 1), their_tag, &mut theirs).unwrap();
         assert_eq!((theirs, old, new), (vec![1; 4096], vec![2; 4096], vec![3; 4096]));
     }
 
@@ -212,7 +206,7 @@ mod tests {
     fn an_epoch_that_nobody_knows_opens_nothing() {
         let mut sealer = sealer(&[row(VOLUME, 1, 1)], VOLUME, 1);
         let mut bytes = vec![7; 4096];
-        let failed = sealer.open(&VOLUME, Lba(0), version(9, 1), Tag::default(), &mut bytes);
+        let failed = sealer.open(Lba(0), version(9, 1), Tag::default(), &mut bytes);
         assert_eq!(failed, Err(OpenFailure::Key(KeyError::NoSalt(Epoch(9)))));
         assert_eq!(bytes, vec![0; 4096]);
     }

@@ -14,7 +14,7 @@ use super::snapshot::{Catalog, Origins, Snapshot};
 use super::superblock::Superblock;
 use crate::buffer::BufMut;
 use crate::io::{Disk, FileId, SegmentId};
-use crate::types::{BLOCK_BYTES, Lba, Location, SnapshotId, Version};
+use crate::types::{Lba, Location, SnapshotId, Version};
 
 /// What a check found.
 #[derive(Debug, Default)]
@@ -99,7 +99,7 @@ pub fn check(on: &mut dyn Disk) -> Result<CheckReport, OpenError> {
         }
         Err(error) => report.problems.push(error.to_string()),
     }
-    match Origins::new(&volume.catalog, &used) {
+    match Origins::new(&superblock.geometry, &volume.catalog, &used) {
         Ok(origins) => verify_blocks(on, &superblock, &origins, &volume.needed(), &mut report),
         Err(error) => report.problems.push(error.to_string()),
     }
@@ -115,12 +115,12 @@ fn compare_live(report: &mut CheckReport, used: &BTreeMap<SegmentId, Used>, live
             });
             report
                 .problems
-                .push(format!("segment {} holds {counted} needed blocks and {noted}", id.0));
+                .push(format!("segment {} holds {counted} needed pages and {noted}", id.0));
         }
     }
     for (id, row) in used.iter().filter(|(id, row)| row.live > 0 && !live.contains_key(id)) {
         report.problems.push(format!(
-            "segment {} is noted with {} needed blocks and holds none",
+            "segment {} is noted with {} needed pages and holds none",
             id.0, row.live
         ));
     }
@@ -147,7 +147,7 @@ impl Walk<'_> {
             }
             return;
         }
-        *self.live.entry(pointer.location.segment()).or_default() += pointer.location.blocks();
+        *self.live.entry(pointer.location.segment()).or_default() += pointer.location.pages();
         let page = match read_page(self.on, self.superblock, pointer, PageKind::Map, name) {
             Ok(page) => page,
             Err(error) => {
@@ -164,7 +164,7 @@ impl Walk<'_> {
                 self.page(name.child(slot), entry);
             } else if !entry.is_vacant() {
                 if !entry.location.is_none() {
-                    *self.live.entry(entry.location.segment()).or_default() += entry.location.blocks();
+                    *self.live.entry(entry.location.segment()).or_default() += entry.location.pages();
                 }
                 self.rows.insert(name.lba_of(slot), (1, entry));
             }
@@ -197,11 +197,11 @@ impl Blocks {
             }
         }
         for (index, (kept, rows)) in self.catalog.all().iter().zip(&self.tables).enumerate() {
-            let blocks = rows.values().filter(|(_, entry)| !entry.location.is_none()).count() as u64;
-            if blocks != kept.blocks {
+            let pages: u64 = rows.values().map(|(_, entry)| entry.location.pages()).sum();
+            if pages != kept.pages {
                 report.problems.push(format!(
-                    "snapshot {} keeps {blocks} blocks and is noted with {}",
-                    kept.id, kept.blocks
+                    "snapshot {} keeps {pages} pages and is noted with {}",
+                    kept.id, kept.pages
                 ));
             }
             for (lba, (_, entry)) in rows {
@@ -320,7 +320,8 @@ fn verify_blocks(
     report: &mut CheckReport,
 ) {
     let seals = Seals::of(&superblock.geometry);
-    let mut buf = BufMut::zeroed(BLOCK_BYTES as usize);
+    let block_bytes = superblock.geometry.block_size.bytes();
+    let mut buf = BufMut::zeroed(block_bytes as usize);
     for (lba, entry) in blocks {
         report.blocks += 1;
         let (segment, offset) = (entry.location.segment(), entry.location.offset());
@@ -331,18 +332,19 @@ fn verify_blocks(
         if lba.0 >= superblock.checkpoint.size_blocks {
             report.problems.push(format!("{place} lies outside the volume"));
         }
-        match on.read(FileId::Segment(segment), offset, buf.as_mut()) {
+        if entry.location.len() > block_bytes {
+            report.problems.push(format!("{place} is longer than a block"));
+            continue;
+        }
+        let stored = &mut buf.as_mut()[..entry.location.len() as usize];
+        match on.read(FileId::Segment(segment), offset, stored) {
             Err(error) => report.problems.push(format!("{place}: {error}")),
-            Ok(())
-                if origins
-                    .seals(SegmentId(segment.0))
-                    .unwrap_or(seals)
-                    .block(*lba, entry.version, buf.as_ref())
-                    != entry.check.crc =>
-            {
-                report.problems.push(format!("{place} does not pass its check"));
+            Ok(()) => {
+                let seals = origins.seals(segment).unwrap_or(seals);
+                if seals.block(*lba, entry.version, stored) != entry.check.crc {
+                    report.problems.push(format!("{place} does not pass its check"));
+                }
             }
-            Ok(()) => {}
         }
     }
 }

@@ -11,14 +11,16 @@ use super::checkpoint::Relocated;
 use super::pace::Pressure;
 use super::page::{Page, PageKind, PageName, TreeId};
 use super::read::Waiter;
-use super::record::{Body, HEADER_BYTES, HEADER_BYTES_MAX, Header, MOVED_MAX, MovedBlock, Seals, record_bytes};
+use super::record::{
+    Body, HEADER_BYTES, HEADER_BYTES_MAX, Header, MOVED_MAX, MovedBlock, PAGES_MAX, Seals, record_bytes,
+};
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use super::snapshot::Holder;
 use super::superblock::StreamPosition;
 use super::{Purpose, Store};
 use crate::buffer::{Buf, BufMut};
 use crate::io::{FileId, Io, IoFailure, SegmentId};
-use crate::types::{BLOCK_BYTES, Epoch, Lba, Location, Seq, Version};
+use crate::types::{Lba, Location, PAGE_BYTES, Seq};
 
 /// Candidates looked at in one turn.
 const CANDIDATES_PER_TURN: usize = 256;
@@ -56,6 +58,8 @@ struct Work {
     at: u64,
     candidates: VecDeque<Candidate>,
     batch: Vec<Moving>,
+    /// Pages in it.
+    batch_pages: usize,
     /// How many of the batch are being written.
     writing: usize,
     state: State,
@@ -79,6 +83,13 @@ struct Moving {
     holder: TreeId,
     from: Location,
     bytes: Buf,
+}
+
+impl Work {
+    /// The batch makes a record.
+    fn is_batch_full(&self) -> bool {
+        self.batch.len() == MOVED_MAX || self.batch_pages >= PAGES_MAX
+    }
 }
 
 #[derive(Debug)]
@@ -227,6 +238,7 @@ impl Store {
             at: SEGMENT_HEADER_BYTES,
             candidates,
             batch,
+            batch_pages: 0,
             writing: 0,
             state: State::Reading,
         };
@@ -238,7 +250,7 @@ impl Store {
         let work = self.cleaner.work.as_mut().expect("there is a victim");
         let left = self.superblock.geometry.segment_bytes - work.at;
         // The longest record fits, so every read makes progress.
-        let len = left.min(record_bytes(HEADER_BYTES_MAX, super::BLOCKS_MAX));
+        let len = left.min(record_bytes(HEADER_BYTES_MAX, PAGES_MAX));
         work.state = State::Reading;
         let (file, offset) = (FileId::Segment(work.victim), work.at);
         self.cleaner_spent(len);
@@ -279,7 +291,7 @@ impl Store {
                     work.candidates.push_back(Candidate::Page(name, location));
                     at += len;
                 } else {
-                    at += BLOCK_BYTES as usize;
+                    at += PAGE_BYTES as usize;
                 }
                 continue;
             }
@@ -288,7 +300,7 @@ impl Store {
                 break;
             };
             let header_bytes = seals.header_bytes(&header.body);
-            let end = at + record_bytes(header_bytes, header.body.payload_blocks()) as usize;
+            let end = at + record_bytes(header_bytes, header.body.payload_pages()) as usize;
             if end > total && work.at + end as u64 <= segment_bytes {
                 break; // the next read brings it whole
             }
@@ -297,11 +309,11 @@ impl Store {
                 break;
             }
             let mut block_at = at + header_bytes;
-            for block in blocks_of(&header) {
-                let bytes = buf.slice(block_at..block_at + BLOCK_BYTES as usize);
-                let location = Location::block(work.victim, work.at + block_at as u64);
+            for block in header.payload() {
+                let location = Location::pages_at(work.victim, work.at + block_at as u64, block.pages);
+                let bytes = buf.slice(block_at..block_at + location.len() as usize);
                 work.candidates.push_back(Candidate::Block(block, location, bytes));
-                block_at += BLOCK_BYTES as usize;
+                block_at += location.len() as usize;
             }
             at = end;
         }
@@ -311,7 +323,7 @@ impl Store {
     fn sift(&mut self) {
         let mut work = self.cleaner.work.take().expect("there is a victim");
         for _ in 0..CANDIDATES_PER_TURN {
-            if work.batch.len() == MOVED_MAX {
+            if work.is_batch_full() {
                 break;
             }
             let Some(candidate) = work.candidates.pop_front() else {
@@ -343,6 +355,7 @@ impl Store {
                         if work.kind == SegmentKind::Linked {
                             block.check.crc = check(self.seals); // from now on it is our own
                         }
+                        work.batch_pages += usize::from(block.pages);
                         work.batch.push(Moving {
                             block,
                             holder,
@@ -357,7 +370,7 @@ impl Store {
             }
         }
         let sifted = work.candidates.is_empty();
-        let flush = work.batch.len() == MOVED_MAX || sifted && !work.batch.is_empty();
+        let flush = work.is_batch_full() || sifted && !work.batch.is_empty();
         let read_all = work.at >= self.superblock.geometry.segment_bytes;
         self.cleaner.work = Some(work);
         if flush {
@@ -393,9 +406,23 @@ impl Store {
             SegmentKind::Data | SegmentKind::Moved => used.log_index,
             SegmentKind::Meta | SegmentKind::Linked => 0,
         });
-        // A segment is filled to its end: half-empty ones would be the next to clean.
-        let room = |at: StreamPosition| ((segment_bytes - at.offset) / BLOCK_BYTES).saturating_sub(1) as usize;
-        if self.cleaner.stream.is_none_or(|at| room(at) == 0) {
+        let seals = self.seals;
+        // How many of the batch a record takes that has its place there. A segment is filled to its end: half-empty ones
+        // would be the next to clean.
+        let fit = |batch: &[Moving], at: StreamPosition| {
+            let left = segment_bytes - at.offset.max(SEGMENT_HEADER_BYTES);
+            let mut pages = 0;
+            let lengths = batch.iter().enumerate().map(|(n, moving)| {
+                pages += usize::from(moving.block.pages);
+                (pages, record_bytes(seals.moved_header_bytes(n + 1), pages))
+            });
+            let fitting = lengths.take_while(|(pages, bytes)| *pages <= PAGES_MAX && *bytes <= left);
+            fitting
+                .zip(1..)
+                .last()
+                .map(|((pages, bytes), count)| (count, pages, bytes))
+        };
+        if self.cleaner.stream.is_none_or(|at| fit(&work.batch, at).is_none()) {
             let Some(segment) = self.segments.take(SegmentKind::Moved, age) else {
                 work.state = State::WaitingForSegment;
                 if self.segments.exhausted {
@@ -411,14 +438,7 @@ impl Store {
         let work = self.cleaner.work.as_mut().expect("there is a batch");
         let at = self.cleaner.stream.as_mut().expect("it was just made");
         self.segments.hold_younger(at.segment, age);
-        let header_blocks = usize::from(at.offset == 0);
-        let mut count = work.batch.len().min(room(*at) - header_blocks);
-        let left = segment_bytes - at.offset - header_blocks as u64 * SEGMENT_HEADER_BYTES;
-        let record = |count| record_bytes(self.seals.moved_header_bytes(count), count);
-        if record(count) > left {
-            count -= 1; // the tags of so many need a block more
-        }
-        let len = record(count);
+        let (count, pages, len) = fit(&work.batch, *at).expect("a block fits into an empty segment");
         let blocks = work.batch[..count].iter().map(|moving| moving.block).collect();
         let header = Header {
             epoch: self.superblock.epoch,
@@ -441,10 +461,10 @@ impl Store {
         }
         parts.push(self.seals.encode(&header).0);
         parts.extend(work.batch[..count].iter().map(|moving| moving.bytes.clone()));
-        work.writing = count;
+        (work.writing, work.batch_pages) = (count, work.batch_pages - pages);
         at.offset += len;
         work.state = State::Writing;
-        self.stats.moved_bytes += count as u64 * BLOCK_BYTES;
+        self.stats.moved_bytes += pages as u64 * PAGE_BYTES;
         let file = FileId::Segment(at.segment);
         self.issue(Io::Write { file, offset, parts }, Purpose::CleanerWrite);
     }
@@ -464,11 +484,11 @@ impl Store {
         self.cleaner.dirty.insert(end.segment);
         let rest = work.batch.split_off(work.writing);
         let batch = std::mem::replace(&mut work.batch, rest);
-        let mut at = end.offset - batch.len() as u64 * BLOCK_BYTES;
+        let mut at = end.offset - batch.iter().map(|moving| moving.from.len()).sum::<u64>();
         work.state = State::Sifting;
         for moving in batch {
-            let to = Location::block(end.segment, at);
-            at += BLOCK_BYTES;
+            let to = Location::pages_at(end.segment, at, moving.block.pages);
+            at += to.len();
             let relocated = Relocated {
                 from: moving.from,
                 to,
@@ -478,41 +498,5 @@ impl Store {
                 .relocated
                 .insert((moving.holder, moving.block.lba), relocated);
         }
-    }
-}
-
-/// The payload blocks of a record, in order.
-fn blocks_of(header: &Header) -> Vec<MovedBlock> {
-    match &header.body {
-        Body::Moved { blocks } => blocks.clone(),
-        Body::Data {
-            first_seq,
-            writes,
-            checks,
-        } => {
-            let mut checks = checks.iter();
-            let mut blocks = Vec::with_capacity(checks.len());
-            for (n, write) in writes.iter().enumerate().filter(|(_, write)| !write.zero) {
-                let version = version_of(header.epoch, *first_seq, n);
-                for block in 0..u64::from(write.blocks) {
-                    let check = *checks.next().expect("a header has a check for each block");
-                    blocks.push(MovedBlock {
-                        lba: Lba(write.lba.0 + block),
-                        version,
-                        check,
-                    });
-                }
-            }
-            blocks
-        }
-        Body::Next { .. } | Body::FlushMark | Body::Control { .. } => Vec::new(),
-    }
-}
-
-/// The version of the write in place `n` of a record.
-pub fn version_of(epoch: Epoch, first_seq: Seq, n: usize) -> Version {
-    Version {
-        epoch,
-        seq: Seq(first_seq.0 + n as u64),
     }
 }

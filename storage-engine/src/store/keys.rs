@@ -11,7 +11,7 @@ use super::recovery::{OpenError, disk};
 use crate::buffer::BufMut;
 use crate::io::{Disk, FileId};
 use crate::seal::{EpochSalt, KeyCheck, KeyId, KeyProof, KeyRow};
-use crate::types::{BLOCK_BYTES, Epoch};
+use crate::types::{Epoch, PAGE_BYTES};
 
 const MAGIC: u32 = u32::from_le_bytes(*b"GFSK");
 const CHECK_AT: usize = 8;
@@ -69,7 +69,7 @@ pub fn read(on: &mut dyn Disk, replica: &[u8; 16]) -> Result<Keys, OpenError> {
             keys.damaged = Some(format!("keys.{slot} is missing"));
             continue;
         };
-        let mut buf = BufMut::zeroed((len / BLOCK_BYTES * BLOCK_BYTES) as usize);
+        let mut buf = BufMut::zeroed((len / PAGE_BYTES * PAGE_BYTES) as usize);
         match on.read(file, 0, buf.as_mut()) {
             Ok(()) => *copy = buf.as_ref().to_vec(),
             Err(error) => keys.damaged = Some(format!("keys.{slot}: {error}")),

@@ -10,7 +10,7 @@ use super::supply::RESERVE_SEGMENTS;
 use super::{Event, Purpose, Record, Room, Store};
 use crate::buffer::Buf;
 use crate::io::{FileId, Io, SegmentId};
-use crate::types::{BLOCK_BYTES, Lba, Location, Seq, Version};
+use crate::types::{Lba, Location, Seq, Version};
 
 /// One change of the map, in the order of the writes.
 #[derive(Clone, Copy, Debug)]
@@ -82,12 +82,12 @@ impl Log {
 }
 
 impl Store {
-    /// Makes a place for a record with so many payload blocks. `zero_only` records may use the reserve.
-    pub fn room(&mut self, payload_blocks: usize, zero_only: bool) -> Room {
+    /// Makes a place for a record with so many pages of payload at most. `zero_only` records may use the reserve.
+    pub fn room(&mut self, payload_pages: usize, zero_only: bool) -> Room {
         if self.stopped.is_some() {
             return Room::Wait;
         }
-        if self.fits(payload_blocks) {
+        if self.fits(payload_pages) {
             return Room::Ready;
         }
         if !zero_only && self.over_limit() {
@@ -102,7 +102,7 @@ impl Store {
         if self.segments.free_count() > reserve {
             self.switch_segment();
             debug_assert!(
-                self.fits(payload_blocks),
+                self.fits(payload_pages),
                 "the largest record fits into an empty segment"
             );
             return Room::Ready;
@@ -114,10 +114,10 @@ impl Store {
         if self.reclaimable() { Room::Wait } else { Room::NoSpace }
     }
 
-    fn fits(&self, payload_blocks: usize) -> bool {
-        // One block stays for the record that names the next segment.
-        let header = self.seals.data_header_bytes(WRITES_MAX, payload_blocks);
-        let end = self.log.position.offset + record_bytes(header, payload_blocks) + HEADER_BYTES as u64;
+    fn fits(&self, payload_pages: usize) -> bool {
+        // One page stays for the record that names the next segment. There are at most as many blocks as pages.
+        let header = self.seals.data_header_bytes(WRITES_MAX, payload_pages);
+        let end = self.log.position.offset + record_bytes(header, payload_pages) + HEADER_BYTES as u64;
         end <= self.superblock.geometry.segment_bytes
     }
 
@@ -183,15 +183,18 @@ impl Store {
             record.header.chain, self.log.position.chain,
             "a record names the one before it"
         );
-        let (writes, checks) = match &record.header.body {
-            Body::Data { writes, checks, .. } => (&writes[..], &checks[..]),
-            _ => (&[][..], &[][..]),
+        let (writes, checks, pages) = match &record.header.body {
+            Body::Data {
+                writes, checks, pages, ..
+            } => (&writes[..], &checks[..], &pages[..]),
+            _ => (&[][..], &[][..], &[][..]),
         };
-        assert!(self.fits(checks.len()), "room() was asked first");
+        let payload_pages = record.header.body.payload_pages();
+        assert!(self.fits(payload_pages), "room() was asked first");
 
         let (segment, offset) = (self.log.position.segment, self.log.position.offset);
         let mut ops = Vec::with_capacity(checks.len().max(writes.len()));
-        let (mut seq, mut checks_left) = (first_seq, checks.iter());
+        let (mut seq, mut checks_left) = (first_seq, checks.iter().enumerate());
         let mut at = offset + self.seals.header_bytes(&record.header.body) as u64;
         for write in writes {
             let version = Version { epoch, seq };
@@ -199,14 +202,15 @@ impl Store {
                 ops.push(Op::Zero(write.lba, Lba(write.lba.0 + u64::from(write.blocks)), version));
             } else {
                 for n in 0..u64::from(write.blocks) {
-                    let check = *checks_left.next().expect("the header has a check for each block");
+                    let (index, check) = checks_left.next().expect("the header has a check for each block");
+                    let location = Location::pages_at(segment, at, pages.get(index).copied().unwrap_or(1));
                     let entry = Entry {
-                        location: Location::block(segment, at),
+                        location,
                         version,
-                        check,
+                        check: *check,
                     };
                     ops.push(Op::Block(Lba(write.lba.0 + n), entry));
-                    at += BLOCK_BYTES;
+                    at += location.len();
                 }
             }
             seq = seq.next();
@@ -215,7 +219,8 @@ impl Store {
             ops.push(Op::Control(op, Version { epoch, seq }));
             seq = seq.next();
         }
-        self.stats.written_bytes += checks.len() as u64 * BLOCK_BYTES;
+        self.stats.written_bytes += checks.len() as u64 * self.seals.block_size().bytes();
+        self.stats.stored_bytes += record_bytes(0, payload_pages);
         self.log.position.offset = at;
         self.log.position.last = Version {
             epoch,

@@ -150,7 +150,7 @@ mod tests {
 
     fn block(seq: u64) -> Entry {
         Entry {
-            location: Location::block(SegmentId(1), seq * 4096),
+            location: Location::page_at(SegmentId(1), seq * 4096),
             version: version(seq),
             check: Check::default(),
         }

@@ -38,13 +38,13 @@ use std::collections::VecDeque;
 
 use slab::Slab;
 
-pub use read::ReadPart;
-pub use record::{BLOCKS_MAX, Body, ControlOp, Header, Seals, WRITES_MAX, WriteEntry};
+pub use read::{ReadPart, ReadToken};
+pub use record::{Body, ControlOp, Header, PAGES_MAX, Seals, WRITES_MAX, WriteEntry};
 pub use recovery::{
     FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, format_sealed_replica, inspect, open_replica,
 };
 pub use scrub::{Damage, DamagedThing, ScrubOrder, ScrubProgress};
-pub use snapshot::{ClonePlan, Extents, SNAPSHOTS_MAX, SnapshotInfo, plan_clone, write_clone};
+pub use snapshot::{ClonePlan, Extents, SNAPSHOTS_MAX, SnapshotInfo, plan_clone, write_clone, write_sealed_clone};
 pub use superblock::Superblock;
 
 /// The structures on the disk and what they are made of, for tests and tools; `docs/disk-format.md` draws them.
@@ -61,7 +61,7 @@ use crate::buffer::Buf;
 use crate::io::{Disk, Io, IoDone, IoFailure, IoId, IoResult, SegmentId, perform};
 use crate::request::{Piece, RequestError};
 use crate::seal::KeyRow;
-use crate::types::{Epoch, Identity, Lba, Location, Seq, Version};
+use crate::types::{BlockSize, Epoch, Identity, Lba, Location, PAGE_BYTES, Seq, Version};
 use checkpoint::{Frozen, Job};
 use cleaner::Cleaner;
 use log::Log;
@@ -103,13 +103,13 @@ pub enum Event {
     /// Every write up to this one is on stable storage.
     Durable(Version),
     /// A read that was asked for with this token.
-    Read(u64, Result<Vec<Piece>, RequestError>),
+    Read(ReadToken, Result<Vec<Piece>, RequestError>),
     /// Blocks stay where they are until they are let go of, for who asked with this token; or they cannot.
     Held(u64, Result<(), RequestError>),
     /// What a scan found that was asked for with this token.
     Scanned(u64, Result<Extents, RequestError>),
-    /// The same of a sealed replica: what is stored is still to be opened.
-    ReadSealed(u64, Vec<ReadPart>),
+    /// The same, where what is stored is still to be opened or decompressed.
+    ReadStored(ReadToken, Vec<ReadPart>),
     /// The volume has this many blocks now, also after a power cut.
     Grown(u64),
     /// The volume is what it was at the snapshot it was reverted to, also after a power cut.
@@ -127,8 +127,10 @@ pub struct StoreStats {
     pub allocated_bytes: u64,
     /// Bytes of blocks that the last checkpoint needs.
     pub live_bytes: u64,
-    /// Bytes of guest data written.
+    /// Bytes of guest data written, before they were compressed.
     pub written_bytes: u64,
+    /// Bytes that they are stored in.
+    pub stored_bytes: u64,
     /// Bytes that the cleaner moved.
     pub moved_bytes: u64,
     /// Bytes of map pages written.
@@ -148,7 +150,7 @@ pub struct StoreStats {
 impl StoreStats {
     /// All bytes written to the disk for each byte of guest data. None before the first.
     pub fn write_amplification(&self) -> Option<f64> {
-        let written = self.written_bytes + self.moved_bytes + self.map_bytes + self.header_bytes + self.filled_bytes;
+        let written = self.stored_bytes + self.moved_bytes + self.map_bytes + self.header_bytes + self.filled_bytes;
         (self.written_bytes > 0).then(|| written as f64 / self.written_bytes as f64)
     }
 }
@@ -282,9 +284,19 @@ impl Store {
         self.origins.seals(segment).unwrap_or(self.seals)
     }
 
+    /// What a block is.
+    pub fn block_size(&self) -> BlockSize {
+        self.superblock.geometry.block_size
+    }
+
     /// Blocks of the volume.
     pub fn size_blocks(&self) -> u64 {
         self.superblock.checkpoint.size_blocks
+    }
+
+    /// Bytes of the volume.
+    pub fn size_bytes(&self) -> u64 {
+        self.superblock.size_bytes()
     }
 
     /// The check of the last data record: what the next one names as its chain.
@@ -383,12 +395,12 @@ impl Store {
     pub fn stats(&self) -> StoreStats {
         let segment = self.superblock.geometry.segment_bytes;
         let others = self.stats;
-        let named = others.written_bytes + others.moved_bytes + others.map_bytes + others.filled_bytes;
+        let named = others.stored_bytes + others.moved_bytes + others.map_bytes + others.filled_bytes;
         StoreStats {
             // Pages are counted when they are made, a moment before they are written.
             header_bytes: self.disk_bytes.saturating_sub(named),
             allocated_bytes: self.segments.file_count() as u64 * segment,
-            live_bytes: self.segments.live_blocks() * crate::types::BLOCK_BYTES,
+            live_bytes: self.segments.live_stored_pages() * PAGE_BYTES,
             cached_pages: self.map.cached_pages() as u64,
             ..self.stats
         }

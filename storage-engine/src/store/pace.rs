@@ -24,10 +24,10 @@
 //! the segment that they came from, and a stream of their own, so that what is rarely written comes to lie together.
 
 use super::Store;
-use super::segment::{SegmentKind, Used, blocks_per_segment};
+use super::segment::{SegmentKind, Used, pages_per_segment};
 use super::supply::promised_bytes;
 use crate::io::SegmentId;
-use crate::types::BLOCK_BYTES;
+use crate::types::PAGE_BYTES;
 
 /// Part of the volume that may wait for a checkpoint as dead or free segments, in a tight pool.
 const TARGET_DIVISOR: u64 = 20;
@@ -98,7 +98,7 @@ impl Store {
 
     /// Bytes that may be there with good reason: those of the volume, and what snapshots keep.
     pub(super) fn placed_bytes(&self) -> u64 {
-        (self.size_blocks() + self.recent.catalog.blocks()) * BLOCK_BYTES
+        self.size_bytes() + self.recent.catalog.pages() * PAGE_BYTES
     }
 
     /// Bytes of files that no other replica has.
@@ -217,7 +217,7 @@ impl Store {
 
     /// The segment to clean next, if one is worth it.
     pub(super) fn victim(&self, pressure: Pressure) -> Option<SegmentId> {
-        let capacity = blocks_per_segment(self.superblock.geometry.segment_bytes);
+        let capacity = pages_per_segment(self.superblock.geometry.segment_bytes);
         let replay = self.superblock.checkpoint.replay.log_index;
         let now = self.log.position.log_index;
         let closed = |used: &Used| match used.kind {

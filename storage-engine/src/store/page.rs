@@ -418,7 +418,7 @@ mod tests {
         };
         let entries: Vec<Entry> = (0..FANOUT as u64)
             .map(|i| Entry {
-                location: Location::block(SegmentId(i as u32), i * 4096),
+                location: Location::page_at(SegmentId(i as u32), i * 4096),
                 version: Version {
                     epoch: Epoch(i as u32),
                     seq: Seq(i * 3),

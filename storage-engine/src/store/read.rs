@@ -11,7 +11,16 @@ use super::{Event, Purpose, Store};
 use crate::buffer::{Buf, BufMut};
 use crate::io::{FileId, Io, IoFailure};
 use crate::request::{Piece, RequestError};
-use crate::types::{BLOCK_BYTES, Lba, Location, SnapshotId};
+use crate::types::{Lba, Location, SnapshotId};
+
+/// Names a read until it is reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadToken {
+    /// Somebody's request.
+    Request(u64),
+    /// One that the coordinator makes by itself.
+    Own(u64),
+}
 
 /// Names a part of a read.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +39,7 @@ pub struct Reads {
 /// A read of one block is one part of one entry, and needs no memory but its buffer.
 #[derive(Debug)]
 struct Read {
-    token: u64,
+    token: ReadToken,
     lba: Lba,
     blocks: u64,
     /// What the blocks were at this snapshot, not what they are.
@@ -52,13 +61,23 @@ enum Part {
     },
 }
 
-/// What a read of a sealed replica found, in order.
+impl Part {
+    /// Some block of it is stored in fewer bytes than it has.
+    fn is_shorter(&self, block_bytes: u64) -> bool {
+        match self {
+            Part::Zeros(_) => false,
+            Part::Stored { entries, .. } => entries.iter().any(|entry| entry.location.len() < block_bytes),
+        }
+    }
+}
+
+/// What a read found that has to be opened or decompressed, in order.
 #[derive(Debug)]
 pub enum ReadPart {
     /// So many blocks of zeros.
     Zeros(u64),
-    /// Sealed blocks from `lba` on, one entry for each.
-    Sealed {
+    /// Blocks from `lba` on as they are stored, one behind the other, and an entry for each.
+    Stored {
         lba: Lba,
         entries: SmallVec<[Entry; 1]>,
         bytes: BufMut,
@@ -79,13 +98,19 @@ pub enum Waiter {
 impl Store {
     /// Reads `blocks` blocks from `lba`, both inside the volume; reported by `Event::Read` with `token`. The answer is put
     /// in `into` if there is such memory, of just that length.
-    pub fn read(&mut self, token: u64, lba: Lba, blocks: u64, into: Option<BufMut>) {
+    pub fn read(&mut self, token: ReadToken, lba: Lba, blocks: u64, into: Option<BufMut>) {
         debug_assert!(lba.0 + blocks <= self.size_blocks());
         self.start_read(token, lba, blocks, None, into);
     }
 
     /// The same of what the blocks were at a snapshot.
-    pub fn read_snapshot(&mut self, token: u64, at: SnapshotId, lba: Lba, blocks: u64) -> Result<(), RequestError> {
+    pub fn read_snapshot(
+        &mut self,
+        token: ReadToken,
+        at: SnapshotId,
+        lba: Lba,
+        blocks: u64,
+    ) -> Result<(), RequestError> {
         let size = self.known(at)?.size_blocks;
         if lba.0.checked_add(blocks).is_none_or(|end| end > size) {
             return Err(RequestError::Invalid(format!(
@@ -98,7 +123,7 @@ impl Store {
         Ok(())
     }
 
-    fn start_read(&mut self, token: u64, lba: Lba, blocks: u64, at: Option<SnapshotId>, into: Option<BufMut>) {
+    fn start_read(&mut self, token: ReadToken, lba: Lba, blocks: u64, at: Option<SnapshotId>, into: Option<BufMut>) {
         let id = self.reads.under_way.insert(Read {
             token,
             lba,
@@ -154,8 +179,11 @@ impl Store {
         }
         let stored = parts.iter().filter(|part| matches!(part, Part::Stored { .. })).count();
         let count = parts.len();
+        let block_bytes = self.block_size().bytes();
+        let shorter = parts.iter().any(|part| part.is_shorter(block_bytes));
         let read = &mut self.reads.under_way[id];
-        let mut into = read.into.take();
+        // What has to grow first is not read in place.
+        let mut into = read.into.take().filter(|_| !shorter);
         read.outstanding = stored;
         read.parts = parts;
         if stored == 0 {
@@ -165,13 +193,13 @@ impl Store {
         for part in 0..count {
             let (location, buf) = match &self.reads.under_way[id].parts[part] {
                 Part::Stored { entries, .. } => {
-                    let len = entries.len() * BLOCK_BYTES as usize;
-                    (entries[0].location, place(&mut into, len))
+                    let len: u64 = entries.iter().map(|entry| entry.location.len()).sum();
+                    (entries[0].location, place(&mut into, len as usize))
                 }
                 Part::Zeros(blocks) => {
                     // Whoever lent the memory fills this part himself.
                     if into.is_some() {
-                        drop(place(&mut into, (blocks * BLOCK_BYTES) as usize));
+                        drop(place(&mut into, (blocks * block_bytes) as usize));
                     }
                     continue;
                 }
@@ -272,15 +300,15 @@ impl Store {
         };
         let segment = entries[0].location.segment();
         let seals = self.origins.seals(segment).unwrap_or(self.seals);
+        let block_bytes = seals.block_size().bytes();
         match result {
             Ok(buf) => {
-                for (n, (entry, block)) in entries
-                    .iter()
-                    .zip(buf.as_ref().chunks(BLOCK_BYTES as usize))
-                    .enumerate()
-                {
-                    let at = Lba(lba.0 + n as u64);
-                    if seals.block(at, entry.version, block) != entry.check.crc {
+                let mut stored = buf.as_ref();
+                for (entry, at) in entries.iter().zip((lba.0..).map(Lba)) {
+                    let (block, rest) = stored.split_at(entry.location.len() as usize);
+                    stored = rest;
+                    let fits = entry.location.len() <= block_bytes;
+                    if !fits || seals.block(at, entry.version, block) != entry.check.crc {
                         self.stats.damaged_blocks += 1;
                         let text = format!("block {} version {} at {:?}", at.0, entry.version, entry.location);
                         read.failed.get_or_insert(RequestError::Corrupt(text));
@@ -302,16 +330,18 @@ impl Store {
 
     fn finish_read(&mut self, id: usize) {
         let read = self.reads.under_way.remove(id);
-        if read.failed.is_none() && self.seals.tagged() {
+        let block_bytes = self.block_size().bytes();
+        let as_stored = self.seals.tagged() || read.parts.iter().any(|part| part.is_shorter(block_bytes));
+        if read.failed.is_none() && as_stored {
             let parts = read.parts.into_iter().map(|part| match part {
                 Part::Zeros(blocks) => ReadPart::Zeros(blocks),
-                Part::Stored { lba, entries, bytes } => ReadPart::Sealed {
+                Part::Stored { lba, entries, bytes } => ReadPart::Stored {
                     lba,
                     entries,
                     bytes: bytes.expect("every part was read"),
                 },
             });
-            self.events.push_back(Event::ReadSealed(read.token, parts.collect()));
+            self.events.push_back(Event::ReadStored(read.token, parts.collect()));
             return;
         }
         let answer = match read.failed {
@@ -320,7 +350,7 @@ impl Store {
                 .parts
                 .into_iter()
                 .map(|part| match part {
-                    Part::Zeros(blocks) => Piece::Zeros((blocks * BLOCK_BYTES) as usize),
+                    Part::Zeros(blocks) => Piece::Zeros((blocks * block_bytes) as usize),
                     Part::Stored { bytes, .. } => Piece::Bytes(bytes.expect("every part was read").freeze()),
                 })
                 .collect()),
@@ -347,7 +377,7 @@ fn add_block(parts: &mut SmallVec<[Part; 1]>, lba: Lba, entry: Entry) {
     }
     if let Some(Part::Stored { entries, .. }) = parts.last_mut() {
         let last = entries.last().expect("a part has a block").location;
-        if last.segment() == entry.location.segment() && last.offset() + BLOCK_BYTES == entry.location.offset() {
+        if last.segment() == entry.location.segment() && last.end() == entry.location.offset() {
             entries.push(entry);
             return;
         }

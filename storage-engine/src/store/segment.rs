@@ -1,8 +1,8 @@
 //! Segments: which there are, what they hold, how much of it is still needed, and which may be used again.
 //!
 //! A segment is free, or it is used by one of three streams: guest writes (the log proper), blocks that the cleaner
-//! moved, and pages of the map. `live` counts the blocks in it that the map of the last committed checkpoint points
-//! to; a closed segment without any is freed by the checkpoint that finds it so, after both superblocks hold it.
+//! moved, and pages of the map. `live` counts the pages of 4 KiB in it that the map of the last committed checkpoint
+//! points to; a closed segment without any is freed by the checkpoint that finds it so, after both superblocks hold it.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -12,7 +12,7 @@ use super::format::{FORMAT_VERSION, Get, Put, check_around};
 use super::page::Entry;
 use crate::buffer::{Buf, BufMut};
 use crate::io::SegmentId;
-use crate::types::{BLOCK_BYTES, Epoch, Identity, Location, Seq, Version};
+use crate::types::{Epoch, Identity, Location, PAGE_BYTES, Seq, Version};
 
 /// Bytes of the header at the start of each used segment; the first record or page follows it.
 pub const SEGMENT_HEADER_BYTES: u64 = 4096;
@@ -104,7 +104,7 @@ impl SegmentHeader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Used {
     pub kind: SegmentKind,
-    /// Blocks that the committed map points to.
+    /// Pages of 4 KiB that the committed map points to.
     pub live: u32,
     /// For [`SegmentKind::Data`]; for [`SegmentKind::Moved`] that of the youngest segment that something in it comes from;
     /// for [`SegmentKind::Linked`] the number of the volume it comes from.
@@ -169,7 +169,7 @@ pub struct Segments {
     holds: usize,
     /// Live counts of [`SegmentKind::Meta`] together, and of all others.
     live_pages: u64,
-    live_blocks: u64,
+    live_stored: u64,
     /// The last attempt to make a segment found the pool full.
     pub exhausted: bool,
 }
@@ -353,7 +353,7 @@ impl Segments {
         self.load_free(id, whole);
     }
 
-    /// Changes the count of needed blocks of a segment.
+    /// Changes the count of needed pages of a segment.
     pub fn add_live(&mut self, id: SegmentId, delta: i64) {
         let used = self.used.get_mut(&id).expect("the map points only into used segments");
         used.live = u32::try_from(i64::from(used.live) + delta).expect("a segment's live count stays in range");
@@ -365,7 +365,7 @@ impl Segments {
     fn sum_of(&mut self, kind: SegmentKind) -> &mut u64 {
         match kind {
             SegmentKind::Meta => &mut self.live_pages,
-            SegmentKind::Data | SegmentKind::Moved | SegmentKind::Linked => &mut self.live_blocks,
+            SegmentKind::Data | SegmentKind::Moved | SegmentKind::Linked => &mut self.live_stored,
         }
     }
 
@@ -471,20 +471,20 @@ impl Segments {
         self.live_pages
     }
 
-    /// Blocks that the committed map needs, in data and moved segments.
-    pub fn live_blocks(&self) -> u64 {
-        self.live_blocks
+    /// Pages of blocks that the committed map needs.
+    pub fn live_stored_pages(&self) -> u64 {
+        self.live_stored
     }
 
     /// Bytes of everything that the last checkpoint needs.
     pub fn live_bytes(&self) -> u64 {
-        (self.live_blocks + self.live_pages) * BLOCK_BYTES
+        (self.live_stored + self.live_pages) * PAGE_BYTES
     }
 }
 
-/// Blocks that fit into a segment behind its header.
-pub fn blocks_per_segment(segment_bytes: u64) -> u64 {
-    (segment_bytes - SEGMENT_HEADER_BYTES) / BLOCK_BYTES
+/// Pages that fit into a segment behind its header.
+pub fn pages_per_segment(segment_bytes: u64) -> u64 {
+    (segment_bytes - SEGMENT_HEADER_BYTES) / PAGE_BYTES
 }
 
 #[cfg(test)]

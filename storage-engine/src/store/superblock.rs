@@ -8,14 +8,15 @@ use super::format::{Get, Put, check_around};
 use super::page::{Entry, HEIGHT_MAX, PAGE_BYTES};
 use crate::buffer::{Buf, BufMut};
 use crate::io::SegmentId;
-use crate::types::{Epoch, Identity, SEGMENT_BYTES_MAX, Seq, Version};
+use crate::types::{BlockSize, Epoch, Identity, SEGMENT_BYTES_MAX, Seq, Version};
 
 /// Bytes of a superblock file.
 pub const SUPERBLOCK_BYTES: usize = 4096;
 const MAGIC: u64 = u64::from_le_bytes(*b"GALLEON\x01");
 const CHECK_AT: usize = 12;
-/// The version that is written. The first one knew no snapshots; it is read and becomes this one.
-pub const SUPERBLOCK_VERSION: u16 = 2;
+/// The version that is written. The first one knew no snapshots, the second one no blocks but those of 4 KiB; they are
+/// read and become this one.
+pub const SUPERBLOCK_VERSION: u16 = 3;
 const INDEX_MAX: usize = 64;
 /// Most pages of the catalog of snapshots.
 const CATALOG_MAX: usize = super::snapshot::SNAPSHOTS_MAX.div_ceil(super::snapshot::ROWS_PER_PAGE);
@@ -38,6 +39,8 @@ pub struct Geometry {
     pub salt: u64,
     /// Blocks are sealed: what is stored is ciphertext with a tag for each block.
     pub sealed: bool,
+    /// What a block is.
+    pub block_size: BlockSize,
 }
 
 /// Where the log goes on.
@@ -140,7 +143,7 @@ impl Superblock {
             .u8(u8::from(self.clean))
             .u8(checkpoint.height)
             .u8(u8::from(geometry.sealed))
-            .u8(0);
+            .u8(geometry.block_size.pages());
         put.u64(checkpoint.number).u64(checkpoint.size_blocks);
         checkpoint.root.put(&mut put);
         let replay = &checkpoint.replay;
@@ -199,10 +202,15 @@ impl Superblock {
             segment_bytes: get.u64(),
             salt: get.u64(),
             sealed: false,
+            block_size: BlockSize::K4,
         };
         let (epoch, clean, height) = (Epoch(get.u32()), get.u8() == 1, get.u8());
         geometry.sealed = get.u8() == 1;
-        get.u8();
+        let block_pages = get.u8();
+        if version > 2 {
+            let known = BlockSize::ALL.into_iter().find(|size| size.pages() == block_pages);
+            geometry.block_size = known.ok_or(SuperblockError::Nonsense("a block size that there is not"))?;
+        }
         let (number, size_blocks) = (get.u64(), get.u64());
         let root = Entry::get(&mut get);
         let (segment, chain) = (SegmentId(get.u32()), get.u32());
@@ -274,6 +282,11 @@ impl Superblock {
         })
     }
 
+    /// Bytes of the volume.
+    pub fn size_bytes(&self) -> u64 {
+        self.checkpoint.size_blocks * self.geometry.block_size.bytes()
+    }
+
     /// Where the log of `epoch` ends, if that is settled; writes behind it are stale.
     pub fn end_of(&self, epoch: Epoch) -> Option<Seq> {
         self.epoch_ends
@@ -312,7 +325,7 @@ mod tests {
 
     fn sample() -> Superblock {
         let entry = |n: u64| Entry {
-            location: Location::block(SegmentId(n as u32), 4096 * n),
+            location: Location::page_at(SegmentId(n as u32), 4096 * n),
             version: Version {
                 epoch: Epoch(1),
                 seq: Seq(n),
@@ -330,6 +343,7 @@ mod tests {
                 segment_bytes: 4 << 20,
                 salt: 5,
                 sealed: true,
+                block_size: BlockSize::K16,
             },
             epoch: Epoch(9),
             clean: true,
@@ -385,21 +399,57 @@ mod tests {
     #[test]
     fn a_newer_format_is_named_before_its_check_is_looked_at() {
         let mut bytes = sample().encode().as_ref().to_vec();
-        (bytes[8], bytes[300]) = (3, bytes[300] ^ 1);
-        assert_eq!(Superblock::decode(&bytes), Err(SuperblockError::Newer(3)));
+        (bytes[8], bytes[300]) = (4, bytes[300] ^ 1);
+        assert_eq!(Superblock::decode(&bytes), Err(SuperblockError::Newer(4)));
     }
 
     #[test]
     fn a_superblock_of_the_first_version_is_read() {
         let mut superblock = sample();
         superblock.checkpoint.catalog.clear();
+        superblock.geometry.block_size = BlockSize::K4;
         let mut bytes = superblock.encode().as_ref().to_vec();
         // The first version had no number of catalog pages, and its lists came eight bytes earlier.
         bytes[8] = 1;
+        bytes[BLOCK_PAGES_AT] = 0;
         bytes.copy_within(LISTS_AT.., LISTS_AT - 8);
-        let check = check_around(0, &bytes, CHECK_AT);
-        bytes[CHECK_AT..CHECK_AT + 4].copy_from_slice(&check.to_le_bytes());
+        check_anew(&mut bytes);
         assert_eq!(Superblock::decode(&bytes), Ok(superblock));
+    }
+
+    /// Where the number of pages in a block is.
+    const BLOCK_PAGES_AT: usize = 95;
+
+    fn check_anew(bytes: &mut [u8]) {
+        let check = check_around(0, bytes, CHECK_AT);
+        bytes[CHECK_AT..CHECK_AT + 4].copy_from_slice(&check.to_le_bytes());
+    }
+
+    #[test]
+    fn a_superblock_of_the_second_version_has_blocks_of_4_kib() {
+        let mut superblock = sample();
+        superblock.geometry.block_size = BlockSize::K4;
+        let mut bytes = superblock.encode().as_ref().to_vec();
+        (bytes[8], bytes[BLOCK_PAGES_AT]) = (2, 0);
+        check_anew(&mut bytes);
+        assert_eq!(Superblock::decode(&bytes), Ok(superblock));
+    }
+
+    #[test]
+    fn a_block_size_that_there_is_not_is_refused() {
+        for size in BlockSize::ALL {
+            let mut superblock = sample();
+            superblock.geometry.block_size = size;
+            let bytes = superblock.encode();
+            assert_eq!(Superblock::decode(bytes.as_ref()), Ok(superblock));
+        }
+        for pages in [0, 3, 8, 17, 255] {
+            let mut bytes = sample().encode().as_ref().to_vec();
+            bytes[BLOCK_PAGES_AT] = pages;
+            check_anew(&mut bytes);
+            let refused = Superblock::decode(&bytes);
+            assert!(matches!(refused, Err(SuperblockError::Nonsense(_))), "{pages} pages");
+        }
     }
 
     #[test]

@@ -17,11 +17,11 @@
 use super::checkpoint::{DELETED_PAGES_FULL, Frozen};
 use super::log::Log;
 use super::page::FANOUT;
-use super::segment::blocks_per_segment;
+use super::segment::pages_per_segment;
 use super::{Purpose, Store};
 use crate::buffer::{Buf, BufMut};
 use crate::io::{FileId, Io, SegmentId};
-use crate::types::BLOCK_BYTES;
+use crate::types::{BlockSize, PAGE_BYTES};
 
 /// Segments kept beside those for the next checkpoint's pages: one for moved blocks, one for zeroes on a full disk,
 /// one for the table of segments.
@@ -85,8 +85,8 @@ impl Default for Supply {
 
 /// Most pages that merging `rows` scattered rows writes, in a volume of so many blocks: on each level no more than there
 /// are. Some for the segment table and the rest come on top. The leaves of a sealed volume take two blocks each.
-fn pages_max(rows: u64, size_blocks: u64, leaf_blocks: u64) -> u64 {
-    let (mut pages, mut on_level, mut each) = (16, size_blocks, leaf_blocks);
+fn pages_max(rows: u64, size_blocks: u64, leaf_pages: u64) -> u64 {
+    let (mut pages, mut on_level, mut each) = (16, size_blocks, leaf_pages);
     while on_level > 1 {
         on_level = on_level.div_ceil(FANOUT as u64);
         pages += rows.min(on_level) * each;
@@ -102,11 +102,12 @@ pub(super) fn promised_bytes(size: u64) -> u64 {
 
 /// Bytes without which a replica in a tight pool does badly, with so many rows between two checkpoints: the cleaner needs
 /// some space to win space in, a fifth of the volume, and the reserve comes on top.
-pub(super) fn bytes_min(size_blocks: u64, segment_bytes: u64, rows: u64, leaf_blocks: u64) -> u64 {
-    let capacity = blocks_per_segment(segment_bytes);
-    let reserve = RESERVE_SEGMENTS as u64 + pages_max(rows + 2 * capacity, size_blocks, leaf_blocks).div_ceil(capacity);
+pub(super) fn bytes_min(size: u64, block_size: BlockSize, segment_bytes: u64, rows: u64, leaf_pages: u64) -> u64 {
+    let size_blocks = size.div_ceil(block_size.bytes());
+    let capacity = pages_per_segment(segment_bytes);
+    let reserve = RESERVE_SEGMENTS as u64 + pages_max(rows + 2 * capacity, size_blocks, leaf_pages).div_ceil(capacity);
     // A checkpoint and the cleaner each may hold one more while the reserve is made anew.
-    size_blocks * BLOCK_BYTES / 5 * 6 + (reserve + LIMIT_SEGMENTS as u64 + 3) * segment_bytes
+    size / 5 * 6 + (reserve + LIMIT_SEGMENTS as u64 + 3) * segment_bytes
 }
 
 impl Store {
@@ -118,20 +119,20 @@ impl Store {
     pub(super) fn reserve_target(&self) -> usize {
         let rows = self.recent.rows() + self.frozen.as_ref().map_or(0, Frozen::rows) + self.cleaner.rows();
         let segment_bytes = self.superblock.geometry.segment_bytes;
-        let victim = blocks_per_segment(segment_bytes);
-        let to_come = (segment_bytes - self.log.position.offset) / BLOCK_BYTES + victim;
+        let victim = pages_per_segment(segment_bytes);
+        let to_come = (segment_bytes - self.log.position.offset) / PAGE_BYTES + victim;
         let size_blocks = self.size_blocks().max(self.grow_to.unwrap_or(0));
-        let leaf_blocks = self.seals.leaf_blocks();
-        let mut pages = pages_max(rows as u64 + to_come, size_blocks, leaf_blocks);
+        let leaf_pages = self.seals.leaf_pages();
+        let mut pages = pages_max(rows as u64 + to_come, size_blocks, leaf_pages);
         if !self.recent.catalog.is_empty() {
             // What is replaced goes into the table of a snapshot, leaf by leaf; zeroes may move whole subtrees there, at
             // most as many pages as there are.
             let zeroed = self.recent.zeroed_blocks() + self.frozen.as_ref().map_or(0, Frozen::zeroed_blocks);
-            let moved = (zeroed / FANOUT as u64 * leaf_blocks).min(self.segments.live_pages());
+            let moved = (zeroed / FANOUT as u64 * leaf_pages).min(self.segments.live_pages());
             let snapshots = self.recent.catalog.page_count() as u64;
             pages += pages + moved + snapshots + DELETED_PAGES_FULL as u64;
         }
-        RESERVE_SEGMENTS + pages.div_ceil(blocks_per_segment(segment_bytes)) as usize
+        RESERVE_SEGMENTS + pages.div_ceil(pages_per_segment(segment_bytes)) as usize
     }
 
     /// Makes segments ahead of need, fills them, and gives surplus ones back to the pool.
@@ -198,7 +199,7 @@ impl Store {
         }
         // A checkpoint frees about what the log took since the last one, all at once.
         let cycle = self.options.tail_segments_max + CLEANED_AT_ONCE;
-        let volume = self.size_blocks() * BLOCK_BYTES / self.superblock.geometry.segment_bytes;
+        let volume = self.size_bytes() / self.superblock.geometry.segment_bytes;
         let segments = cycle.min(volume / 2).max(volume / SURPLUS_ROOMY_DIVISOR);
         (segments as usize).clamp(SURPLUS_ROOMY_MIN, SURPLUS_ROOMY_MAX)
     }
@@ -303,22 +304,24 @@ mod tests {
 
     #[test]
     fn what_placement_sets_aside_is_enough_to_clean_in() {
-        let (rows, leaf_blocks) = (128 << 10, 2);
+        let (rows, leaf_pages) = (128 << 10, 2);
         for mib in (16..=4096).step_by(16).chain((4096..=16 << 20).step_by(4096)) {
-            let (size, blocks) = (mib << 20, (mib << 20) / BLOCK_BYTES);
-            let segment_bytes = segment_bytes_for(blocks);
-            let least = bytes_min(blocks, segment_bytes, rows, leaf_blocks);
-            assert!(
-                least <= promised_bytes(size),
-                "{mib} MiB in segments of {segment_bytes}: {least} > {}",
-                promised_bytes(size)
-            );
+            let size = mib << 20;
+            for block_size in BlockSize::ALL {
+                let segment_bytes = segment_bytes_for(size, block_size);
+                let least = bytes_min(size, block_size, segment_bytes, rows, leaf_pages);
+                assert!(
+                    least <= promised_bytes(size),
+                    "{mib} MiB of {block_size:?} in segments of {segment_bytes}: {least} > {}",
+                    promised_bytes(size)
+                );
+            }
         }
     }
 
     #[test]
     fn larger_volumes_have_larger_segments() {
-        let at = |mib: u64| segment_bytes_for((mib << 20) / BLOCK_BYTES) >> 20;
+        let at = |mib: u64| segment_bytes_for(mib << 20, BlockSize::K4) >> 20;
         assert_eq!(
             [at(16), at(1 << 10), at(2 << 10), at(64 << 10), at(16 << 20)],
             [4, 8, 8, 64, 64]

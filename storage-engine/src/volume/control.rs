@@ -6,10 +6,10 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Inflight, Volume};
+use super::{Blocks, Inflight, Owner, Volume};
 use crate::request::{Control, Ranges, Reply, Request, RequestError, RequestId};
-use crate::store::{Body, ControlOp, Extents, Header, Record, Room, SnapshotInfo};
-use crate::types::{BLOCK_BYTES, Lba, SnapshotId};
+use crate::store::{Body, ControlOp, Extents, Header, ReadToken, Record, Room, SnapshotInfo, WriteEntry};
+use crate::types::{BlockSize, Lba, SECTOR_BYTES, SnapshotId};
 
 /// Orders, and what came behind them.
 #[derive(Debug, Default)]
@@ -40,15 +40,18 @@ impl Orders {
         self.held.is_empty() && self.reverting.is_none()
     }
 
+    /// Reverts that are in the log, and that the store may not know of yet.
+    pub fn is_reverting(&self) -> bool {
+        self.reverting.is_some()
+    }
+
     /// Keeps a list until it is taken.
-    pub fn listed(&mut self, id: RequestId, found: Extents) {
-        let ranges = found
-            .extents
-            .iter()
-            .map(|(start, end)| start.0 * BLOCK_BYTES..end.0 * BLOCK_BYTES);
+    pub fn listed(&mut self, id: RequestId, size: BlockSize, found: Extents) {
+        let bytes = |lba: Lba| lba.0 * size.bytes();
+        let ranges = found.extents.iter().map(|(start, end)| bytes(*start)..bytes(*end));
         let ranges = Ranges {
             ranges: ranges.collect(),
-            next: found.next.map(|lba| lba.0 * BLOCK_BYTES),
+            next: found.next.map(bytes),
         };
         self.lists.insert(id, ranges);
     }
@@ -94,13 +97,17 @@ impl Volume {
                 len,
             } => {
                 self.counters.reads += 1;
-                if len == 0 || !offset.is_multiple_of(BLOCK_BYTES) || !len.is_multiple_of(BLOCK_BYTES) {
+                let Some(Blocks { lba, count, cut }) = Blocks::of(self.block_size(), offset, len) else {
                     return Err(RequestError::Invalid(format!(
-                        "{len} bytes at {offset} of snapshot {snapshot}; expected multiples of {BLOCK_BYTES}"
+                        "{len} bytes at {offset} of snapshot {snapshot}; expected multiples of {SECTOR_BYTES}"
                     )));
+                };
+                self.store
+                    .read_snapshot(ReadToken::Request(id.0), snapshot, lba, count)?;
+                if let Some(cut) = cut {
+                    self.partials.cut_answer(id, cut);
                 }
-                let (lba, blocks) = (Lba(offset / BLOCK_BYTES), len / BLOCK_BYTES);
-                return self.store.read_snapshot(id.0, snapshot, lba, blocks);
+                return Ok(());
             }
             Control::Hold { id: snapshot } => {
                 self.check_writable()?;
@@ -115,7 +122,10 @@ impl Volume {
                 scan,
                 offset,
                 ranges_max,
-            } => return self.store.scan(id.0, scan, Lba(offset / BLOCK_BYTES), ranges_max),
+            } => {
+                let from = Lba(offset / self.block_size().bytes());
+                return self.store.scan(id.0, scan, from, ranges_max);
+            }
         };
         self.check_writable()?;
         self.orders.held.push_back(Held::Order(id, order));
@@ -137,7 +147,7 @@ impl Volume {
         while !self.store.is_reverting() {
             // An order is alone in the log: nothing before it is on its way, nothing behind it was begun.
             // Writes that wait for a full pool are not answered, so an order may pass them; it may be what makes room.
-            let none_waits = self.waiting.is_empty() || self.waits_for_space();
+            let none_waits = self.waiting.is_empty() && self.partials.is_idle() || self.waits_for_space();
             let quiet = none_waits && self.records_inflight.is_empty();
             match self.orders.held.front() {
                 Some(Held::Order(..)) if quiet => {}
@@ -198,8 +208,19 @@ impl Volume {
         self.next_seq = seq.next();
         if matches!(op, ControlOp::Revert { .. }) {
             self.orders.reverting = Some(id);
+            self.change_after_revert();
         } else {
-            self.inflight.push_back(Inflight { id, seq, fua: true });
+            let entry = WriteEntry {
+                lba: Lba(0),
+                blocks: 0,
+                zero: true,
+            };
+            self.inflight.push_back(Inflight {
+                owner: Owner::Request(id),
+                entry,
+                seq,
+                fua: true,
+            });
         }
         self.append_order(Header {
             epoch,
@@ -226,5 +247,11 @@ impl Volume {
         if let Some(id) = self.orders.reverting.take() {
             self.answer(id, Ok(Reply::Done));
         }
+        self.partials.look_again();
+    }
+
+    /// Nothing is written until the volume is what it was.
+    pub(super) fn is_reverting(&self) -> bool {
+        self.orders.is_reverting() || self.store.is_reverting()
     }
 }

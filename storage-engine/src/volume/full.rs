@@ -59,7 +59,7 @@ impl Volume {
         self.waiting = zeroes;
         if refused {
             for write in writes {
-                self.answer(write.id, Err(RequestError::NoSpace));
+                self.refuse(write.owner, RequestError::NoSpace);
             }
         } else {
             self.waiting.extend(writes);
@@ -78,7 +78,7 @@ impl Volume {
         if refused {
             // Zeroes that found no room either.
             for write in self.waiting.drain(..left).collect::<Vec<_>>() {
-                self.answer(write.id, Err(RequestError::NoSpace));
+                self.refuse(write.owner, RequestError::NoSpace);
             }
         }
     }

@@ -1,35 +1,37 @@
 //! The volume: where guest requests come in, are put in order and answered.
 //!
-//! It coordinates; the store keeps. Every write gets the next sequence number of the epoch, writes that arrived
+//! It coordinates; the store keeps. A guest addresses sectors; what is not whole blocks is made so ([`partial`]). Every write gets the next sequence number of the epoch, writes that arrived
 //! together share a record, and a write is answered when the store has appended it. A flush is answered when
 //! everything that was answered before it is durable: flushes that wait together share one sync. When there are
 //! several replicas, this is the place that sends each record to all of them.
 
 mod control;
+mod form;
 mod full;
-mod sealed;
+mod partial;
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 
 pub use full::WhenFull;
 
 use crate::BlockEngine;
 use crate::buffer::{Buf, BufMut};
 use crate::io::{IoId, IoResult, Output};
-use crate::request::{Answer, Reply, Request, RequestError, RequestId};
+use crate::request::{Answer, Piece, Reply, Request, RequestError, RequestId};
 use crate::seal::Sealer;
 use crate::store::{
-    BLOCKS_MAX, Body, Damage, Event, Header, Record, Room, ScrubOrder, ScrubProgress, Store, StoreStats, WRITES_MAX,
-    WriteEntry,
+    Body, Damage, Event, Header, PAGES_MAX, ReadToken, Record, Room, ScrubOrder, ScrubProgress, Store, StoreStats,
+    WRITES_MAX, WriteEntry,
 };
-use crate::types::{BLOCK_BYTES, Lba, Seq, Version};
+use crate::types::{BlockSize, Lba, PAGE_BYTES, SECTOR_BYTES, Seq, Version};
 
 /// Records that may be on their way to the disk at a time. More hides latency, fewer make larger records: writes that
 /// arrive meanwhile gather in the next one. With 32 writes waiting, 1 record of 132 KiB to 8 of 20 KiB at a time gave the
 /// same rate on a disk in a data centre, three times that of single blocks.
 const RECORDS_INFLIGHT_MAX: usize = 4;
 /// Largest write that is taken, in bytes; a front end splits larger ones.
-pub const WRITE_BYTES_MAX: u64 = BLOCKS_MAX as u64 * BLOCK_BYTES;
+pub const WRITE_BYTES_MAX: u64 = PAGES_MAX as u64 * PAGE_BYTES;
 
 /// Findings of the scrub that wait to be told; the list of what is damaged has more.
 const NEW_DAMAGE_MAX: usize = 64;
@@ -45,12 +47,15 @@ pub struct VolumeCounters {
     pub errors: u64,
     /// Records that carried the writes.
     pub records: u64,
+    /// Blocks that were written because a part of them was: one may answer several requests.
+    pub changed_blocks: u64,
 }
 
 /// One volume's engine, driven as [`BlockEngine`] says.
 pub struct Volume {
     store: Store,
-    sealer: Option<Box<Sealer>>,
+    form: form::Form,
+    partials: partial::Partials,
     next_seq: Seq,
     /// Writes that wait for a place in a record.
     waiting: VecDeque<Waiting>,
@@ -74,7 +79,7 @@ pub struct Volume {
 
 #[derive(Debug)]
 struct Waiting {
-    id: RequestId,
+    owner: Owner,
     entry: WriteEntry,
     data: Option<Buf>,
     fua: bool,
@@ -82,9 +87,54 @@ struct Waiting {
 
 #[derive(Debug)]
 struct Inflight {
-    id: RequestId,
+    owner: Owner,
+    entry: WriteEntry,
     seq: Seq,
     fua: bool,
+}
+
+/// Whose write it is.
+#[derive(Clone, Copy, Debug)]
+enum Owner {
+    /// All of this request.
+    Request(RequestId),
+    /// A piece of it.
+    Piece(RequestId),
+    /// Pieces of some requests that change a part of this block.
+    Change(Lba),
+}
+
+impl Owner {
+    /// The request that is answered with this write.
+    fn request(self) -> Option<RequestId> {
+        match self {
+            Owner::Request(id) => Some(id),
+            Owner::Piece(_) | Owner::Change(_) => None,
+        }
+    }
+}
+
+/// The blocks that some sectors are in.
+struct Blocks {
+    lba: Lba,
+    count: u64,
+    /// The bytes of them, if that is not all.
+    cut: Option<Range<usize>>,
+}
+
+impl Blocks {
+    /// `None` if that is nothing, or not whole sectors.
+    fn of(size: BlockSize, offset: u64, len: u64) -> Option<Blocks> {
+        let end = offset.checked_add(len)?;
+        if len == 0 || !offset.is_multiple_of(SECTOR_BYTES) || !len.is_multiple_of(SECTOR_BYTES) {
+            return None;
+        }
+        let (lba, inside) = (Lba(offset / size.bytes()), offset % size.bytes());
+        let count = end.div_ceil(size.bytes()) - lba.0;
+        let whole = inside == 0 && len == count * size.bytes();
+        let cut = (!whole).then_some(inside as usize..(inside + len) as usize);
+        Some(Blocks { lba, count, cut })
+    }
 }
 
 impl std::fmt::Debug for Volume {
@@ -106,8 +156,9 @@ impl Volume {
     fn with(store: Store, sealer: Option<Box<Sealer>>) -> Volume {
         let answered = store.durable();
         Volume {
+            form: form::Form::new(store.seals(), sealer),
+            partials: partial::Partials::default(),
             store,
-            sealer,
             next_seq: Seq(1),
             waiting: VecDeque::new(),
             inflight: VecDeque::new(),
@@ -128,7 +179,12 @@ impl Volume {
 
     /// Size in bytes.
     pub fn size_bytes(&self) -> u64 {
-        self.store.size_blocks() * BLOCK_BYTES
+        self.store.size_bytes()
+    }
+
+    /// What a block is. Requests of whole ones are the cheapest.
+    pub fn block_size(&self) -> BlockSize {
+        self.store.block_size()
     }
 
     /// What happened since the start.
@@ -171,41 +227,52 @@ impl Volume {
         self.out.push_back(Output::Answer(id, answer));
     }
 
-    fn blocks(&self, offset: u64, len: u64) -> Result<(Lba, u64), RequestError> {
+    /// The blocks that these sectors of the volume are in.
+    fn blocks(&self, offset: u64, len: u64) -> Result<Blocks, RequestError> {
         let size = self.size_bytes();
-        let aligned = offset.is_multiple_of(BLOCK_BYTES) && len.is_multiple_of(BLOCK_BYTES);
-        match offset.checked_add(len) {
-            Some(end) if aligned && len > 0 && end <= size => Ok((Lba(offset / BLOCK_BYTES), len / BLOCK_BYTES)),
+        match Blocks::of(self.block_size(), offset, len) {
+            Some(blocks) if offset + len <= size => Ok(blocks),
             _ => Err(RequestError::Invalid(format!(
-                "{len} bytes at {offset} of a volume of {size}"
+                "{len} bytes at {offset} of a volume of {size}; expected whole sectors of {SECTOR_BYTES} inside of it"
             ))),
         }
     }
 
+    fn read(&mut self, id: RequestId, offset: u64, len: u64, into: Option<BufMut>) -> Result<(), RequestError> {
+        self.counters.reads += 1;
+        let Blocks { lba, count, cut } = self.blocks(offset, len)?;
+        let into = into.filter(|_| cut.is_none());
+        if let Some(cut) = cut {
+            self.partials.cut_answer(id, cut);
+        }
+        self.store.read(ReadToken::Request(id.0), lba, count, into);
+        Ok(())
+    }
+
     fn take(&mut self, id: RequestId, request: Request) -> Result<(), RequestError> {
         match request {
-            Request::Read { offset, len } => {
-                self.counters.reads += 1;
-                let (lba, blocks) = self.blocks(offset, len)?;
-                self.store.read(id.0, lba, blocks, None);
-            }
+            Request::Read { offset, len } => self.read(id, offset, len, None)?,
             Request::Write { offset, data, fua } => {
                 self.counters.writes += 1;
                 let len = data.len() as u64;
-                let (lba, blocks) = self.blocks(offset, len)?;
+                let Blocks { lba, count, cut } = self.blocks(offset, len)?;
                 if len > WRITE_BYTES_MAX {
                     return Err(RequestError::Invalid(format!(
                         "a write of {len} bytes; at most {WRITE_BYTES_MAX}"
                     )));
                 }
                 self.check_writable()?;
+                if cut.is_some() {
+                    self.take_sectors(id, offset, len, Some(data), fua);
+                    return Ok(());
+                }
                 let entry = WriteEntry {
                     lba,
-                    blocks: blocks as u32,
+                    blocks: count as u32,
                     zero: false,
                 };
-                self.waiting.push_back(Waiting {
-                    id,
+                self.take_run(Waiting {
+                    owner: Owner::Request(id),
                     entry,
                     data: Some(data),
                     fua,
@@ -213,17 +280,21 @@ impl Volume {
             }
             Request::Zero { offset, len, fua } => {
                 self.counters.zeroes += 1;
-                let (lba, blocks) = self.blocks(offset, len)?;
+                let Blocks { lba, count, cut } = self.blocks(offset, len)?;
                 self.check_writable()?;
                 let blocks =
-                    u32::try_from(blocks).map_err(|_| RequestError::Invalid(format!("zeroing {len} bytes at once")))?;
+                    u32::try_from(count).map_err(|_| RequestError::Invalid(format!("zeroing {len} bytes at once")))?;
+                if cut.is_some() {
+                    self.take_sectors(id, offset, len, None, fua);
+                    return Ok(());
+                }
                 let entry = WriteEntry {
                     lba,
                     blocks,
                     zero: true,
                 };
-                self.waiting.push_back(Waiting {
-                    id,
+                self.take_run(Waiting {
+                    owner: Owner::Request(id),
                     entry,
                     data: None,
                     fua,
@@ -236,15 +307,17 @@ impl Volume {
             }
             Request::Grow { len } => {
                 self.check_writable()?;
-                if !len.is_multiple_of(BLOCK_BYTES) || len < self.size_bytes() {
+                let block_bytes = self.block_size().bytes();
+                if !len.is_multiple_of(block_bytes) || len < self.size_bytes() {
                     let text = format!(
-                        "growing a volume of {} bytes to {len}; a volume never shrinks",
+                        "growing a volume of {} bytes to {len}; a volume has whole blocks of {block_bytes} and never \
+                         shrinks",
                         self.size_bytes()
                     );
                     return Err(RequestError::Invalid(text));
                 }
-                self.growing.push((len / BLOCK_BYTES, id));
-                self.store.grow(len / BLOCK_BYTES);
+                self.growing.push((len / block_bytes, id));
+                self.store.grow(len / block_bytes);
             }
         }
         Ok(())
@@ -270,24 +343,29 @@ impl Volume {
 
     /// Puts waiting writes into records, as many together as fit.
     fn send(&mut self) {
+        if self.is_reverting() {
+            return;
+        }
+        let block_pages = usize::from(self.block_size().pages());
         while !self.waiting.is_empty() && self.records_inflight.len() < RECORDS_INFLIGHT_MAX {
-            let (mut writes, mut blocks) = (0, 0);
+            // As if nothing were compressed: what becomes of it shows when it has its place.
+            let (mut writes, mut pages) = (0, 0);
             for write in self.waiting.iter().take(WRITES_MAX) {
                 let more = if write.entry.zero {
                     0
                 } else {
-                    write.entry.blocks as usize
+                    write.entry.blocks as usize * block_pages
                 };
-                if blocks + more > BLOCKS_MAX {
+                if pages + more > PAGES_MAX {
                     break;
                 }
-                blocks += more;
+                pages += more;
                 writes += 1;
             }
-            match self.store.room(blocks, blocks == 0) {
+            match self.store.room(pages, pages == 0) {
                 Room::Ready => {
                     self.found_room();
-                    self.send_record(writes, blocks);
+                    self.send_record(writes, pages / block_pages);
                 }
                 Room::Wait => return,
                 Room::NoSpace => return self.no_room(),
@@ -297,16 +375,17 @@ impl Volume {
 
     /// Sends the first `count` of the waiting writes, which have `blocks` blocks of payload.
     fn send_record(&mut self, count: usize, blocks: usize) {
-        let (seals, epoch, first_seq) = (self.store.seals(), self.store.epoch(), self.next_seq);
+        let (epoch, first_seq) = (self.store.epoch(), self.next_seq);
         let (mut writes, mut checks) = (Vec::with_capacity(count), Vec::with_capacity(blocks));
+        let mut pages = Vec::new();
         for write in self.waiting.iter_mut().take(count) {
             let version = Version {
                 epoch,
                 seq: self.next_seq,
             };
-            if let Some(data) = &mut write.data {
-                let (sealer, lba) = (self.sealer.as_deref_mut(), write.entry.lba);
-                sealed::store_form(sealer, &seals, lba, version, data, &mut checks);
+            if let Some(data) = write.data.take() {
+                let lba = write.entry.lba;
+                write.data = Some(self.form.store(lba, version, data, &mut checks, &mut pages));
             }
             writes.push(write.entry);
             self.next_seq = self.next_seq.next();
@@ -315,6 +394,7 @@ impl Volume {
             first_seq,
             writes,
             checks,
+            pages,
         };
         let header = Header {
             epoch,
@@ -322,14 +402,15 @@ impl Volume {
             chain: self.store.chain(),
             body,
         };
-        let (header_bytes, check) = seals.encode(&header);
+        let (header_bytes, check) = self.store.seals().encode(&header);
         let mut parts = Vec::with_capacity(count + 1);
         parts.push(header_bytes);
         let mut seq = first_seq;
         for write in self.waiting.drain(..count) {
             parts.extend(write.data);
             self.inflight.push_back(Inflight {
-                id: write.id,
+                owner: write.owner,
+                entry: write.entry,
                 seq,
                 fua: write.fua,
             });
@@ -350,12 +431,15 @@ impl Volume {
                 self.answered = self.answered.max(Version { epoch, seq });
                 while self.inflight.front().is_some_and(|write| write.seq <= seq) {
                     let write = self.inflight.pop_front().expect("it is there");
-                    if write.fua {
-                        self.when_durable(Version { epoch, seq: write.seq }, write.id);
-                    } else {
-                        self.answer(write.id, Ok(Reply::Done));
+                    let version = Version { epoch, seq: write.seq };
+                    match write.owner {
+                        Owner::Request(id) if write.fua => self.when_durable(version, id),
+                        Owner::Request(id) => self.answer(id, Ok(Reply::Done)),
+                        Owner::Piece(id) => self.piece_done(id, Ok(version)),
+                        Owner::Change(lba) => self.changed(lba, version),
                     }
                 }
+                self.partials.look_again();
             }
             Event::Durable(version) => {
                 let still = self.undurable.split_off(&(version, u64::MAX));
@@ -366,11 +450,11 @@ impl Volume {
                     self.store.sync();
                 }
             }
-            Event::ReadSealed(token, parts) => {
-                let answer = self.open_parts(parts);
-                self.answer(RequestId(token), answer);
+            Event::ReadStored(token, parts) => {
+                let found = self.form.open(parts);
+                self.found(token, found);
             }
-            Event::Read(token, result) => self.answer(RequestId(token), result.map(Reply::Data)),
+            Event::Read(token, found) => self.found(token, found),
             Event::Grown(blocks) => {
                 let (done, still) = std::mem::take(&mut self.growing)
                     .into_iter()
@@ -385,7 +469,8 @@ impl Volume {
             Event::Held(token, result) => self.answer(RequestId(token), result.map(|()| Reply::Done)),
             Event::Scanned(token, result) => {
                 let id = RequestId(token);
-                let answer = result.map(|found| self.orders.listed(id, found));
+                let size = self.block_size();
+                let answer = result.map(|found| self.orders.listed(id, size, found));
                 self.answer(id, answer.map(|()| Reply::Done));
             }
             Event::Damaged(damage) => {
@@ -394,13 +479,14 @@ impl Volume {
                 }
             }
             Event::Stopped(why) => {
-                let waiting = std::mem::take(&mut self.waiting).into_iter().map(|write| write.id);
-                let inflight = std::mem::take(&mut self.inflight).into_iter().map(|write| write.id);
+                let waiting = std::mem::take(&mut self.waiting).into_iter().map(|write| write.owner);
+                let inflight = std::mem::take(&mut self.inflight).into_iter().map(|write| write.owner);
+                let writes = waiting.chain(inflight).filter_map(Owner::request);
                 let undurable = std::mem::take(&mut self.undurable).into_values();
                 let growing = std::mem::take(&mut self.growing).into_iter().map(|(_, id)| id);
                 let orders = self.orders.take_all();
-                let ids: Vec<RequestId> = waiting
-                    .chain(inflight)
+                let ids: Vec<RequestId> = writes
+                    .chain(self.partials.take_all())
                     .chain(undurable)
                     .chain(growing)
                     .chain(orders)
@@ -412,8 +498,37 @@ impl Volume {
         }
     }
 
+    /// A read is done.
+    fn found(&mut self, token: ReadToken, found: Result<Vec<Piece>, RequestError>) {
+        match token {
+            ReadToken::Own(lba) => self.read_to_change(Lba(lba), found),
+            ReadToken::Request(id) => {
+                let id = RequestId(id);
+                let answer = match found {
+                    Ok(pieces) => Ok(Reply::Data(self.partials.cut(id, pieces))),
+                    Err(error) => {
+                        self.partials.forget_cut(id);
+                        Err(error)
+                    }
+                };
+                self.answer(id, answer);
+            }
+        }
+    }
+
+    /// A write will never be in the log.
+    fn refuse(&mut self, owner: Owner, error: RequestError) {
+        match owner {
+            Owner::Request(id) => self.answer(id, Err(error)),
+            Owner::Piece(id) => self.piece_done(id, Err(error)),
+            Owner::Change(lba) => self.change_failed(lba, &error),
+        }
+        self.partials.look_again();
+    }
+
     fn idle(&self) -> bool {
-        self.waiting.is_empty() && self.inflight.is_empty() && self.undurable.is_empty() && self.orders.is_idle()
+        let none_waits = self.waiting.is_empty() && self.partials.is_idle();
+        none_waits && self.inflight.is_empty() && self.undurable.is_empty() && self.orders.is_idle()
     }
 }
 
@@ -433,12 +548,10 @@ impl BlockEngine for Volume {
         let taken = if self.closing {
             Err(RequestError::Fenced)
         } else {
-            self.counters.reads += 1;
-            self.blocks(offset, into.len() as u64)
+            self.read(id, offset, into.len() as u64, Some(into))
         };
-        match taken {
-            Ok((lba, blocks)) => self.store.read(id.0, lba, blocks, Some(into)),
-            Err(error) => self.answer(id, Err(error)),
+        if let Err(error) = taken {
+            self.answer(id, Err(error));
         }
     }
 
@@ -464,6 +577,7 @@ impl BlockEngine for Volume {
                 return Some(output);
             }
             if self.store.stopped().is_none() {
+                self.run_partials();
                 self.send();
                 self.run_orders();
                 self.send();

@@ -2,25 +2,28 @@
 
 use galleonfs_storage_engine::io::FileId;
 use galleonfs_storage_engine::store::check::check;
+use galleonfs_storage_engine::types::BlockSize;
 
-use crate::harness::{Model, Rig, open, snapshot_id};
+use crate::harness::{Model, Rig, Shape, open, snapshot_id};
 use crate::sim_disk::{Random, SimDisk};
 
-const SIZE_BLOCKS: u64 = 2_000;
+/// Bytes of a volume, in blocks of 4 KiB.
+const SIZE_PAGES: u64 = 2_000;
 const FLIPS: usize = 10_000;
 
 /// A replica with a map of two levels, blocks in several segments, overwrites, zeroes, snapshots and a tail behind the
 /// checkpoint.
-fn replica(clean: bool, snapshots: bool, sealed: bool) -> (SimDisk, Model) {
-    let mut rig = Rig::fresh_as(SIZE_BLOCKS, sealed);
+fn replica(clean: bool, snapshots: bool, shape: Shape) -> (SimDisk, Model) {
+    let size = shape.blocks(SIZE_PAGES);
+    let mut rig = Rig::shaped(size, shape);
     let mut random = Random(7);
     let mut stamp = 1;
     for n in 0..150 {
         if snapshots && n % 40 == 30 {
             rig.snapshot(snapshot_id(n));
         }
-        let lba = random.below(SIZE_BLOCKS - 16);
-        let blocks = 1 + random.below(16);
+        let lba = random.below(size - 16);
+        let blocks = 1 + random.below(shape.most(16));
         rig.write(lba, blocks, stamp).unwrap();
         stamp += blocks;
     }
@@ -41,8 +44,10 @@ fn replica(clean: bool, snapshots: bool, sealed: bool) -> (SimDisk, Model) {
 }
 
 /// Flips bits by chance; each must be noticed, or lie in a byte that nothing needs: then everything still reads right.
-fn flip(clean: bool, snapshots: bool, sealed: bool, flips: usize) {
-    let (disk, state) = replica(clean, snapshots, sealed);
+fn flip(clean: bool, snapshots: bool, shape: Shape, flips: usize) {
+    let (disk, state) = replica(clean, snapshots, shape);
+    let size = shape.blocks(SIZE_PAGES);
+    let step = shape.most(100);
     let mut random = Random(if clean { 11 } else { 12 });
     let places: Vec<(FileId, u64)> = disk
         .file_ids()
@@ -66,18 +71,20 @@ fn flip(clean: bool, snapshots: bool, sealed: bool, flips: usize) {
                 let mut rig = Rig::new(damaged, engine);
                 let repaired = report.superblock_repaired.is_some() || report.salts_repaired.is_some();
                 let mut failed = repaired || !report.damaged_blocks.is_empty();
-                for lba in (0..SIZE_BLOCKS).step_by(100) {
-                    match rig.read(lba, 100) {
+                for lba in (0..size).step_by(step as usize) {
+                    let blocks = step.min(size - lba);
+                    let range = lba as usize..(lba + blocks) as usize;
+                    match rig.read(lba, blocks) {
                         Ok(stamps) => {
-                            let expected = &state.head[lba as usize..lba as usize + 100];
+                            let expected = &state.head[range.clone()];
                             assert_eq!(stamps, expected, "{what}: wrong data was returned");
                         }
                         Err(_) => failed = true,
                     }
                     for (id, kept) in &state.snapshots {
-                        match rig.read_at(*id, lba, 100) {
+                        match rig.read_at(*id, lba, blocks) {
                             Ok(stamps) => {
-                                let expected = &kept[lba as usize..lba as usize + 100];
+                                let expected = &kept[range.clone()];
                                 assert_eq!(stamps, expected, "{what}: wrong data of {id:?} was returned");
                             }
                             Err(_) => failed = true,
@@ -95,22 +102,37 @@ fn flip(clean: bool, snapshots: bool, sealed: bool, flips: usize) {
 
 #[test]
 fn a_flipped_bit_is_noticed_and_never_returned_after_an_orderly_end() {
-    flip(true, false, false, FLIPS / 2);
+    flip(true, false, Shape::PLAIN, FLIPS / 2);
 }
 
 #[test]
 fn a_flipped_bit_is_noticed_and_never_returned_after_a_power_cut() {
-    flip(false, false, false, FLIPS / 2);
+    flip(false, false, Shape::PLAIN, FLIPS / 2);
 }
 
 #[test]
 fn a_flipped_bit_in_what_snapshots_keep_is_noticed_and_never_returned() {
-    flip(true, true, false, FLIPS / 10);
-    flip(false, true, false, FLIPS / 10);
+    flip(true, true, Shape::PLAIN, FLIPS / 20);
+    flip(false, true, Shape::PLAIN, FLIPS / 20);
+}
+
+#[test]
+fn a_flipped_bit_in_compressed_blocks_is_noticed_and_never_returned() {
+    let of = |block_size| Shape {
+        block_size,
+        sealed: false,
+    };
+    flip(true, true, of(BlockSize::K16), FLIPS / 20);
+    flip(false, true, of(BlockSize::K64), FLIPS / 20);
 }
 
 #[test]
 fn a_flipped_bit_of_a_sealed_replica_is_noticed_and_never_returned() {
-    flip(true, true, true, FLIPS / 20);
-    flip(false, false, true, FLIPS / 20);
+    flip(true, true, Shape::SEALED, FLIPS / 20);
+    let block_size = BlockSize::K16;
+    let compressed = Shape {
+        block_size,
+        sealed: true,
+    };
+    flip(false, false, compressed, FLIPS / 20);
 }

@@ -2,10 +2,15 @@
 
 use galleonfs_storage_engine::io::FileId;
 use galleonfs_storage_engine::request::{Control, Request};
-use galleonfs_storage_engine::store::{FormatOptions, OpenError, plan_clone, write_clone};
-use galleonfs_storage_engine::types::{BLOCK_BYTES, Identity, SnapshotId};
+use galleonfs_storage_engine::seal::{DataKey, KeyError, KeyId, Keyring};
+use galleonfs_storage_engine::store::{
+    FormatOptions, OpenError, OpenOptions, inspect, open_replica, plan_clone, write_clone, write_sealed_clone,
+};
+use galleonfs_storage_engine::types::{BLOCK_BYTES, BlockSize, Epoch, Identity, SnapshotId};
 
-use crate::harness::{Change, IDENTITY, Model, Rig, assert_check_passes, open_as, snapshot_id};
+use crate::harness::{
+    Change, DATA_KEY, IDENTITY, Model, Rig, Shape, assert_check_passes, keyring, open_as, proof_of, snapshot_id,
+};
 use crate::sim_disk::SimDisk;
 use crate::snapshot_model::Run;
 
@@ -20,6 +25,7 @@ fn identity(n: u8) -> Identity {
 fn options(size_blocks: u64, n: u8) -> FormatOptions {
     FormatOptions {
         identity: identity(n),
+        block_size: BlockSize::K4,
         size_blocks,
         segment_bytes: None,
         salt: u64::from(n) * 99,
@@ -39,8 +45,18 @@ pub fn clone_disk(source: &mut Run, id: SnapshotId, size_blocks: u64, n: u8) -> 
     for (from, to) in &links {
         disk.link_from(&mut source.rig.disk, *from, *to);
     }
-    let options = options(size_blocks, n);
-    let epoch = write_clone(&mut source.rig.disk, &mut disk, &plan, &options).unwrap();
+    let options = FormatOptions {
+        block_size: source.rig.engine.block_size(),
+        ..options(size_blocks, n)
+    };
+    let from = &mut source.rig.disk;
+    let epoch = if inspect(from).unwrap().geometry.sealed {
+        let proof = proof_of(&keyring(), options.identity.volume, 0);
+        write_sealed_clone(from, &mut disk, &plan, &options, &proof)
+    } else {
+        write_clone(from, &mut disk, &plan, &options)
+    };
+    let epoch = epoch.unwrap();
     source.rig.control(Control::LetGo).unwrap();
     assert_check_passes(&mut disk);
     (options.identity, disk, epoch.0 + 1, links)
@@ -77,8 +93,9 @@ fn renew(run: &mut Run) {
     }
     let size = run.model.head.len() as u64;
     for round in 0..3 {
-        for lba in (0..size).step_by(200) {
-            let blocks = 200.min(size - lba);
+        let most = 200 * BLOCK_BYTES / run.rig.block();
+        for lba in (0..size).step_by(most as usize) {
+            let blocks = most.min(size - lba);
             let stamp = run.stamp;
             run.stamp += blocks;
             run.rig.write(lba, blocks, stamp).unwrap();
@@ -92,7 +109,7 @@ fn renew(run: &mut Run) {
 
 #[test]
 fn a_clone_reads_as_its_snapshot_and_both_go_their_own_way() {
-    for seed in 1..=6 {
+    for seed in 1..=8 {
         let mut source = Run::new(seed);
         (0..200).for_each(|_| source.step());
         let id = take(&mut source, 5_000);
@@ -159,6 +176,88 @@ fn a_clone_that_needs_its_source_no_more_gives_all_links_back() {
     assert_eq!(linked(&clone), 0, "no file of the source has a name here");
     clone.end();
     clone.compare();
+}
+
+#[test]
+fn a_sealed_clone_needs_the_keys_of_its_source_and_writes_under_its_own() {
+    let mut source = Run::with(Rig::shaped(1_000, Shape::SEALED), Model::new(1_000), IDENTITY, 1, 1);
+    renew(&mut source);
+    let id = take(&mut source, 1);
+    source.rig.control(Control::Hold { id }).unwrap();
+    let from = &mut source.rig.disk;
+    let plan = plan_clone(from, id).unwrap();
+    let options = options(1_000, 50);
+    let refused = |result: Result<_, OpenError>| match result {
+        Err(OpenError::Key(error)) => error,
+        _ => panic!("it is refused for its keys"),
+    };
+    assert_eq!(
+        refused(write_clone(from, &mut SimDisk::default(), &plan, &options).map(|_| ())),
+        KeyError::NotGiven
+    );
+    let key = |bytes: &[u8; 32]| DataKey::from_slice(bytes).unwrap();
+    let alone = Keyring::new([50; 16], KeyId(1), key(&[50; 32]));
+    let proof = proof_of(&alone, [50; 16], 0);
+    assert_eq!(
+        refused(write_sealed_clone(from, &mut SimDisk::default(), &plan, &options, &proof).map(|_| ())),
+        KeyError::Missing(KeyId(1))
+    );
+    source.rig.control(Control::LetGo).unwrap();
+
+    let (mut clone, _) = clone_of(&mut source, id, 1_000, 50);
+    clone.compare();
+    // What it writes opens with its own key; the cleaner moves what is the source's, and it still opens with the source's.
+    for lba in (0..1_000).step_by(2) {
+        let stamp = clone.stamp;
+        clone.stamp += 1;
+        clone.rig.write(lba, 1, stamp).unwrap();
+        clone.model.apply(&Change::Write { lba, blocks: 1, stamp });
+    }
+    clone.rig.pass_time(20_000);
+    clone.rig.pass_time(20_000);
+    clone.compare();
+    clone.end();
+    clone.compare();
+    clone.rig.close();
+
+    // Without the source's key nothing of the clone can be served.
+    let epoch = clone.epoch + 1;
+    let options = OpenOptions {
+        keys: Some(proof_of(&alone, [50; 16], epoch)),
+        ..OpenOptions::new(identity(50), Epoch(epoch))
+    };
+    let refused = refused(open_replica(&mut clone.rig.disk, options).map(|_| ()));
+    assert_eq!(refused, KeyError::Missing(KeyId(1)));
+    let mut swapped = Keyring::new([50; 16], KeyId(1), key(&DATA_KEY));
+    swapped.add(IDENTITY.volume, KeyId(1), key(&[50; 32]));
+    let options = OpenOptions {
+        keys: Some(proof_of(&swapped, [50; 16], epoch)),
+        ..OpenOptions::new(identity(50), Epoch(epoch))
+    };
+    assert!(matches!(
+        open_replica(&mut clone.rig.disk, options),
+        Err(OpenError::Key(KeyError::Wrong(KeyId(1))))
+    ));
+}
+
+#[test]
+fn a_clone_that_is_sealed_and_a_source_that_is_not_do_not_go_together() {
+    let mut source = Run::with(Rig::fresh(100), Model::new(100), IDENTITY, 1, 1);
+    let id = take(&mut source, 1);
+    source.rig.control(Control::Hold { id }).unwrap();
+    let disk = &mut source.rig.disk;
+    let plan = plan_clone(disk, id).unwrap();
+    let proof = proof_of(&keyring(), [50; 16], 0);
+    let refused = write_sealed_clone(disk, &mut SimDisk::default(), &plan, &options(100, 50), &proof);
+    assert!(matches!(refused, Err(OpenError::Key(KeyError::NotSealed))));
+    let large = FormatOptions {
+        block_size: BlockSize::K16,
+        ..options(100, 50)
+    };
+    match write_clone(disk, &mut SimDisk::default(), &plan, &large) {
+        Err(OpenError::Invalid(text)) => assert!(text.contains("blocks of 4096 bytes"), "{text}"),
+        other => panic!("a clone has its source's block size: {other:?}"),
+    }
 }
 
 #[test]

@@ -8,16 +8,15 @@
 
 use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::request::{Control, Request, RequestId};
-use galleonfs_storage_engine::types::{BLOCK_BYTES, Identity};
+use galleonfs_storage_engine::types::Identity;
 
 use crate::clones::clone_disk;
-use crate::harness::{
-    Change, IDENTITY, Model, Rig, assert_check_passes, format, format_sealed, open_as, snapshot_id, write_request,
-};
+use crate::harness::{Change, IDENTITY, Model, Rig, Shape, assert_check_passes, open_as, snapshot_id};
 use crate::sim_disk::{Cut, Random, SimDisk};
 use crate::snapshot_model::Run;
 
-const SIZE_BLOCKS: u64 = 600;
+/// Bytes of a volume, in blocks of 4 KiB.
+const SIZE_PAGES: u64 = 600;
 /// Crash states in one run of the tests.
 const STATES_MIN: usize = 20_000;
 
@@ -28,6 +27,7 @@ struct Guest {
     base: Model,
     /// Whether it uses snapshots.
     snapshots: bool,
+    shape: Shape,
     random: Random,
     changes: Vec<Change>,
     /// Change → its request, until answered.
@@ -42,12 +42,13 @@ struct Guest {
 }
 
 impl Guest {
-    fn new(seed: u64, snapshots: bool, identity: Identity, base: Model) -> Guest {
+    fn new(seed: u64, snapshots: bool, shape: Shape, identity: Identity, base: Model) -> Guest {
         let (changes, open, flushes) = (Vec::new(), Vec::new(), Vec::new());
         Guest {
             identity,
             base,
             snapshots,
+            shape,
             random: Random(seed),
             changes,
             open,
@@ -61,21 +62,23 @@ impl Guest {
 
     fn act(&mut self, rig: &mut Rig) {
         let random = &mut self.random;
-        let lba = random.below(SIZE_BLOCKS);
+        let size = self.base.head.len() as u64;
+        let block = rig.block();
+        let lba = random.below(size);
         match random.below(if self.snapshots { 12 } else { 10 }) {
             0..=6 => {
-                let most = if random.chance(10) { 200 } else { 4 };
-                let blocks = 1 + random.below((SIZE_BLOCKS - lba).min(most));
+                let most = if random.chance(10) { self.shape.most(200) } else { 4 };
+                let blocks = 1 + random.below((size - lba).min(most));
                 let fua = random.chance(10);
                 let stamp = self.next_stamp;
                 self.next_stamp += blocks;
-                let id = rig.submit(write_request(lba, blocks, stamp, fua));
+                let id = rig.submit(rig.write_request(lba, blocks, stamp, fua));
                 self.open.push((self.changes.len(), id, fua));
                 self.changes.push(Change::Write { lba, blocks, stamp });
             }
             7 => {
-                let blocks = 1 + random.below(SIZE_BLOCKS - lba);
-                let (offset, len) = (lba * BLOCK_BYTES, blocks * BLOCK_BYTES);
+                let blocks = 1 + random.below(size - lba);
+                let (offset, len) = (lba * block, blocks * block);
                 let id = rig.submit(Request::Zero {
                     offset,
                     len,
@@ -170,35 +173,36 @@ fn verify(disk: &SimDisk, epoch: u32, guest: &Guest, at_least: usize, what: &str
 }
 
 /// A clone of a volume that has something everywhere, before its first start: who it is, what it holds, and its first epoch.
-fn clone(seed: u64) -> (Identity, Model, SimDisk, u32) {
-    let mut source = Run::with(Rig::fresh(SIZE_BLOCKS), Model::new(SIZE_BLOCKS), IDENTITY, 1, seed);
-    for n in 0..SIZE_BLOCKS / 16 {
+fn clone(seed: u64, shape: Shape) -> (Identity, Model, SimDisk, u32) {
+    let size = shape.blocks(SIZE_PAGES);
+    let mut source = Run::with(Rig::shaped(size, shape), Model::new(size), IDENTITY, 1, seed);
+    for n in 0..size / 16 {
         let (lba, blocks, stamp) = (n * 16, 3, 1_000_000 + n * 4);
         source.rig.write(lba, blocks, stamp).unwrap();
         source.model.apply(&Change::Write { lba, blocks, stamp });
     }
     source.take(snapshot_id(1_000));
-    let (identity, disk, epoch, _) = clone_disk(&mut source, snapshot_id(1_000), SIZE_BLOCKS, 70);
-    let mut base = Model::new(SIZE_BLOCKS);
+    let (identity, disk, epoch, _) = clone_disk(&mut source, snapshot_id(1_000), size, 70);
+    let mut base = Model::new(size);
     base.head = source.model.head;
     (identity, base, disk, epoch)
 }
 
 fn run(seed: u64, boundaries: usize) -> usize {
     // Every third guest knows no snapshots: what has none must not need them. Every fifth has a clone.
+    let shape = Shape {
+        sealed: seed % 4 >= 2,
+        ..Shape::of(seed)
+    };
     let (identity, base, mut disk, mut epoch) = if seed % 5 == 4 {
-        clone(seed)
+        clone(seed, shape)
     } else {
         let mut disk = SimDisk::default();
-        // Every second other disk is sealed.
-        if seed % 4 < 2 {
-            format(&mut disk, SIZE_BLOCKS);
-        } else {
-            format_sealed(&mut disk, SIZE_BLOCKS);
-        }
-        (IDENTITY, Model::new(SIZE_BLOCKS), disk, 1)
+        let size = shape.blocks(SIZE_PAGES);
+        shape.format(&mut disk, size);
+        (IDENTITY, Model::new(size), disk, 1)
     };
-    let mut guest = Guest::new(seed, !seed.is_multiple_of(3), identity, base);
+    let mut guest = Guest::new(seed, !seed.is_multiple_of(3), shape, identity, base);
     let (engine, _) = open_as(&mut disk, identity, epoch).unwrap();
     let mut rig = Rig::new(disk, engine);
     let mut states = 0;

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::Path;
 
+use galleonfs_storage_engine::compress::{Codec, Compressor};
 use galleonfs_storage_engine::io::SegmentId;
 use galleonfs_storage_engine::seal::{EpochSalt, KeyCheck, KeyId, KeyRow, Tag};
 use galleonfs_storage_engine::store::layout::{
@@ -15,7 +16,7 @@ use galleonfs_storage_engine::store::layout::{
     PageName, SegmentHeader, SegmentKind, Snapshot, StreamPosition, TreeId, Used, encode_row, row,
 };
 use galleonfs_storage_engine::store::{Body, ControlOp, Header, Seals, Superblock, WriteEntry};
-use galleonfs_storage_engine::types::{Check, Epoch, Identity, Lba, Location, Seq, SnapshotId, Version};
+use galleonfs_storage_engine::types::{BlockSize, Check, Epoch, Identity, Lba, Location, Seq, SnapshotId, Version};
 
 const BLOCK: usize = 4096;
 const SALT: u64 = 0x0807_0605_0403_0201;
@@ -228,6 +229,7 @@ fn superblock() -> Superblock {
             segment_bytes: A,
             salt: A,
             sealed: false,
+            block_size: BlockSize::K4,
         },
         epoch: Epoch(A as u32),
         clean: false,
@@ -269,7 +271,7 @@ fn the_superblock_is_drawn_as_it_is() {
     let (check, lists) = (layout.at("check"), layout.at("lists"));
     let mut compare = Comparison::new(layout, superblock(), 0, check.clone(), encode_superblock);
     compare.holds("magic", b"GALLEON\x01");
-    compare.holds("version", &[2, 0]);
+    compare.holds("version", &[3, 0]);
     let bytes = encode_superblock(&compare.base);
     compare.holds("check", &crc(&[&around(&bytes, &check)]));
     compare.moves("generation", |s| s.generation = B);
@@ -282,6 +284,8 @@ fn the_superblock_is_drawn_as_it_is() {
     compare.moves("clean", |s| s.clean = true);
     compare.moves("height", |s| s.checkpoint.height = 2);
     compare.moves("sealed", |s| s.geometry.sealed = true);
+    compare.holds("block_pages", &[1]);
+    compare.moves("block_pages", |s| s.geometry.block_size = BlockSize::K64);
     compare.moves("checkpoint", |s| s.checkpoint.number = B);
     compare.moves("size_blocks", |s| s.checkpoint.size_blocks = B);
     compare.moves("root", |s| s.checkpoint.root = entry(B));
@@ -414,6 +418,7 @@ fn data(lba: u64, blocks: u32, zero: bool) -> Body {
             zero,
         }],
         checks,
+        pages: Vec::new(),
     }
 }
 
@@ -423,6 +428,7 @@ fn moved(lba: u64, version: Version, check: u32) -> Body {
             lba: Lba(lba),
             version,
             check: check.into(),
+            pages: 1,
         }],
     }
 }
@@ -444,7 +450,7 @@ fn the_header_of_a_record_is_drawn_as_it_is() {
     compare.holds("magic", b"GFSR");
     compare.holds("version", &[1, 0]);
     compare.holds("kind", &[1]);
-    compare.holds("tags", &[0]);
+    compare.holds("rows", &[0]);
     let bytes = encode_record(&compare.base);
     compare.holds("check", &check_of_header(&bytes, BLOCK));
     compare.holds("header_bytes", &(BLOCK as u32).to_le_bytes());
@@ -564,7 +570,7 @@ fn a_row_of_the_catalog_is_drawn_as_it_is() {
         time_ms: A,
         root: entry(A),
         height: 1,
-        blocks: A,
+        pages: A,
         deleting: false,
     };
     let mut compare = Comparison::new(layout("The catalog", 96), base, 0, 0..0, encode);
@@ -576,7 +582,7 @@ fn a_row_of_the_catalog_is_drawn_as_it_is() {
     compare.moves("id", |row| row.id = SnapshotId([2; 16]));
     compare.moves("size_blocks", |row| row.size_blocks = B);
     compare.moves("time_ms", |row| row.time_ms = B);
-    compare.moves("blocks", |row| row.blocks = B);
+    compare.moves("pages", |row| row.pages = B);
     compare.moves("root", |row| row.root = entry(B));
     compare.assert_complete();
 
@@ -685,21 +691,32 @@ fn a_page_and_its_entries_are_drawn_as_they_are() {
     compare.assert_complete();
 }
 
-/// The seals of a sealed replica.
-fn sealed() -> Seals {
+/// The seals of a replica like this.
+fn seals_of(sealed: bool, block_size: BlockSize) -> Seals {
     let mut geometry = superblock().geometry;
-    (geometry.sealed, geometry.salt) = (true, SALT);
+    (geometry.sealed, geometry.salt, geometry.block_size) = (sealed, SALT, block_size);
     Seals::of(&geometry)
 }
 
 #[test]
-fn the_tags_of_a_record_follow_its_body() {
+fn lengths_and_tags_of_a_record_follow_its_body() {
     let (records, rows) = (page().remove("Records").unwrap(), layout("Write rows", 16));
-    let check = |n: usize| Check {
-        crc: n as u32,
-        tag: Tag([n as u8; 16]),
-    };
-    for (blocks, header_bytes) in [(2, BLOCK), (199, BLOCK), (200, 2 * BLOCK), (256, 2 * BLOCK)] {
+    let (plain, large) = (BlockSize::K4, BlockSize::K16);
+    for (sealed, block_size, blocks, header_bytes) in [
+        (true, plain, 2, BLOCK),
+        (true, plain, 199, BLOCK),
+        (true, plain, 200, 2 * BLOCK),
+        (true, plain, 256, 2 * BLOCK),
+        (true, large, 2, BLOCK),
+        (true, large, 189, BLOCK),
+        (true, large, 190, 2 * BLOCK),
+        (false, large, 2, BLOCK),
+        (false, large, 256, BLOCK),
+    ] {
+        let check = |n: usize| Check {
+            crc: n as u32,
+            tag: Tag([if sealed { n as u8 } else { 0 }; 16]),
+        };
         let checks = (1..=blocks).map(check).collect();
         let writes = vec![WriteEntry {
             lba: Lba(A),
@@ -707,24 +724,55 @@ fn the_tags_of_a_record_follow_its_body() {
             zero: false,
         }];
         let first_seq = Seq(A);
+        let lengths = if block_size == plain { 0 } else { blocks };
+        let mut pages = vec![1; lengths];
+        pages
+            .iter_mut()
+            .take(2)
+            .for_each(|pages| *pages = if blocks > 2 { 1 } else { 3 });
         let body = Body::Data {
             first_seq,
             writes,
             checks,
+            pages: pages.clone(),
         };
-        let (bytes, _) = sealed().encode(&record(body).header);
+        let (bytes, _) = seals_of(sealed, block_size).encode(&record(body).header);
         let bytes = bytes.as_ref();
         assert_eq!(bytes.len(), header_bytes, "{blocks} blocks");
-        assert_eq!(bytes[records.at("tags")], [1]);
+        let flags = u8::from(sealed) + if block_size == plain { 0 } else { 2 };
+        assert_eq!(bytes[records.at("rows")], [flags]);
         assert_eq!(bytes[records.at("header_bytes")], (header_bytes as u32).to_le_bytes());
         assert_eq!(bytes[records.at("check")], check_of_header(bytes, header_bytes));
         let row_bytes = rows.rows.last().expect("it has rows").1.end;
-        let tags = records.at("body").start + row_bytes + blocks * 4;
-        for n in 0..blocks {
+        let lengths_at = records.at("body").start + row_bytes + blocks * 4;
+        assert_eq!(bytes[lengths_at..lengths_at + lengths], pages);
+        let tags = lengths_at + lengths;
+        let tagged = if sealed { blocks } else { 0 };
+        for n in 0..tagged {
             assert_eq!(bytes[tags + n * 16..tags + n * 16 + 16], [(n + 1) as u8; 16]);
         }
-        assert!(bytes[tags + blocks * 16..].iter().all(|byte| *byte == 0));
+        assert!(bytes[tags + tagged * 16..].iter().all(|byte| *byte == 0));
     }
+}
+
+#[test]
+fn the_lengths_of_moved_blocks_follow_their_rows() {
+    let (records, rows) = (page().remove("Records").unwrap(), layout("Moved rows", 24));
+    let blocks = [4, 2, 1].map(|pages| MovedBlock {
+        lba: Lba(A),
+        version: Version::default(),
+        check: 0.into(),
+        pages,
+    });
+    let body = Body::Moved {
+        blocks: blocks.to_vec(),
+    };
+    let (bytes, _) = seals_of(false, BlockSize::K16).encode(&record(body).header);
+    let bytes = bytes.as_ref();
+    assert_eq!(bytes[records.at("rows")], [2]);
+    let lengths = records.at("body").start + 3 * rows.rows.last().expect("it has rows").1.end;
+    assert_eq!(bytes[lengths..lengths + 3], [4, 2, 1]);
+    assert!(bytes[lengths + 3..].iter().all(|byte| *byte == 0));
 }
 
 #[test]
@@ -805,7 +853,7 @@ fn a_location_is_packed_as_it_is_drawn() {
         layout.at("segment").len() + layout.at("sector").len() + layout.at("sectors").len(),
         64
     );
-    let block = Location::block(SegmentId(1), 8192);
+    let block = Location::page_at(SegmentId(1), 8192);
     assert_eq!(
         block.bits(),
         bits("segment", 1) | bits("sector", 16) | bits("sectors", 8)
@@ -832,8 +880,30 @@ fn the_check_of_a_block_covers_what_the_page_says() {
 }
 
 #[test]
+fn a_compressed_block_is_drawn_as_it_is() {
+    let layout = layout("Compressed blocks", 8);
+    for (codec, code) in [(Codec::Lz4, 1), (Codec::Zstd, 2)] {
+        let (block, mut stored) = (vec![b'x'; 4 * BLOCK], vec![0xee; 4 * BLOCK]);
+        let len = Compressor::new().compress(codec, &block, &mut stored);
+        assert_eq!(len, Some(BLOCK), "{codec:?}");
+        assert_eq!(stored[layout.at("codec")], [code]);
+        assert_eq!(stored[layout.at("zeros")], [0; 3]);
+        let length = u32::from_le_bytes(stored[layout.at("length")].try_into().unwrap()) as usize;
+        assert!(length > 0 && stored[8 + length..BLOCK].iter().all(|byte| *byte == 0));
+        let compressed = &stored[8..8 + length];
+        let mut back = vec![0; 4 * BLOCK];
+        match codec {
+            Codec::Lz4 => lz4_flex::block::decompress_into(compressed, &mut back).unwrap(),
+            Codec::Zstd => zstd::bulk::decompress_to_buffer(compressed, &mut back).unwrap(),
+        };
+        assert_eq!(back, block, "{codec:?}: by the codec's own words");
+    }
+}
+
+#[test]
 fn every_layout_of_the_page_is_held_by_a_test() {
     let held = [
+        "Compressed blocks",
         "Control rows",
         "Entries",
         "Epoch ends",

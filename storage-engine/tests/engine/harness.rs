@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::buffer::BufMut;
+use galleonfs_storage_engine::compress::Codec;
 use galleonfs_storage_engine::io::{Disk, FileId, Io, IoDone, IoId, Output, perform};
 use galleonfs_storage_engine::request::{Answer, Control, Piece, Reply, Request, RequestError, RequestId, Scan};
 use galleonfs_storage_engine::seal::{DataKey, EpochSalt, KeyId, KeyProof, Keyring};
 use galleonfs_storage_engine::store::{
     FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, format_sealed_replica, inspect, open_replica,
 };
-use galleonfs_storage_engine::types::{BLOCK_BYTES, Epoch, Identity, SnapshotId};
+use galleonfs_storage_engine::types::{BLOCK_BYTES, BlockSize, Epoch, Identity, SnapshotId};
 use galleonfs_storage_engine::volume::{Volume, WhenFull};
 
 use crate::sim_disk::{Random, SimDisk};
@@ -24,9 +25,76 @@ pub const IDENTITY: Identity = Identity {
 /// Small segments, so that a short run fills several.
 pub const SEGMENT_BYTES: u64 = (1 << 20) + 64 * 1024;
 
+/// What a volume is like. Whether its blocks are compressed follows from the epoch: see [`codec_of`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Shape {
+    pub block_size: BlockSize,
+    pub sealed: bool,
+}
+
+impl Shape {
+    pub const PLAIN: Shape = Shape {
+        block_size: BlockSize::K4,
+        sealed: false,
+    };
+    pub const SEALED: Shape = Shape {
+        sealed: true,
+        ..Shape::PLAIN
+    };
+
+    /// Of every four seeds in a row two are plain volumes, and of every eight one has blocks of each size; every third is
+    /// sealed.
+    pub fn of(seed: u64) -> Shape {
+        let block_size = match seed % 8 {
+            2 => BlockSize::K16,
+            4 => BlockSize::K64,
+            5 => BlockSize::K8,
+            6 => BlockSize::K16,
+            _ => BlockSize::K4,
+        };
+        Shape {
+            block_size,
+            sealed: seed.is_multiple_of(3),
+        }
+    }
+
+    /// How many blocks it has where one of 4 KiB each would have so many: about as many bytes, and some blocks in any case.
+    pub fn blocks(self, of_4_kib: u64) -> u64 {
+        (of_4_kib / u64::from(self.block_size.pages())).max(40)
+    }
+
+    /// At most as many blocks as a write may have.
+    pub fn most(self, of_4_kib: u64) -> u64 {
+        (of_4_kib / u64::from(self.block_size.pages())).max(1)
+    }
+
+    pub fn format(self, disk: &mut SimDisk, size_blocks: u64) {
+        let options = FormatOptions {
+            block_size: self.block_size,
+            ..format_options(size_blocks)
+        };
+        let done = if self.sealed {
+            format_sealed_replica(disk, &options, &proof(&keyring(), 0))
+        } else {
+            format_replica(disk, &options)
+        };
+        done.expect("an empty disk can be formatted");
+    }
+}
+
+/// Volumes change their codec with every start.
+fn codec_of(epoch: u32) -> Option<Codec> {
+    match epoch % 3 {
+        0 => None,
+        1 => Some(Codec::Lz4),
+        _ => Some(Codec::Zstd),
+    }
+}
+
 fn format_options(size_blocks: u64) -> FormatOptions {
     FormatOptions {
         identity: IDENTITY,
+        block_size: BlockSize::K4,
         size_blocks,
         segment_bytes: Some(SEGMENT_BYTES),
         salt: 0x5a17,
@@ -34,30 +102,38 @@ fn format_options(size_blocks: u64) -> FormatOptions {
 }
 
 pub fn format(disk: &mut SimDisk, size_blocks: u64) {
-    format_replica(disk, &format_options(size_blocks)).expect("an empty disk can be formatted");
+    Shape::PLAIN.format(disk, size_blocks);
 }
 
 pub fn format_sealed(disk: &mut SimDisk, size_blocks: u64) {
-    let proof = proof(&keyring(), 0);
-    format_sealed_replica(disk, &format_options(size_blocks), &proof).expect("an empty disk can be formatted");
+    Shape::SEALED.format(disk, size_blocks);
 }
 
 /// The bytes of the data key of every sealed volume here.
 pub const DATA_KEY: [u8; 32] = *b"a key that no one but a test has";
 
+/// With the keys of the clones that tests make, too: each has its own.
 pub fn keyring() -> Keyring {
-    let key = DataKey::from_slice(&DATA_KEY).expect("it has the right length");
-    Keyring::new(IDENTITY.volume, KeyId(1), key)
+    let key = |bytes: &[u8]| DataKey::from_slice(bytes).expect("it has the right length");
+    let mut ring = Keyring::new(IDENTITY.volume, KeyId(1), key(&DATA_KEY));
+    for clone in [50, 60, 70] {
+        ring.add([clone; 16], KeyId(1), key(&[clone; 32]));
+    }
+    ring
 }
 
 /// That the key is at hand, with a salt that was never drawn before.
 pub fn proof(ring: &Keyring, epoch: u32) -> KeyProof {
+    proof_of(ring, IDENTITY.volume, epoch)
+}
+
+pub fn proof_of(ring: &Keyring, volume: [u8; 16], epoch: u32) -> KeyProof {
     static DRAWN: AtomicU64 = AtomicU64::new(1);
     let mut random = Random(DRAWN.fetch_add(1, Ordering::Relaxed) << 32);
     let mut salt = [0; 32];
     salt.chunks_mut(8)
         .for_each(|word| word.copy_from_slice(&random.next().to_le_bytes()));
-    ring.prove(IDENTITY.volume, Epoch(epoch), KeyId(1), EpochSalt(salt))
+    ring.prove(volume, Epoch(epoch), KeyId(1), EpochSalt(salt))
         .expect("the key is in the ring")
 }
 
@@ -81,13 +157,17 @@ pub fn open_as(disk: &mut SimDisk, identity: Identity, epoch: u32) -> Result<(Vo
         ..options(epoch)
     };
     // A write that waits for ever would look like one that was lost.
-    let refuse = |volume: Volume| volume.when_full(WhenFull::RefuseAfter { ms: 0 });
+    let refuse = |volume: Volume| {
+        volume
+            .when_full(WhenFull::RefuseAfter { ms: 0 })
+            .compression(codec_of(epoch))
+    };
     if !inspect(disk).is_ok_and(|superblock| superblock.geometry.sealed) {
         return open_replica(disk, options).map(|(store, report)| (refuse(Volume::new(store)), report));
     }
     let ring = keyring();
     let options = OpenOptions {
-        keys: Some(proof(&ring, epoch)),
+        keys: Some(proof_of(&ring, identity.volume, epoch)),
         ..options
     };
     let (store, report) = open_replica(disk, options)?;
@@ -98,11 +178,20 @@ pub fn open_as(disk: &mut SimDisk, identity: Identity, epoch: u32) -> Result<(Vo
 /// What the guest wrote into a block: 0 for zeros, else a number that no other write used.
 pub type Stamp = u64;
 
+/// Noise. Blocks of several pages are noise up to some place in them, and one word over and over behind it: what they
+/// are compressed to is anything between a page and all of them.
 pub fn fill(stamp: Stamp, block: &mut [u8]) {
     let mut random = Random(stamp);
-    for word in block.chunks_mut(8) {
+    let noisy = match block.len() / BLOCK_BYTES as usize {
+        0 | 1 => block.len(),
+        pages => (random.below(pages as u64 + 1) as usize * BLOCK_BYTES as usize).max(8),
+    };
+    let (noise, rest) = block.split_at_mut(noisy);
+    for word in noise.chunks_mut(8) {
         word.copy_from_slice(&random.next().to_le_bytes());
     }
+    let again = random.next().to_le_bytes();
+    rest.chunks_mut(8).for_each(|word| word.copy_from_slice(&again));
     block[..8].copy_from_slice(&stamp.to_le_bytes());
 }
 
@@ -229,14 +318,19 @@ impl Rig {
     }
 
     pub fn fresh_as(size_blocks: u64, sealed: bool) -> Rig {
+        Rig::shaped(size_blocks, if sealed { Shape::SEALED } else { Shape::PLAIN })
+    }
+
+    pub fn shaped(size_blocks: u64, shape: Shape) -> Rig {
         let mut disk = SimDisk::default();
-        if sealed {
-            format_sealed(&mut disk, size_blocks);
-        } else {
-            format(&mut disk, size_blocks);
-        }
+        shape.format(&mut disk, size_blocks);
         let (engine, _) = open(&mut disk, 1).unwrap();
         Rig::new(disk, engine)
+    }
+
+    /// Bytes in a block.
+    pub fn block(&self) -> u64 {
+        self.engine.block_size().bytes()
     }
 
     pub fn submit(&mut self, request: Request) -> RequestId {
@@ -319,7 +413,11 @@ impl Rig {
     }
 
     pub fn write(&mut self, lba: u64, blocks: u64, stamp: Stamp) -> Answer {
-        self.run(write_request(lba, blocks, stamp, false))
+        self.run(self.write_request(lba, blocks, stamp, false))
+    }
+
+    pub fn write_request(&self, lba: u64, blocks: u64, stamp: Stamp, fua: bool) -> Request {
+        write_request_of(self.block(), lba, blocks, stamp, fua)
     }
 
     pub fn flush(&mut self) -> Answer {
@@ -327,11 +425,12 @@ impl Rig {
     }
 
     pub fn read(&mut self, lba: u64, blocks: u64) -> Result<Vec<Stamp>, RequestError> {
+        let block = self.block();
         match self.run(Request::Read {
-            offset: lba * BLOCK_BYTES,
-            len: blocks * BLOCK_BYTES,
+            offset: lba * block,
+            len: blocks * block,
         })? {
-            Reply::Data(pieces) => Ok(stamps(&pieces)),
+            Reply::Data(pieces) => Ok(stamps(block, &pieces)),
             Reply::Done => panic!("a read gives data"),
         }
     }
@@ -348,19 +447,21 @@ impl Rig {
     }
 
     pub fn read_at(&mut self, id: SnapshotId, lba: u64, blocks: u64) -> Result<Vec<Stamp>, RequestError> {
+        let block = self.block();
         match self.control(Control::Read {
             id,
-            offset: lba * BLOCK_BYTES,
-            len: blocks * BLOCK_BYTES,
+            offset: lba * block,
+            len: blocks * block,
         })? {
-            Reply::Data(pieces) => Ok(stamps(&pieces)),
+            Reply::Data(pieces) => Ok(stamps(block, &pieces)),
             Reply::Done => panic!("a read gives data"),
         }
     }
 
     /// A whole list, asked for in pieces; true for each block in it.
     pub fn list(&mut self, scan: Scan, ranges_max: usize) -> Vec<bool> {
-        let blocks = (self.engine.size_bytes() / BLOCK_BYTES) as usize;
+        let block = self.block();
+        let blocks = (self.engine.size_bytes() / block) as usize;
         let (mut listed, mut offset) = (vec![false; blocks], 0);
         loop {
             let id = self.order(Control::List {
@@ -379,7 +480,7 @@ impl Rig {
                     "in order: {range:?} after {end}"
                 );
                 end = range.end;
-                listed[(range.start / BLOCK_BYTES) as usize..(end / BLOCK_BYTES) as usize].fill(true);
+                listed[(range.start / block) as usize..(end / block) as usize].fill(true);
             }
             match found.next {
                 Some(next) => {
@@ -393,11 +494,12 @@ impl Rig {
 
     /// Everything that can be read.
     pub fn view(&mut self) -> Model {
-        let size_blocks = self.engine.size_bytes() / BLOCK_BYTES;
+        let block = self.block();
+        let size_blocks = self.engine.size_bytes() / block;
         let head = self.read_all(size_blocks);
         let held = self.engine.snapshots().into_iter();
         let snapshots = held.map(|held| {
-            let blocks = held.size_bytes / BLOCK_BYTES;
+            let blocks = held.size_bytes / block;
             let mut all = Vec::new();
             for lba in (0..blocks).step_by(256) {
                 all.extend(self.read_at(held.id, lba, 256.min(blocks - lba)).unwrap());
@@ -434,13 +536,13 @@ impl Rig {
     }
 }
 
-pub fn stamps(pieces: &[Piece]) -> Vec<Stamp> {
+pub fn stamps(block: u64, pieces: &[Piece]) -> Vec<Stamp> {
     let mut stamps = Vec::new();
     for piece in pieces {
         match piece {
-            Piece::Zeros(len) => stamps.extend(vec![0; len / BLOCK_BYTES as usize]),
+            Piece::Zeros(len) => stamps.extend(vec![0; len / block as usize]),
             Piece::Bytes(bytes) => {
-                let blocks = bytes.as_ref().chunks(BLOCK_BYTES as usize);
+                let blocks = bytes.as_ref().chunks(block as usize);
                 stamps.extend(blocks.map(|block| stamp_of(block).expect("a read returns only what was written")));
             }
         }
@@ -449,12 +551,16 @@ pub fn stamps(pieces: &[Piece]) -> Vec<Stamp> {
 }
 
 pub fn write_request(lba: u64, blocks: u64, stamp: Stamp, fua: bool) -> Request {
-    let mut data = BufMut::zeroed((blocks * BLOCK_BYTES) as usize);
-    for (n, block) in data.as_mut().chunks_mut(BLOCK_BYTES as usize).enumerate() {
+    write_request_of(BLOCK_BYTES, lba, blocks, stamp, fua)
+}
+
+fn write_request_of(block_bytes: u64, lba: u64, blocks: u64, stamp: Stamp, fua: bool) -> Request {
+    let mut data = BufMut::zeroed((blocks * block_bytes) as usize);
+    for (n, block) in data.as_mut().chunks_mut(block_bytes as usize).enumerate() {
         fill(stamp + n as u64, block);
     }
     Request::Write {
-        offset: lba * BLOCK_BYTES,
+        offset: lba * block_bytes,
         data: data.freeze(),
         fua,
     }

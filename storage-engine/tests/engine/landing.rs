@@ -5,10 +5,14 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::buffer::{BufMut, Lent, LentMut, PAGE_BYTES};
+use galleonfs_storage_engine::compress::Codec;
 use galleonfs_storage_engine::request::{Piece, Reply, Request, RequestId};
-use galleonfs_storage_engine::types::BLOCK_BYTES;
+use galleonfs_storage_engine::store::open_replica;
+use galleonfs_storage_engine::types::{BLOCK_BYTES, BlockSize};
+use galleonfs_storage_engine::volume::Volume;
 
-use crate::harness::{Rig, stamp_of};
+use crate::harness::{Rig, Shape, options, stamp_of};
+use crate::sim_disk::SimDisk;
 
 /// Memory that can be cut up while it stays in one piece.
 struct Memory(BytesMut);
@@ -40,6 +44,51 @@ impl Lent for Memory {}
 impl LentMut for Memory {
     fn split_front(&mut self, len: usize) -> Arc<dyn LentMut> {
         Arc::new(Memory(self.0.split_to(len)))
+    }
+}
+
+/// Reads into lent memory; tells whether all that came back is part of it.
+fn lands(rig: &mut Rig, offset: u64, len: usize) -> bool {
+    let mut memory = Memory::new(len + PAGE_BYTES);
+    // As long as some of it is held nothing else can come to lie in its place.
+    let _held = memory.0.split_off(len);
+    let start = memory.as_ref().as_ptr();
+    let id = RequestId(1 << 40);
+    rig.engine.read_into(id, offset, BufMut::lent(Arc::new(memory)));
+    rig.settle();
+    let Some(Ok(Reply::Data(pieces))) = rig.answers.remove(&id) else {
+        panic!("the read is answered with data")
+    };
+    let mut at = 0;
+    let inside = pieces.iter().all(|piece| match piece {
+        Piece::Bytes(buf) => {
+            let here = start.wrapping_add(at);
+            at += buf.len();
+            buf.as_ref().as_ptr() == here
+        }
+        Piece::Zeros(_) => false,
+    });
+    assert!(!inside || at == len);
+    inside
+}
+
+#[test]
+fn large_blocks_land_in_place_unless_they_are_compressed_or_asked_for_in_part() {
+    let shape = Shape {
+        block_size: BlockSize::K16,
+        sealed: false,
+    };
+    for codec in [None, Some(Codec::Lz4)] {
+        let mut disk = SimDisk::default();
+        shape.format(&mut disk, 64);
+        let (store, _) = open_replica(&mut disk, options(1)).unwrap();
+        let mut rig = Rig::new(disk, Volume::new(store).compression(codec));
+        let data = BufMut::copy_of(&[7; 4 << 14]).freeze();
+        let (offset, fua) = (0, false);
+        rig.run(Request::Write { offset, data, fua }).unwrap();
+        assert_eq!(lands(&mut rig, 1 << 14, 2 << 14), codec.is_none());
+        assert!(!lands(&mut rig, 1 << 14, 4096), "a part of a block");
+        assert!(!lands(&mut rig, 512, 512), "a sector");
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod bits;
 mod clones;
+mod compressed;
 mod crash;
 #[path = "../../benches/driven.rs"]
 mod driven;
@@ -16,6 +17,7 @@ mod purity;
 mod scale;
 mod scrub;
 mod sealed;
+mod sectors;
 mod sim_disk;
 mod snapshot_model;
 mod snapshots;

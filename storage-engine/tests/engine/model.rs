@@ -4,23 +4,25 @@ use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::request::{Request, RequestError};
 use galleonfs_storage_engine::types::BLOCK_BYTES;
 
-use crate::harness::{Rig, SEGMENT_BYTES, assert_check_passes, open};
+use crate::harness::{Rig, SEGMENT_BYTES, Shape, assert_check_passes, open};
 use crate::sim_disk::Random;
 
 #[test]
 fn the_volume_reads_like_an_array_of_blocks() {
     for seed in 1..=12 {
         let mut random = Random(seed);
-        let mut size = 300 + random.below(3_000);
-        // Every third volume is sealed: to a guest it is the same.
-        let mut rig = Rig::fresh_as(size, seed % 3 == 0);
+        // Sealed or not, compressed or not, and whatever its blocks: to a guest it is the same.
+        let shape = Shape::of(seed);
+        let mut size = shape.blocks(300 + random.below(3_000));
+        let mut rig = Rig::shaped(size, shape);
+        let block_bytes = rig.block();
         let mut model = vec![0; size as usize];
         let (mut stamp, mut epoch) = (1, 1);
         for _ in 0..400 {
             let lba = random.below(size);
             match random.below(20) {
                 0..=11 => {
-                    let most = if random.chance(5) { 256 } else { 8 };
+                    let most = shape.most(if random.chance(5) { 256 } else { 8 });
                     let blocks = 1 + random.below((size - lba).min(most));
                     rig.write(lba, blocks, stamp).unwrap();
                     for n in 0..blocks {
@@ -30,7 +32,7 @@ fn the_volume_reads_like_an_array_of_blocks() {
                 }
                 12 | 13 => {
                     let blocks = 1 + random.below(size - lba);
-                    let (offset, len) = (lba * BLOCK_BYTES, blocks * BLOCK_BYTES);
+                    let (offset, len) = (lba * block_bytes, blocks * block_bytes);
                     rig.run(Request::Zero {
                         offset,
                         len,
@@ -51,9 +53,9 @@ fn the_volume_reads_like_an_array_of_blocks() {
                     rig = Rig::new(disk, engine);
                 }
                 17 if random.chance(30) => {
-                    size += random.below(2_000);
+                    size += random.below(2_000) / u64::from(shape.block_size.pages());
                     rig.run(Request::Grow {
-                        len: size * BLOCK_BYTES,
+                        len: size * block_bytes,
                     })
                     .unwrap();
                     model.resize(size as usize, 0);
@@ -79,9 +81,10 @@ fn requests_outside_the_volume_or_not_aligned_are_refused_and_change_nothing() {
     let mut rig = Rig::fresh(100);
     let end = 100 * BLOCK_BYTES;
     let bad = [
-        (0, 512),
-        (512, BLOCK_BYTES),
+        (0, 511),
+        (100, 512),
         (end, BLOCK_BYTES),
+        (end - 512, 1024),
         (end - BLOCK_BYTES, 2 * BLOCK_BYTES),
         (u64::MAX - 4095, 4096),
         (0, 0),

@@ -10,14 +10,16 @@ use galleonfs_storage_engine::seal::{DataKey, KeyError, KeyId, Keyring, UsedNonc
 use galleonfs_storage_engine::store::{
     Body, Header, OpenError, OpenOptions, Seals, check::check, inspect, open_replica,
 };
-use galleonfs_storage_engine::types::{BLOCK_BYTES, Check};
+use galleonfs_storage_engine::types::{BLOCK_BYTES, BlockSize, Check, SECTOR_BYTES};
 use galleonfs_storage_engine::volume::Volume;
 
+use crate::clones::clone_disk;
 use crate::harness::{
-    DATA_KEY, IDENTITY, Rig, assert_check_passes, fill, format_sealed, keyring, open, options, proof, segment,
-    snapshot_id,
+    DATA_KEY, IDENTITY, Model, Rig, Shape, assert_check_passes, fill, format_sealed, keyring, open, open_as, options,
+    proof, segment, snapshot_id,
 };
 use crate::sim_disk::{Cut, Random, SimDisk};
+use crate::snapshot_model::Run;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
 const KEYS: [FileId; 2] = [FileId::Keys(0), FileId::Keys(1)];
@@ -37,16 +39,18 @@ fn contents(disk: &SimDisk) -> BTreeMap<(FileId, u64), Vec<u8>> {
 
 /// Writes, overwrites, zeroes, a snapshot, cleaning and checkpoints.
 fn busy(rig: &mut Rig, random: &mut Random, stamp: &mut u64, size: u64) {
+    let block = rig.block();
+    let large = 200 * BLOCK_BYTES / block;
     for _ in 0..60 {
-        let lba = random.below(size - 200);
-        let most = if random.chance(10) { 200 } else { 12 };
+        let lba = random.below(size - large);
+        let most = if random.chance(10) { large } else { large.min(12) };
         let blocks = 1 + random.below(most);
         rig.write(lba, blocks, *stamp).unwrap();
         *stamp += blocks;
     }
     rig.run(Request::Zero {
-        offset: random.below(size / 2) * BLOCK_BYTES,
-        len: 40 * BLOCK_BYTES,
+        offset: random.below(size / 2) * block,
+        len: large / 5 * block,
         fua: false,
     })
     .unwrap();
@@ -295,6 +299,7 @@ impl Attacker {
             first_seq,
             writes,
             checks,
+            ..
         } = &mut record.header.body
         else {
             panic!("a record of data")
@@ -442,14 +447,36 @@ impl Audit {
     }
 }
 
+/// Parts of blocks, many at a time: they are merged, wait, and are written anew.
+fn partial(rig: &mut Rig, random: &mut Random, size: u64) {
+    let sectors = size * rig.block() / SECTOR_BYTES;
+    for _ in 0..40 {
+        let (first, count) = (random.below(sectors - 64), 1 + random.below(63));
+        let data = BufMut::copy_of(&vec![random.next() as u8; (count * SECTOR_BYTES) as usize]).freeze();
+        rig.submit(Request::Write {
+            offset: first * SECTOR_BYTES,
+            data: data.slice(0..(count * SECTOR_BYTES) as usize),
+            fua: random.chance(10),
+        });
+        if random.chance(30) {
+            rig.poll();
+        }
+    }
+    rig.settle();
+}
+
 #[test]
-fn no_key_meets_a_nonce_twice_over_restarts_crashes_snapshots_and_reverts() {
-    const SIZE: u64 = 1_500;
+fn no_key_meets_a_nonce_twice_over_restarts_crashes_snapshots_reverts_and_clones() {
     for seed in 1..=4 {
+        let shape = Shape {
+            block_size: BlockSize::ALL[seed as usize - 1],
+            sealed: true,
+        };
+        let size = shape.blocks(1_500);
         let mut audit = Audit::new();
         let (mut random, mut stamp, mut taken) = (Random(seed), 1, 0);
         let mut disk = SimDisk::default();
-        format_sealed(&mut disk, SIZE);
+        shape.format(&mut disk, size);
         let mut epoch = 0;
         for _ in 0..12 {
             // Now and then an opening is interrupted, and its epoch is lost.
@@ -457,10 +484,11 @@ fn no_key_meets_a_nonce_twice_over_restarts_crashes_snapshots_and_reverts() {
             let (mut engine, _) = open(&mut disk, epoch).unwrap();
             audit.watch(&mut engine);
             let mut rig = Rig::new(disk, engine);
-            busy(&mut rig, &mut random, &mut stamp, SIZE);
+            busy(&mut rig, &mut random, &mut stamp, size);
+            partial(&mut rig, &mut random, size);
             taken += 1;
             rig.snapshot(snapshot_id(taken));
-            busy(&mut rig, &mut random, &mut stamp, SIZE);
+            busy(&mut rig, &mut random, &mut stamp, size);
             if random.chance(50) {
                 let snapshots = rig.engine.snapshots();
                 let id = snapshots[random.below(snapshots.len() as u64) as usize].id;
@@ -469,7 +497,26 @@ fn no_key_meets_a_nonce_twice_over_restarts_crashes_snapshots_and_reverts() {
                     discard_newer: true,
                 })
                 .unwrap();
-                busy(&mut rig, &mut random, &mut stamp, SIZE);
+                busy(&mut rig, &mut random, &mut stamp, size);
+                partial(&mut rig, &mut random, size);
+            }
+            if taken == 6 {
+                // The clone starts with epochs that its source will use, too: it has a key of its own.
+                taken += 1;
+                rig.snapshot(snapshot_id(taken));
+                let mut source = Run::with(rig, Model::new(size), IDENTITY, epoch, seed);
+                let (identity, disk, first, _) = clone_disk(&mut source, snapshot_id(taken), size, 50);
+                rig = source.rig;
+                let mut disk = disk;
+                for epoch in first..first + 3 {
+                    let (mut engine, _) = open_as(&mut disk, identity, epoch).unwrap();
+                    audit.watch(&mut engine);
+                    let mut clone = Rig::new(disk, engine);
+                    busy(&mut clone, &mut random, &mut stamp, size);
+                    partial(&mut clone, &mut random, size);
+                    clone.flush().unwrap();
+                    disk = clone.disk.cut(Cut::Random(random.next()));
+                }
             }
             disk = match random.below(3) {
                 0 => {
@@ -480,8 +527,8 @@ fn no_key_meets_a_nonce_twice_over_restarts_crashes_snapshots_and_reverts() {
                 _ => {
                     // Writes on their way are cut off, and made again under the next epoch.
                     for n in 0..20 {
-                        rig.submit(crate::harness::write_request(n * 8, 8, stamp, false));
-                        stamp += 8;
+                        rig.submit(rig.write_request(n, 1, stamp, false));
+                        stamp += 1;
                     }
                     rig.poll();
                     rig.disk_in_flight().cut(Cut::Random(random.next()))
@@ -491,6 +538,6 @@ fn no_key_meets_a_nonce_twice_over_restarts_crashes_snapshots_and_reverts() {
             audit.take();
         }
         println!("seed {seed}: {} uses of keys, none twice", audit.seen.len());
-        assert!(audit.seen.len() > 5_000);
+        assert!(audit.seen.len() > 12_000 / shape.block_size.pages() as usize);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use galleonfs_storage_engine::request::{Control, Request, Scan};
 use galleonfs_storage_engine::types::{BLOCK_BYTES, Identity, SnapshotId};
 
-use crate::harness::{Change, IDENTITY, Model, Rig, assert_check_passes, open_as, snapshot_id};
+use crate::harness::{Change, IDENTITY, Model, Rig, Shape, assert_check_passes, open_as, snapshot_id};
 use crate::sim_disk::{Cut, Random};
 
 /// A run by chance: the engine does what the model does.
@@ -27,9 +27,10 @@ pub struct Run {
 impl Run {
     pub fn new(seed: u64) -> Run {
         let mut random = Random(seed);
-        let size = 200 + random.below(3_000);
+        let shape = Shape::of(seed);
+        let size = shape.blocks(200 + random.below(3_000));
         Run {
-            rig: Rig::fresh_as(size, seed.is_multiple_of(3)),
+            rig: Rig::shaped(size, shape),
             model: Model::new(size),
             random,
             seed,
@@ -67,7 +68,8 @@ impl Run {
         let lba = self.random.below(size);
         match self.random.below(30) {
             0..=11 => {
-                let most = if self.random.chance(5) { 256 } else { 8 };
+                let pages = self.rig.block() / BLOCK_BYTES;
+                let most = if self.random.chance(5) { 256 / pages } else { 8 };
                 let blocks = 1 + self.random.below((size - lba).min(most));
                 let stamp = self.stamp;
                 self.stamp += blocks;
@@ -78,7 +80,8 @@ impl Run {
             12 | 13 => {
                 let most = if self.random.chance(50) { 20 } else { size };
                 let blocks = 1 + self.random.below((size - lba).min(most));
-                let (offset, len) = (lba * BLOCK_BYTES, blocks * BLOCK_BYTES);
+                let block = self.rig.block();
+                let (offset, len) = (lba * block, blocks * block);
                 let fua = self.random.chance(20);
                 self.rig.run(Request::Zero { offset, len, fua }).unwrap();
                 self.touched.push((lba, blocks));
@@ -91,8 +94,9 @@ impl Run {
             }
             16 if self.random.chance(30) => self.end(),
             17 if self.random.chance(20) => {
-                let size = size + self.random.below(2_000);
-                let len = size * BLOCK_BYTES;
+                let block = self.rig.block();
+                let size = size + self.random.below(2_000) * BLOCK_BYTES / block;
+                let len = size * block;
                 self.rig.run(Request::Grow { len }).unwrap();
                 self.model.head.resize(size as usize, 0);
             }

@@ -7,7 +7,9 @@ use galleonfs_storage_engine::store::{OpenOptions, open_replica};
 use galleonfs_storage_engine::types::BLOCK_BYTES;
 use galleonfs_storage_engine::volume::{Volume, WhenFull};
 
-use crate::harness::{Rig, SEGMENT_BYTES, assert_check_passes, format, open, options, snapshot_id, write_request};
+use crate::harness::{
+    Rig, SEGMENT_BYTES, Shape, assert_check_passes, format, open, options, snapshot_id, write_request,
+};
 use crate::sim_disk::{Cut, Random, SimDisk};
 
 #[test]
@@ -343,14 +345,16 @@ fn closing_comes_to_an_end_although_the_last_checkpoint_finds_no_space() {
 fn a_full_pool_answers_every_request() {
     for seed in 1..=8 {
         let mut random = Random(seed);
-        let blocks = 500 + random.below(6_000);
-        let mut rig = Rig::fresh(blocks);
+        let shape = Shape::of(seed);
+        let blocks = shape.blocks(500 + random.below(6_000));
+        let mut rig = Rig::shaped(blocks, shape);
+        let block_bytes = rig.block();
         rig.disk.capacity = Some((6 + random.below(14)) * SEGMENT_BYTES + 8192);
         let mut model = vec![0; blocks as usize];
         let mut stamp = 1;
         for _ in 0..700 {
             let lba = random.below(blocks);
-            let most = [1, 8, 256][random.below(3) as usize];
+            let most = shape.most([1, 8, 256][random.below(3) as usize]);
             let count = 1 + random.below((blocks - lba).min(most));
             let range = lba as usize..(lba + count) as usize;
             if random.chance(60) {
@@ -360,7 +364,7 @@ fn a_full_pool_answers_every_request() {
                     std::mem::swap(&mut rig.disk.capacity, &mut small);
                     rig.disk.capacity = Some(rig.disk.allocated());
                 }
-                match rig.run_patiently(write_request(lba, count, stamp, random.chance(20))) {
+                match rig.run_patiently(rig.write_request(lba, count, stamp, random.chance(20))) {
                     Ok(_) => model[range]
                         .iter_mut()
                         .zip(stamp..)
@@ -371,7 +375,7 @@ fn a_full_pool_answers_every_request() {
                 stamp += count;
                 rig.disk.capacity = small;
             } else {
-                let (offset, len) = (lba * BLOCK_BYTES, count * BLOCK_BYTES);
+                let (offset, len) = (lba * block_bytes, count * block_bytes);
                 let zero = Request::Zero {
                     offset,
                     len,

@@ -7,7 +7,7 @@ use galleonfs_storage_engine::buffer::{Buf, BufMut};
 use galleonfs_storage_engine::io::{Io, IoDone, IoId, Output, perform};
 use galleonfs_storage_engine::request::{Request, RequestId};
 use galleonfs_storage_engine::store::{FormatOptions, OpenOptions, StoreStats, format_replica, open_replica};
-use galleonfs_storage_engine::types::{BLOCK_BYTES, Epoch};
+use galleonfs_storage_engine::types::{BLOCK_BYTES, BlockSize, Epoch};
 use galleonfs_storage_engine::volume::Volume;
 
 use crate::harness::{IDENTITY, SEGMENT_BYTES};
@@ -35,6 +35,7 @@ impl Guest {
         let mut disk = LeanDisk::default();
         let format = FormatOptions {
             identity: IDENTITY,
+            block_size: BlockSize::K4,
             size_blocks: blocks,
             segment_bytes: Some(SEGMENT_BYTES),
             salt: 7,

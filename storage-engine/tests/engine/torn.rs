@@ -2,7 +2,7 @@
 
 use galleonfs_storage_engine::io::{Disk, FileId};
 use galleonfs_storage_engine::store::{FormatOptions, OpenError, OpenOptions, format_replica, open_replica};
-use galleonfs_storage_engine::types::{Epoch, Identity};
+use galleonfs_storage_engine::types::{BlockSize, Epoch, Identity};
 
 use galleonfs_storage_engine::buffer::{Buf, BufMut};
 use galleonfs_storage_engine::io::IoFailure;
@@ -66,6 +66,20 @@ fn a_flushed_block_with_a_bad_check_stays_and_fails_when_it_is_read() {
 }
 
 #[test]
+fn a_flushed_block_with_a_bad_check_that_was_written_again_is_no_damage() {
+    let mut rig = Rig::fresh(500);
+    rig.write(1, 1, 10).unwrap();
+    rig.write(1, 1, 20).unwrap();
+    rig.flush().unwrap();
+    rig.write(3, 1, 30).unwrap();
+    let mut disk = rig.disk.cut(Cut::All);
+    disk.flip(segment(0), FIRST_RECORD + 4096, 3);
+    let (engine, report) = open(&mut disk, 2).unwrap();
+    assert_eq!(report.damaged_blocks, Vec::<u64>::new());
+    assert_eq!(Rig::new(disk, engine).read(1, 3).unwrap(), [20, 0, 30]);
+}
+
+#[test]
 fn what_was_cut_off_never_comes_back() {
     let mut disk = three_writes(false).cut(Cut::All);
     disk.flip(segment(0), FIRST_RECORD + 8192, 0);
@@ -111,9 +125,9 @@ fn two_damaged_superblocks_are_refused_with_what_to_do() {
 fn a_newer_format_is_refused_by_its_number() {
     let mut disk = three_writes(true);
     // A newer program changed more than the number.
-    disk.flip(FileId::Superblock(0), 8, 0);
+    disk.flip(FileId::Superblock(0), 8, 2);
     disk.flip(FileId::Superblock(0), 200, 1);
-    assert!(matches!(open(&mut disk, 2), Err(OpenError::NewerFormat(3))));
+    assert!(matches!(open(&mut disk, 2), Err(OpenError::NewerFormat(7))));
 }
 
 #[test]
@@ -190,6 +204,7 @@ fn an_interrupted_format_is_begun_again_and_a_finished_one_is_not() {
     format(&mut disk, 100);
     let options = FormatOptions {
         identity: IDENTITY,
+        block_size: BlockSize::K4,
         size_blocks: 100,
         segment_bytes: Some(SEGMENT_BYTES),
         salt: 1,
@@ -341,6 +356,7 @@ fn a_replica_whose_superblocks_cannot_be_read_is_never_formatted_anew() {
     ));
     let new = FormatOptions {
         identity: IDENTITY,
+        block_size: BlockSize::K4,
         size_blocks: 500,
         segment_bytes: Some(SEGMENT_BYTES),
         salt: 1,

@@ -85,8 +85,8 @@ impl Store {
                 Ok(false)
             }
             Taken::Rows(rows) => {
-                let blocks = rows.iter().filter(|row| !row.entry.location.is_none()).count() as u64;
-                job.catalog.get_mut(index).blocks -= blocks;
+                let pages: u64 = rows.iter().map(|row| row.entry.location.pages()).sum();
+                job.catalog.get_mut(index).pages -= pages;
                 job.rows.extend(rows);
                 Ok(true)
             }

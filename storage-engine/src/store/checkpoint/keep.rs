@@ -123,7 +123,7 @@ impl Store {
                     assert!(place.is_vacant(), "a snapshot keeps a block once");
                     *place = entry;
                     page.changed = true;
-                    job.catalog.get_mut(index).blocks += u64::from(!entry.location.is_none());
+                    job.catalog.get_mut(index).pages += entry.location.pages();
                 }
             }
         }

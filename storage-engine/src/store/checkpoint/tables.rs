@@ -102,7 +102,7 @@ impl Store {
     /// Writes the list of snapshots; returns pointers to its pages.
     fn write_catalog(&mut self, job: &mut Job) -> Vec<Entry> {
         let replica = self.superblock.geometry.identity.replica;
-        let pages: Vec<Page> = job.catalog.pages(replica, job.number).collect();
+        let pages: Vec<Page> = job.catalog.list_pages(replica, job.number).collect();
         pages.iter().map(|page| self.place_listed(job, page)).collect()
     }
 

@@ -10,7 +10,7 @@ use super::super::{Purpose, Store};
 use super::Step;
 use crate::buffer::Buf;
 use crate::io::{FileId, Io, SegmentId};
-use crate::types::{BLOCK_BYTES, Lba, Location};
+use crate::types::{Lba, Location, PAGE_BYTES};
 
 /// Pages written in one operation: 256 KiB.
 const PAGES_PER_WRITE: usize = 64;
@@ -49,8 +49,8 @@ impl Pages {
     /// Counts a block or page as needed once more or once less.
     pub fn count(&mut self, entry: Entry, delta: i64) {
         if !entry.location.is_none() {
-            let blocks = entry.location.blocks() as i64;
-            *self.live.entry(entry.location.segment()).or_default() += delta * blocks;
+            let pages = entry.location.pages() as i64;
+            *self.live.entry(entry.location.segment()).or_default() += delta * pages;
         }
     }
 }
@@ -119,7 +119,7 @@ impl Store {
     /// Makes sure that `pages` pages can be placed without waiting.
     pub(super) fn meta_room(&mut self, out: &mut Pages, pages: usize) -> Step {
         let segment_bytes = self.superblock.geometry.segment_bytes;
-        let left = out.meta.map_or(0, |meta| (segment_bytes - meta.offset) / BLOCK_BYTES);
+        let left = out.meta.map_or(0, |meta| (segment_bytes - meta.offset) / PAGE_BYTES);
         if left >= pages as u64 {
             return Step::Done;
         }
@@ -165,7 +165,7 @@ impl Store {
         }
         at.offset += location.len();
         out.waiting.push(page.bytes().clone());
-        *out.live.entry(location.segment()).or_default() += location.blocks() as i64;
+        *out.live.entry(location.segment()).or_default() += location.pages() as i64;
         out.dirty.insert(location.segment());
         self.stats.map_bytes += location.len();
         if out.waiting.len() == PAGES_PER_WRITE {

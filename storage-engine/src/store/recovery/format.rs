@@ -6,12 +6,12 @@ use super::super::record::{HEADER_BYTES, HEADER_BYTES_MAX, record_bytes};
 use super::super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use super::super::superblock::{Checkpoint, Geometry, LogPosition, SUPERBLOCK_BYTES, Superblock};
 use super::super::supply::{bytes_min, promised_bytes};
-use super::super::{BLOCKS_MAX, RESERVE_SEGMENTS};
+use super::super::{PAGES_MAX, RESERVE_SEGMENTS};
 use super::found::{read_superblocks, write_superblocks};
 use super::{MEMTABLE_ROWS_MAX, OpenError, disk};
 use crate::io::{Disk, FileId, SegmentId};
-use crate::seal::KeyProof;
-use crate::types::{BLOCK_BYTES, Epoch, Identity, SEGMENT_BYTES_MAX, Version};
+use crate::seal::{KeyProof, KeyRow};
+use crate::types::{BlockSize, Epoch, Identity, PAGE_BYTES, SEGMENT_BYTES_MAX, Version};
 
 /// A volume has at least so many segments: space comes back by whole ones.
 const SEGMENTS_MIN: u64 = 64;
@@ -21,6 +21,8 @@ const SEGMENTS_MIN: u64 = 64;
 pub struct FormatOptions {
     /// Whose it is.
     pub identity: Identity,
+    /// What a block is. Only blocks of more than 4 KiB can be compressed.
+    pub block_size: BlockSize,
     /// Size of the volume in blocks.
     pub size_blocks: u64,
     /// Bytes in a segment, a multiple of 4096; `None` chooses by the size of the volume (4 to 64 MiB).
@@ -29,12 +31,11 @@ pub struct FormatOptions {
     pub salt: u64,
 }
 
-/// Bytes in a segment of a volume of so many blocks, between 4 and 64 MiB: the larger, the fewer files are made, but a
+/// Bytes in a segment of a volume of so many bytes, between 4 and 64 MiB: the larger, the fewer files are made, but a
 /// replica in a tight pool has to fit into what placement sets aside for it.
-pub fn segment_bytes_for(size_blocks: u64) -> u64 {
-    let size = size_blocks * BLOCK_BYTES;
+pub fn segment_bytes_for(size: u64, block_size: BlockSize) -> u64 {
     let rows = MEMTABLE_ROWS_MAX as u64;
-    let fits = |bytes: &u64| bytes_min(size_blocks, *bytes, rows, 2) <= promised_bytes(size);
+    let fits = |bytes: &u64| bytes_min(size, block_size, *bytes, rows, 2) <= promised_bytes(size);
     [64 << 20, 32 << 20, 16 << 20, 8 << 20]
         .into_iter()
         .filter(|bytes| *bytes <= size / SEGMENTS_MIN)
@@ -49,16 +50,23 @@ pub fn format_replica(on: &mut dyn Disk, options: &FormatOptions) -> Result<(), 
 
 /// Makes a sealed replica. `proof` is for epoch 0, in which nothing is written: it holds the key's check.
 pub fn format_sealed_replica(on: &mut dyn Disk, options: &FormatOptions, proof: &KeyProof) -> Result<(), OpenError> {
-    if (proof.row.volume, proof.row.epoch) != (options.identity.volume, Epoch(0)) {
-        return Err(OpenError::Invalid(
-            "a sealed replica begins with the salt of epoch 0 of its volume".into(),
-        ));
-    }
+    check_first_salt(options, proof)?;
     make_replica(on, options, Some(proof))
 }
 
+/// Makes sure that `proof` is for the epoch before the first.
+pub(in super::super) fn check_first_salt(options: &FormatOptions, proof: &KeyProof) -> Result<(), OpenError> {
+    if (proof.row.volume, proof.row.epoch) == (options.identity.volume, Epoch(0)) {
+        return Ok(());
+    }
+    Err(OpenError::Invalid(
+        "a sealed replica begins with the salt of epoch 0 of its volume".into(),
+    ))
+}
+
 fn make_replica(on: &mut dyn Disk, options: &FormatOptions, keys: Option<&KeyProof>) -> Result<(), OpenError> {
-    let Blank { superblock, .. } = make_blank(on, options, keys)?;
+    let rows: Vec<KeyRow> = keys.iter().map(|proof| proof.row).collect();
+    let Blank { superblock, .. } = make_blank(on, options, &rows)?;
     write_superblocks(on, &superblock, 0)
 }
 
@@ -69,19 +77,19 @@ pub(in super::super) struct Blank {
     pub next_segment: u32,
 }
 
-/// Makes everything of a replica but what is written into the superblocks.
+/// Makes everything of a replica but what is written into the superblocks. It is sealed if there are `keys`.
 pub(in super::super) fn make_blank(
     on: &mut dyn Disk,
     options: &FormatOptions,
-    keys: Option<&KeyProof>,
+    keys: &[KeyRow],
 ) -> Result<Blank, OpenError> {
     let segment_bytes = options
         .segment_bytes
-        .unwrap_or_else(|| segment_bytes_for(options.size_blocks));
-    let smallest = record_bytes(HEADER_BYTES_MAX, BLOCKS_MAX) + SEGMENT_HEADER_BYTES + HEADER_BYTES as u64;
-    if options.size_blocks == 0 || !segment_bytes.is_multiple_of(BLOCK_BYTES) {
+        .unwrap_or_else(|| segment_bytes_for(options.size_blocks * options.block_size.bytes(), options.block_size));
+    let smallest = record_bytes(HEADER_BYTES_MAX, PAGES_MAX) + SEGMENT_HEADER_BYTES + HEADER_BYTES as u64;
+    if options.size_blocks == 0 || !segment_bytes.is_multiple_of(PAGE_BYTES) {
         return Err(OpenError::Invalid(
-            "a volume has at least one block, and segments are made of whole blocks".into(),
+            "a volume has at least one block, and segments are made of whole pages of 4096 bytes".into(),
         ));
     }
     if !(smallest..=SEGMENT_BYTES_MAX).contains(&segment_bytes) {
@@ -116,7 +124,8 @@ pub(in super::super) fn make_blank(
             identity: options.identity,
             segment_bytes,
             salt: options.salt,
-            sealed: keys.is_some(),
+            sealed: !keys.is_empty(),
+            block_size: options.block_size,
         },
         epoch: Epoch(0),
         clean: true,
@@ -139,8 +148,8 @@ pub(in super::super) fn make_blank(
         },
         epoch_ends: Vec::new(),
     };
-    if let Some(proof) = keys {
-        keys::write(on, &options.identity.replica, &[proof.row])?;
+    if !keys.is_empty() {
+        keys::write(on, &options.identity.replica, keys)?;
     }
     for slot in 0..2 {
         disk(on.create(FileId::Superblock(slot), SUPERBLOCK_BYTES as u64), || {

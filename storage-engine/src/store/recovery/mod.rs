@@ -24,11 +24,11 @@ use super::{Store, StoreStats};
 use crate::buffer::BufMut;
 use crate::io::{Disk, FileId, IoFailure, SegmentId};
 use crate::seal::{KeyError, KeyProof};
-use crate::types::{Epoch, Identity, Seq};
+use crate::types::{Epoch, Identity, Lba, Seq, Version};
 
 #[cfg(test)]
 pub(super) use format::segment_bytes_for;
-pub(super) use format::{Blank, make_blank};
+pub(super) use format::{Blank, check_first_salt, make_blank};
 pub use format::{FormatOptions, format_replica, format_sealed_replica};
 pub use found::inspect;
 pub(super) use found::{
@@ -90,7 +90,7 @@ pub struct OpenReport {
     pub superblock_repaired: Option<String>,
     /// One of the files with the salts was not whole and was written anew; what was wrong with it.
     pub salts_repaired: Option<String>,
-    /// Flushed blocks that do not pass their check. They stay in the map and fail when they are read.
+    /// Flushed blocks that do not pass their check, and that nothing replaced since. They stay in the map and fail when they are read.
     pub damaged_blocks: Vec<u64>,
 }
 
@@ -105,7 +105,7 @@ pub enum OpenError {
     AlreadyFormatted,
     /// Made by a newer version.
     #[error(
-        "the replica has format version {0}, this program reads up to 2: run the version that wrote it, or a newer one"
+        "the replica has format version {0}, this program reads up to 3: run the version that wrote it, or a newer one"
     )]
     NewerFormat(u16),
     /// Another volume's, replica's or cluster's.
@@ -211,7 +211,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
     let (used, mut table_pages) = read_table(on, &superblock)?;
     let (catalog, catalog_pages) = read_catalog(on, &superblock)?;
     table_pages.extend(catalog_pages);
-    let origins = Origins::new(&catalog, &used)?;
+    let origins = Origins::new(&superblock.geometry, &catalog, &used)?;
     let segment_bytes = superblock.geometry.segment_bytes;
     for id in used.keys() {
         match files.get(id) {
@@ -230,7 +230,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         end,
         segments: replayed,
         mut report,
-        ..
+        damaged,
     } = replay(on, &superblock, &files, &used)?;
     makes_sense(&ops, &catalog)?;
     report.superblock_repaired = repaired;
@@ -285,6 +285,11 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
     }
     let mut recent = Recent::new(catalog);
     ops.iter().for_each(|op| recent.apply(op));
+    let needed = |(lba, version): &(Lba, Version)| {
+        let entries = recent.tables().filter_map(|table| table.get(*lba));
+        entries.into_iter().any(|entry| entry.version == *version)
+    };
+    report.damaged_blocks = damaged.into_iter().filter(needed).map(|(lba, _)| lba.0).collect();
     // What is served after this must still be there after the next power cut.
     for id in replayed.keys() {
         disk(on.sync(FileId::Segment(*id)), || format!("syncing segment {}", id.0))?;
@@ -312,9 +317,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
 
     let seals = Seals::of(&superblock.geometry);
     let checkpoint = &superblock.checkpoint;
-    // The leaves of a sealed volume take two blocks each.
-    let page_blocks = if superblock.geometry.sealed { 2 } else { 1 };
-    let cache_pages_max = (options.cache_pages_max / page_blocks).max(64);
+    let cache_pages_max = (options.cache_pages_max / seals.leaf_pages() as usize).max(64);
     let map = Map::new(checkpoint.root, checkpoint.height, cache_pages_max);
     let cleaner = super::cleaner::Cleaner::new(checkpoint.moved);
     let mut store = Store {

@@ -2,17 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::super::WriteEntry;
 use super::super::log::Op;
 use super::super::page::Entry;
 use super::super::record::{Body, ControlOp, HEADER_BYTES, HEADER_BYTES_MAX, Header, Seals, record_bytes};
 use super::super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Used};
 use super::super::snapshot::Catalog;
 use super::super::superblock::{LogPosition, Superblock};
-use super::super::{WriteEntry, cleaner};
 use super::{OpenError, OpenReport, disk};
 use crate::buffer::BufMut;
 use crate::io::{Disk, FileId, IoFailure, SegmentId};
-use crate::types::{BLOCK_BYTES, Check, Lba, Location, Seq, SnapshotId, Version};
+use crate::types::{Lba, Location, Seq, SnapshotId, Version};
 
 /// What replaying the log found.
 pub(in super::super) struct Replay {
@@ -20,6 +20,8 @@ pub(in super::super) struct Replay {
     pub end: LogPosition,
     pub segments: Vec<(SegmentId, u64)>,
     pub report: OpenReport,
+    /// Flushed blocks that do not pass their check. What came behind them may have replaced them.
+    pub damaged: Vec<(Lba, Version)>,
 }
 
 /// Reads the records behind the checkpoint.
@@ -63,12 +65,8 @@ pub(in super::super) fn replay(
         if !tail.continues(&header) {
             break true;
         }
-        match header.body.clone() {
-            Body::Data {
-                first_seq,
-                writes,
-                checks,
-            } => {
+        match &header.body {
+            Body::Data { first_seq, writes, .. } => {
                 let at = tail.end;
                 let last = Version {
                     epoch: header.epoch,
@@ -80,9 +78,9 @@ pub(in super::super) fn replay(
                         seq: header.flushed,
                     });
                 }
-                let bad = tail.replay_record(&header, first_seq, &writes, &checks, &mut ops)?;
+                let bad = tail.replay_record(&header, &mut ops)?;
                 if !bad.is_empty() {
-                    let ops_before = ops.len() - ops_of(&writes);
+                    let ops_before = ops.len() - ops_of(writes);
                     doubtful.push(Doubtful {
                         last,
                         at,
@@ -92,11 +90,12 @@ pub(in super::super) fn replay(
                     });
                 }
                 report.replayed_records += 1;
-                tail.end.offset += record_bytes(seals.header_bytes(&header.body), checks.len());
+                tail.end.offset += record_bytes(seals.header_bytes(&header.body), header.body.payload_pages());
                 tail.end.last = last;
                 tail.end.chain = check;
             }
             Body::Control { seq, op } => {
+                let (seq, op) = (*seq, *op);
                 let last = Version {
                     epoch: header.epoch,
                     seq,
@@ -125,7 +124,7 @@ pub(in super::super) fn replay(
                     epoch: header.epoch,
                     seq: header.flushed,
                 });
-                let next = SegmentId(next);
+                let next = SegmentId(*next);
                 let log_index = tail.end.log_index + 1;
                 if !tail.segment_is(next, log_index, files)? {
                     break true;
@@ -165,12 +164,13 @@ pub(in super::super) fn replay(
     if hole {
         report.torn_at = Some((end.segment.0, end.offset));
     }
-    report.damaged_blocks = doubtful.into_iter().flat_map(|record| record.bad).collect();
+    let damaged = doubtful.into_iter().flat_map(|record| record.bad).collect();
     Ok(Replay {
         ops,
         end,
         segments,
         report,
+        damaged,
     })
 }
 
@@ -181,7 +181,7 @@ struct Doubtful {
     ops_before: usize,
     records_before: u64,
     /// The blocks that do not pass their check.
-    bad: Vec<u64>,
+    bad: Vec<(Lba, Version)>,
 }
 
 /// Changes of the map that these writes make.
@@ -303,54 +303,49 @@ impl Tail<'_> {
     }
 
     /// Adds the changes of a record; returns the blocks whose payload does not pass its check.
-    fn replay_record(
-        &mut self,
-        header: &Header,
-        first_seq: Seq,
-        writes: &[WriteEntry],
-        checks: &[Check],
-        ops: &mut Vec<Op>,
-    ) -> Result<Vec<u64>, OpenError> {
-        let at = self.end;
-        let header_bytes = self.seals.header_bytes(&header.body) as u64;
-        let mut payload = BufMut::zeroed(checks.len() * BLOCK_BYTES as usize);
-        if !checks.is_empty() {
-            let offset = at.offset + header_bytes;
+    fn replay_record(&mut self, header: &Header, ops: &mut Vec<Op>) -> Result<Vec<(Lba, Version)>, OpenError> {
+        let Body::Data { first_seq, writes, .. } = &header.body else {
+            unreachable!("only data records have writes")
+        };
+        let segment = self.end.segment;
+        let mut offset = self.end.offset + self.seals.header_bytes(&header.body) as u64;
+        let mut payload = BufMut::zeroed(record_bytes(0, header.body.payload_pages()) as usize);
+        if payload.len() > 0 {
             if offset + payload.len() as u64 > self.superblock.geometry.segment_bytes {
                 return Err(OpenError::Damaged(format!(
                     "segment {} has a record that reaches over its end",
-                    at.segment.0
+                    segment.0
                 )));
             }
-            let read = self.on.read(FileId::Segment(at.segment), offset, payload.as_mut());
+            let read = self.on.read(FileId::Segment(segment), offset, payload.as_mut());
             disk(read, || {
-                format!("reading the log at segment {} offset {offset}", at.segment.0)
+                format!("reading the log at segment {} offset {offset}", segment.0)
             })?;
         }
-        let mut blocks = payload.as_ref().chunks(BLOCK_BYTES as usize).zip(checks).enumerate();
+        let (mut blocks, mut payload) = (header.payload().into_iter(), payload.as_ref());
         let mut bad = Vec::new();
         for (n, write) in writes.iter().enumerate() {
-            let version = cleaner::version_of(header.epoch, first_seq, n);
             if write.zero {
+                let version = Version {
+                    epoch: header.epoch,
+                    seq: Seq(first_seq.0 + n as u64),
+                };
                 ops.push(Op::Zero(write.lba, Lba(write.lba.0 + u64::from(write.blocks)), version));
                 continue;
             }
-            for block in 0..u64::from(write.blocks) {
-                let (index, (bytes, check)) = blocks.next().expect("a header has a check for each block");
-                let lba = Lba(write.lba.0 + block);
-                if self.seals.block(lba, version, bytes) != check.crc {
-                    bad.push(lba.0);
+            for block in blocks.by_ref().take(write.blocks as usize) {
+                let location = Location::pages_at(segment, offset, block.pages);
+                let (bytes, rest) = payload.split_at(location.len() as usize);
+                if self.seals.block(block.lba, block.version, bytes) != block.check.crc {
+                    bad.push((block.lba, block.version));
                 }
-                let offset = at.offset + header_bytes + index as u64 * BLOCK_BYTES;
-                let location = Location::block(at.segment, offset);
-                ops.push(Op::Block(
-                    lba,
-                    Entry {
-                        location,
-                        version,
-                        check: *check,
-                    },
-                ));
+                let entry = Entry {
+                    location,
+                    version: block.version,
+                    check: block.check,
+                };
+                ops.push(Op::Block(block.lba, entry));
+                (offset, payload) = (location.end(), rest);
             }
         }
         Ok(bad)

@@ -4,6 +4,7 @@ use super::super::checkpoint::listed_page;
 use super::super::format::{Get, Put};
 use super::super::page::{Entry, FANOUT, HEIGHT_MAX, Page, PageKind, TreeId};
 use super::super::record::Seals;
+use super::super::superblock::Geometry;
 use crate::types::{Epoch, Seq, SnapshotId, Version};
 
 /// Most snapshots of a volume, deleted ones that still have something to give back included.
@@ -32,8 +33,8 @@ pub struct Snapshot {
     pub root: Entry,
     /// Levels of the table.
     pub height: u8,
-    /// Stored blocks in the table.
-    pub blocks: u64,
+    /// Pages of 4 KiB that the blocks in the table are stored in.
+    pub pages: u64,
     /// Nobody can see it any more; its table is being given back.
     pub deleting: bool,
 }
@@ -47,7 +48,7 @@ impl Snapshot {
             time_ms,
             root: Entry::default(),
             height: 1,
-            blocks: 0,
+            pages: 0,
             deleting: false,
         }
     }
@@ -62,7 +63,7 @@ impl Snapshot {
             .bytes(&self.id.0)
             .u64(self.size_blocks)
             .u64(self.time_ms)
-            .u64(self.blocks);
+            .u64(self.pages);
         self.root.put(put);
         put.bytes(&[0; 16]);
     }
@@ -86,7 +87,7 @@ impl Snapshot {
             id: SnapshotId(get.array()),
             size_blocks: get.u64(),
             time_ms: get.u64(),
-            blocks: get.u64(),
+            pages: get.u64(),
             root: Entry::get(get),
             height,
             deleting: deleting == 1,
@@ -105,9 +106,9 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// The seals of its blocks and record headers.
-    pub fn seals(&self) -> Seals {
-        Seals::of_origin(self.volume, self.salt)
+    /// The seals of its blocks and record headers in a replica like this.
+    pub fn seals(&self, geometry: &Geometry) -> Seals {
+        Seals::of_origin(geometry, self.volume, self.salt)
     }
 
     /// Its row in the catalog.
@@ -149,13 +150,13 @@ impl Catalog {
         self.origins = origins;
     }
 
-    /// Pages that it takes.
+    /// Map pages that the list takes.
     pub fn page_count(&self) -> usize {
         (self.origins.len() + self.list.len()).div_ceil(ROWS_PER_PAGE)
     }
 
-    /// Its pages: origins, then snapshots.
-    pub fn pages(&self, replica: [u8; 16], checkpoint: u64) -> impl Iterator<Item = Page> {
+    /// The list as map pages: origins, then snapshots.
+    pub fn list_pages(&self, replica: [u8; 16], checkpoint: u64) -> impl Iterator<Item = Page> {
         let origins = self.origins.iter().map(Origin::encode);
         let rows: Vec<[u8; ROW_BYTES]> = origins.chain(self.list.iter().map(Snapshot::encode)).collect();
         (0..self.page_count()).map(move |index| {
@@ -278,9 +279,9 @@ impl Catalog {
         self.deleted > 0
     }
 
-    /// Stored blocks in all tables: needed beside those of the map.
-    pub fn blocks(&self) -> u64 {
-        self.list.iter().map(|snapshot| snapshot.blocks).sum()
+    /// Pages that the blocks in all tables are stored in: needed beside those of the map.
+    pub fn pages(&self) -> u64 {
+        self.list.iter().map(|snapshot| snapshot.pages).sum()
     }
 
     pub fn retain(&mut self, keep: impl FnMut(&Snapshot) -> bool) {
@@ -294,7 +295,7 @@ impl Catalog {
             let Some(after) = committed.list.iter().find(|other| other.version == snapshot.version) else {
                 return snapshot.version > frozen;
             };
-            (snapshot.root, snapshot.height, snapshot.blocks) = (after.root, after.height, after.blocks);
+            (snapshot.root, snapshot.height, snapshot.pages) = (after.root, after.height, after.pages);
             true
         });
         self.retain(|_| true);
@@ -323,7 +324,7 @@ mod tests {
     #[test]
     fn a_snapshot_gives_back_what_it_was_made_of() {
         let mut snapshot = Snapshot::new(SnapshotId([3; 16]), version(77), 1 << 28, 12);
-        (snapshot.height, snapshot.blocks, snapshot.deleting) = (4, 900, true);
+        (snapshot.height, snapshot.pages, snapshot.deleting) = (4, 900, true);
         assert_eq!(Snapshot::get(&mut Get::new(&snapshot.encode())), Some(snapshot));
         assert_eq!(Snapshot::get(&mut Get::new(&[0; ROW_BYTES])), None);
     }

@@ -9,23 +9,29 @@
 //! hold the source ─► plan_clone ─► the caller links the files ─► write_clone, superblocks last ─► let go of the source
 //! ```
 //!
+//! The clone of a sealed volume is sealed with a key of its own, and opens what it shares with the keys of the volumes that
+//! wrote it. It has their salts; the epoch of a block says whose it is, also after the cleaner moved it.
+//!
 //! Versions stay in order because a clone begins with the highest epoch that the source ever promised, and serves under
 //! higher ones only.
 
 use std::collections::BTreeMap;
 
+use super::super::keys;
 use super::super::page::{Entry, FANOUT, Page, PageKind, PageName, TreeId, height_for};
 use super::super::record::Seals;
 use super::super::recovery::{
-    Blank, Found, OpenError, disk, make_blank, read_catalog, read_page, read_superblocks, read_table, write_superblocks,
+    Blank, Found, OpenError, check_first_salt, disk, make_blank, read_catalog, read_page, read_superblocks, read_table,
+    write_superblocks,
 };
 use super::super::segment::{LINKED, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Used, row};
-use super::super::superblock::{StreamPosition, Superblock};
+use super::super::superblock::{Geometry, StreamPosition, Superblock};
 use super::super::{FormatOptions, checkpoint::listed_page};
 use super::catalog::{Catalog, ORIGINS_MAX, Origin};
 use crate::buffer::Buf;
 use crate::io::{Disk, FileId, SegmentId};
-use crate::types::{BLOCK_BYTES, Epoch, Location, SnapshotId, Version};
+use crate::seal::{KeyError, KeyProof, KeyRow};
+use crate::types::{Epoch, Location, PAGE_BYTES, SnapshotId, Version};
 
 /// Pages written at a time.
 const PAGES_PER_WRITE: usize = 64;
@@ -39,6 +45,8 @@ pub struct ClonePlan {
     /// Source segment → its number in the clone, and its origin there.
     segments: BTreeMap<SegmentId, (SegmentId, usize)>,
     origins: Vec<Origin>,
+    /// Salts of a sealed source, those of its own sources included.
+    key_rows: Vec<KeyRow>,
 }
 
 impl ClonePlan {
@@ -67,11 +75,11 @@ pub fn plan_clone(source: &mut dyn Disk, id: SnapshotId) -> Result<ClonePlan, Op
              closed in order"
         )));
     };
+    let mut key_rows = Vec::new();
     if superblock.geometry.sealed {
-        // Its blocks can be read with its own keys only, and a clone has keys of its own.
-        return Err(OpenError::Invalid(
-            "the source is sealed; expected one that is not: clones do not carry keys yet".into(),
-        ));
+        key_rows = keys::read(source, &superblock.geometry.identity.replica)?.rows;
+        // Nothing was written in epoch 0, nor in one that was never promised: the clone has these for its own.
+        key_rows.retain(|row| (Epoch(1)..=superblock.epoch).contains(&row.epoch));
     }
     let identity = superblock.geometry.identity;
     let mut origins = vec![Origin {
@@ -101,6 +109,7 @@ pub fn plan_clone(source: &mut dyn Disk, id: SnapshotId) -> Result<ClonePlan, Op
         catalog,
         snapshot,
         origins,
+        key_rows,
     })
 }
 
@@ -111,6 +120,39 @@ pub fn write_clone(
     target: &mut dyn Disk,
     plan: &ClonePlan,
     options: &FormatOptions,
+) -> Result<Epoch, OpenError> {
+    if plan.superblock.geometry.sealed {
+        return Err(KeyError::NotGiven.into());
+    }
+    make_clone(source, target, plan, options, &[])
+}
+
+/// The same of a sealed source. `proof` is for epoch 0 of the clone, in which nothing is written, and of a ring that holds
+/// the keys of every volume whose blocks are shared.
+pub fn write_sealed_clone(
+    source: &mut dyn Disk,
+    target: &mut dyn Disk,
+    plan: &ClonePlan,
+    options: &FormatOptions,
+    proof: &KeyProof,
+) -> Result<Epoch, OpenError> {
+    if !plan.superblock.geometry.sealed {
+        // What is shared would stay in the clear.
+        return Err(KeyError::NotSealed.into());
+    }
+    check_first_salt(options, proof)?;
+    let mut rows = vec![proof.row];
+    rows.extend(&plan.key_rows);
+    rows.iter().try_for_each(|row| proof.covers(row))?;
+    make_clone(source, target, plan, options, &rows)
+}
+
+fn make_clone(
+    source: &mut dyn Disk,
+    target: &mut dyn Disk,
+    plan: &ClonePlan,
+    options: &FormatOptions,
+    keys: &[KeyRow],
 ) -> Result<Epoch, OpenError> {
     let segment_bytes = plan.superblock.geometry.segment_bytes;
     if options.size_blocks < plan.size_blocks() {
@@ -125,6 +167,13 @@ pub fn write_clone(
             "a clone shares its source's segments of {segment_bytes} bytes; expected no other length"
         )));
     }
+    let block_size = plan.superblock.geometry.block_size;
+    if options.block_size != block_size {
+        return Err(OpenError::Invalid(format!(
+            "a clone shares its source's blocks of {} bytes; expected no other size",
+            block_size.bytes()
+        )));
+    }
     if options.identity.volume == plan.superblock.geometry.identity.volume {
         return Err(OpenError::Invalid("a clone is another volume than its source".into()));
     }
@@ -135,7 +184,7 @@ pub fn write_clone(
     let Blank {
         mut superblock,
         next_segment,
-    } = make_blank(target, &options, None)?;
+    } = make_blank(target, &options, keys)?;
     let sources = plan.sources();
     let height = sources.iter().map(|tree| tree.height).max().unwrap_or(1);
     let height = height.max(height_for(options.size_blocks));
@@ -215,7 +264,7 @@ impl ClonePlan {
         let at = entry.location;
         let (segment, _) = self.segments[&at.segment()];
         Entry {
-            location: Location::block(segment, at.offset()),
+            location: Location::new(segment, at.offset(), at.len()),
             ..entry
         }
     }
@@ -290,20 +339,19 @@ impl Writer<'_> {
                 self.build(name.child(slot), &below)?
             };
             if name.level == 0 && !entry.location.is_none() {
-                *self.live.entry(entry.location.segment()).or_default() += 1;
+                *self.live.entry(entry.location.segment()).or_default() += entry.location.pages() as u32;
             }
         }
         let first = entries[0];
         if first.location.is_none() && entries.iter().all(|entry| *entry == first) {
             return Ok(first);
         }
-        let page = Page::encode(
-            PageKind::Map,
-            name,
-            self.superblock.geometry.identity.replica,
-            1,
-            &entries,
-        );
+        let geometry = &self.superblock.geometry;
+        let page = if geometry.sealed {
+            Page::encode_tagged(name, geometry.identity.replica, 1, &entries)
+        } else {
+            Page::encode(PageKind::Map, name, geometry.identity.replica, 1, &entries)
+        };
         let version = entries.iter().map(|entry| entry.version).max();
         Ok(Entry {
             version: version.unwrap_or_default(),
@@ -313,14 +361,15 @@ impl Writer<'_> {
 
     fn place(&mut self, page: &Page) -> Result<Entry, OpenError> {
         let segment_bytes = self.superblock.geometry.segment_bytes;
-        if self.stream.is_none_or(|at| at.offset == segment_bytes) {
+        let len = page.bytes().len() as u64;
+        if self.stream.is_none_or(|at| at.offset + len > segment_bytes) {
             self.open_segment()?;
         }
         let at = self.stream.as_mut().expect("it was just made");
-        let location = Location::block(at.segment, at.offset);
-        at.offset += BLOCK_BYTES;
+        let location = Location::new(at.segment, at.offset, len);
+        at.offset += len;
         self.waiting.push(page.bytes().clone());
-        *self.live.entry(location.segment()).or_default() += 1;
+        *self.live.entry(location.segment()).or_default() += location.pages() as u32;
         if self.waiting.len() >= PAGES_PER_WRITE {
             self.flush()?;
         }
@@ -361,7 +410,7 @@ impl Writer<'_> {
         if parts.is_empty() {
             return Ok(());
         }
-        let offset = at.offset - parts.len() as u64 * BLOCK_BYTES;
+        let offset = at.offset - parts.iter().map(|part| part.len() as u64).sum::<u64>();
         disk(self.target.write(FileId::Segment(at.segment), offset, &parts), || {
             format!("writing the map of the clone to segment {}", at.segment.0)
         })
@@ -371,7 +420,7 @@ impl Writer<'_> {
         let mut catalog = Catalog::default();
         catalog.set_origins(self.plan.origins.clone());
         let replica = self.superblock.geometry.identity.replica;
-        let pages: Vec<Page> = catalog.pages(replica, 1).collect();
+        let pages: Vec<Page> = catalog.list_pages(replica, 1).collect();
         pages.iter().map(|page| self.place(page)).collect()
     }
 
@@ -382,7 +431,7 @@ impl Writer<'_> {
         let most = self.plan.segments.len() + self.metas.len() + 2;
         let own = most.div_ceil(FANOUT) + most.div_ceil(FANOUT).div_ceil(FANOUT);
         let segment_bytes = self.superblock.geometry.segment_bytes;
-        let left = self.stream.map_or(0, |at| (segment_bytes - at.offset) / BLOCK_BYTES);
+        let left = self.stream.map_or(0, |at| (segment_bytes - at.offset) / PAGE_BYTES);
         if left < own as u64 {
             self.open_segment()?;
         }
@@ -430,8 +479,8 @@ pub struct Origins {
 
 impl Origins {
     /// What the catalog and the segment table say.
-    pub fn new(catalog: &Catalog, used: &BTreeMap<SegmentId, Used>) -> Result<Origins, OpenError> {
-        let seals: Vec<Seals> = catalog.origins().iter().map(Origin::seals).collect();
+    pub fn new(geometry: &Geometry, catalog: &Catalog, used: &BTreeMap<SegmentId, Used>) -> Result<Origins, OpenError> {
+        let seals: Vec<Seals> = catalog.origins().iter().map(|origin| origin.seals(geometry)).collect();
         let linked = used.iter().filter(|(_, used)| used.kind == SegmentKind::Linked);
         let of: BTreeMap<SegmentId, usize> = linked.map(|(id, used)| (*id, used.log_index as usize)).collect();
         match of.iter().find(|(_, origin)| **origin >= seals.len()) {

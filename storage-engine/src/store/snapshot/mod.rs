@@ -24,7 +24,7 @@ mod find;
 mod scan;
 
 pub use catalog::{Catalog, Origin, ROW_BYTES, ROWS_PER_PAGE, SNAPSHOTS_MAX, Snapshot};
-pub use clone::{ClonePlan, Origins, plan_clone, write_clone};
+pub use clone::{ClonePlan, Origins, plan_clone, write_clone, write_sealed_clone};
 pub use find::Holder;
 pub use scan::{Extents, Scans};
 
@@ -33,7 +33,7 @@ use super::page::Entry;
 use super::record::ControlOp;
 use super::{Event, Store};
 use crate::request::RequestError;
-use crate::types::{BLOCK_BYTES, Lba, SnapshotId, Version};
+use crate::types::{Lba, PAGE_BYTES, SnapshotId, Version};
 
 use super::log::Op;
 
@@ -141,9 +141,9 @@ impl Store {
         held.map(|snapshot| SnapshotInfo {
             id: snapshot.id,
             version: snapshot.version,
-            size_bytes: snapshot.size_blocks * BLOCK_BYTES,
+            size_bytes: snapshot.size_blocks * self.block_size().bytes(),
             time_ms: snapshot.time_ms,
-            exclusive_bytes: snapshot.blocks * BLOCK_BYTES,
+            exclusive_bytes: snapshot.pages * PAGE_BYTES,
         })
         .collect()
     }

@@ -3,11 +3,11 @@
 use galleonfs_storage_engine::buffer::BufMut;
 use galleonfs_storage_engine::io::{Disk, FileId};
 use galleonfs_storage_engine::request::{Control, Request};
-use galleonfs_storage_engine::types::BLOCK_BYTES;
+use galleonfs_storage_engine::types::{BLOCK_BYTES, BlockSize};
 
 use super::Contents;
 use crate::clones::clone_disk;
-use crate::harness::{IDENTITY, Model, Rig, format_sealed, open, open_as, snapshot_id};
+use crate::harness::{IDENTITY, Model, Rig, Shape, open, open_as, snapshot_id};
 use crate::sim_disk::{Cut, Random, SimDisk};
 use crate::snapshot_model::Run;
 
@@ -19,19 +19,21 @@ pub const BLOCKS_MAX: u64 = 8;
 /// Every replica to keep, with its name.
 pub fn replicas() -> Vec<(&'static str, SimDisk)> {
     vec![
-        ("closed", life(false, 120, true)),
-        ("cut", life(false, 120, false)),
+        ("closed", life(Shape::PLAIN, 120, true)),
+        ("cut", life(Shape::PLAIN, 120, false)),
         // What is sealed does not compress.
-        ("sealed-cut", life(true, 3, false)),
+        ("sealed-cut", life(Shape::SEALED, 3, false)),
+        // Written in parts, and each block compressed.
+        ("compressed-closed", life(LARGE, 60, true)),
         ("clone", clone()),
     ]
 }
 
 /// Several segments, overwrites, zeroes, growth, snapshots of which one is deleted; closed in order, or cut off with a
 /// tail behind the checkpoint whose last record is torn.
-fn life(sealed: bool, writes: u64, closed: bool) -> SimDisk {
-    let mut rig = rig(sealed);
-    let blocks_max = if sealed { 2 } else { BLOCKS_MAX };
+fn life(shape: Shape, writes: u64, closed: bool) -> SimDisk {
+    let mut rig = rig(shape);
+    let blocks_max = if shape.sealed { 2 } else { BLOCKS_MAX };
     for part in 0..3 {
         write_some(&mut rig, part, writes / 3 + 1, blocks_max);
         rig.snapshot(snapshot_id(part));
@@ -53,14 +55,13 @@ fn life(sealed: bool, writes: u64, closed: bool) -> SimDisk {
     torn(rig)
 }
 
-fn rig(sealed: bool) -> Rig {
-    if !sealed {
-        return Rig::fresh(SIZE_BLOCKS);
-    }
-    let mut disk = SimDisk::default();
-    format_sealed(&mut disk, SIZE_BLOCKS);
-    let (engine, _) = open(&mut disk, 1).expect("it was just made");
-    Rig::new(disk, engine)
+const LARGE: Shape = Shape {
+    block_size: BlockSize::K16,
+    sealed: false,
+};
+
+fn rig(shape: Shape) -> Rig {
+    Rig::shaped(SIZE_BLOCKS * BLOCK_BYTES / shape.block_size.bytes(), shape)
 }
 
 /// Power goes while a write is on its way, and tears it.
