@@ -6,7 +6,7 @@ use std::{
     process::{Command, Output},
 };
 
-use galleonfs_node_plugin::disk::{FormatSpec, format_replica};
+use galleonfs_node_plugin::disk::{BlockSize, FormatSpec, format_replica};
 use serde_json::Value;
 use uuid::Uuid;
 
@@ -27,6 +27,7 @@ impl Place {
             volume_uid: VOLUME,
             replica_uid: Uuid::from_u128(2),
             cluster_id: Uuid::from_u128(3),
+            block_size: BlockSize::default(),
             size_bytes: 16 << 20,
             salt: 4,
             key: None,

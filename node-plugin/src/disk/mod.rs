@@ -28,6 +28,7 @@ use galleonfs_storage_engine::io::{Disk, FileId, IoFailure};
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 
 use crate::engine::{EngineError, ErrorKind};
+pub use galleonfs_storage_engine::types::BlockSize;
 pub use replica::{FormatSpec, format_replica, make_replica_dir, remove_replica, sweep_leftovers, used_bytes};
 
 /// The directory of the log segments below a replica directory.

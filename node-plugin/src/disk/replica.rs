@@ -24,6 +24,7 @@ pub struct FormatSpec {
     pub volume_uid: Uuid,
     pub replica_uid: Uuid,
     pub cluster_id: Uuid,
+    pub block_size: BlockSize,
     /// A multiple of the block size.
     pub size_bytes: u64,
     /// A fresh random number, kept secret from the guest.
@@ -42,8 +43,8 @@ pub fn format_replica(dir: &Path, spec: &FormatSpec) -> Result<(), EngineError> 
                 volume: spec.volume_uid.into_bytes(),
                 replica: spec.replica_uid.into_bytes(),
             },
-            block_size: BlockSize::default(),
-            size_blocks: spec.size_bytes / BlockSize::default().bytes(),
+            block_size: spec.block_size,
+            size_blocks: spec.size_bytes / spec.block_size.bytes(),
             segment_bytes: None,
             salt: spec.salt,
         };

@@ -111,7 +111,9 @@ pub(super) fn open_volume(
             .map_err(|error| explain("open", &spec.replica_dir, error.into()))?,
     };
     Ok(Box::new(OpenVolume {
-        volume: volume.when_full(spec.settings.when_full),
+        volume: volume
+            .when_full(spec.settings.when_full)
+            .compression(spec.settings.compression),
         _share: share,
     }))
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use galleonfs_storage_engine::compress::Codec;
 use galleonfs_storage_engine::seal::{DATA_KEY_BYTES, DataKey, EpochSalt, KeyError, KeyId, KeyProof, Keyring};
 use galleonfs_storage_engine::types::Epoch;
 use galleonfs_storage_engine::volume::WhenFull;
@@ -14,6 +15,8 @@ use zeroize::Zeroizing;
 pub struct Settings {
     /// Bytes per logical sector of the device: 512 or 4096.
     pub sector_bytes: u32,
+    /// How what is written is compressed, if it is.
+    pub compression: Option<Codec>,
     /// What becomes of writes that find no room in the pool.
     pub when_full: WhenFull,
 }
@@ -22,6 +25,7 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             sector_bytes: 4096,
+            compression: None,
             when_full: WhenFull::Wait,
         }
     }

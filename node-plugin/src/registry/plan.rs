@@ -1,9 +1,10 @@
 //! Decisions about volumes and replicas, from plain values.
 
 use galleonfs_api::{
-    Condition, Device as DeviceStatus, GalleonReplica, GalleonReplicaStatus, GalleonVolume, GalleonVolumeSpec,
-    ReplicaPhase, VolumeConfig, condition, condition_type, reason,
+    Compression, Condition, Device as DeviceStatus, GalleonReplica, GalleonReplicaStatus, GalleonVolume,
+    GalleonVolumeSpec, ReplicaPhase, VolumeConfig, condition, condition_type, reason,
 };
+use galleonfs_storage_engine::compress::Codec;
 use galleonfs_storage_engine::volume::WhenFull;
 use kube::ResourceExt;
 use uuid::Uuid;
@@ -291,6 +292,10 @@ pub fn settings(spec: &GalleonVolumeSpec) -> Settings {
         .no_space_timeout_seconds
         .and_then(|seconds| u64::try_from(seconds).ok());
     Settings {
+        compression: spec.compression.map(|compression| match compression {
+            Compression::Lz4 => Codec::Lz4,
+            Compression::Zstd => Codec::Zstd,
+        }),
         sector_bytes: u32::try_from(spec.sector_size).expect("the API server takes 512 and 4096 only"),
         when_full: seconds.map_or(WhenFull::Wait, |seconds| WhenFull::RefuseAfter { ms: seconds * 1000 }),
     }

@@ -14,7 +14,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use galleonfs_node_plugin::disk::{FormatSpec, format_replica};
+use galleonfs_node_plugin::disk::{BlockSize, FormatSpec, format_replica};
 use galleonfs_node_plugin::engine::{AttachSpec, Engine, EngineConfig, EngineError, ErrorKind, Settings, VolumeKey};
 use uuid::Uuid;
 
@@ -172,6 +172,7 @@ pub fn serve(scratch: &Scratch, serving: Serving) -> Result<()> {
         volume_uid: Uuid::new_v4(),
         replica_uid: Uuid::new_v4(),
         cluster_id: Uuid::new_v4(),
+        block_size: BlockSize::default(),
         size_bytes,
         salt: Uuid::new_v4().as_u64_pair().0,
         key: key.clone(),

@@ -4,9 +4,10 @@ use std::os::unix::fs::FileExt;
 use std::process::Stdio;
 
 use galleonfs_storage_engine::buffer::BufMut;
+use galleonfs_storage_engine::compress::Codec;
 
 use super::*;
-use crate::disk::{FormatSpec, format_replica, remove_replica, used_bytes};
+use crate::disk::{BlockSize, FormatSpec, format_replica, remove_replica, used_bytes};
 
 struct Real {
     dir: PathBuf,
@@ -47,10 +48,15 @@ impl Real {
     }
 
     fn format(&self, spec: &AttachSpec) {
+        self.format_in(spec, BlockSize::default());
+    }
+
+    fn format_in(&self, spec: &AttachSpec, block_size: BlockSize) {
         let format = FormatSpec {
             volume_uid: spec.volume_uid,
             replica_uid: spec.replica_uid,
             cluster_id: spec.cluster_id,
+            block_size,
             size_bytes: spec.size_bytes,
             salt: 5,
             key: spec.key.clone(),
@@ -194,6 +200,84 @@ async fn a_sealed_replica_opens_with_its_key_only_and_stores_nothing_readable() 
     let mut read = BufMut::zeroed(64 << 10);
     open_direct(&device).read_exact_at(read.as_mut(), 0).expect("read");
     assert_eq!(read.as_ref(), plain.as_ref());
+    real.engine.detach("volume").await.expect("detach");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_with_small_sectors_takes_parts_of_large_compressed_blocks() {
+    const SECTORS: usize = 4096;
+    let real = Real::new();
+    let spec = AttachSpec {
+        settings: Settings {
+            sector_bytes: 512,
+            compression: Some(Codec::Lz4),
+            ..Settings::default()
+        },
+        ..real.spec("volume", 1)
+    };
+    real.format_in(&spec, BlockSize::K16);
+    let device = real.engine.attach(spec.clone()).await.expect("attach").path;
+    let sysfs = Path::new("/sys/block")
+        .join(device.file_name().expect("a name"))
+        .join("queue/logical_block_size");
+    assert_eq!(fs::read_to_string(sysfs).expect("read").trim(), "512");
+
+    // Text that shrinks, in single sectors out of order, some of them over the edge of a block and some twice.
+    let line = |sector: usize, round: u8| {
+        let mut text = format!("sector {sector:05} in round {round}; ").into_bytes();
+        text.resize(512, b'.');
+        text
+    };
+    let file = open_direct(&device);
+    let mut expected = vec![0; SECTORS * 512];
+    let mut buffer = BufMut::zeroed(4096);
+    for (round, step) in [(1, 7), (2, 11)] {
+        for n in 0..SECTORS / 2 {
+            let at = n * step % (SECTORS - 3);
+            let count = 1 + n % 3;
+            for sector in at..at + count {
+                let bytes = line(sector, round);
+                buffer.as_mut()[(sector - at) * 512..][..512].copy_from_slice(&bytes);
+                expected[sector * 512..][..512].copy_from_slice(&bytes);
+            }
+            file.write_all_at(&buffer.as_ref()[..count * 512], at as u64 * 512)
+                .expect("write");
+        }
+    }
+    run("blkdiscard", &["-z", "-o", "1024", "-l", "512", &text(&device)]);
+    expected[1024..1536].fill(0);
+    file.sync_data().expect("sync");
+    let compare = |device: &Path| {
+        let file = open_direct(device);
+        let mut all = BufMut::zeroed(SECTORS * 512);
+        file.read_exact_at(all.as_mut(), 0).expect("read");
+        assert!(all.as_ref() == expected, "whole");
+        for at in (0..SECTORS - 3).step_by(101) {
+            let mut part = BufMut::zeroed(4096);
+            let part = &mut part.as_mut()[..1536];
+            file.read_exact_at(part, at as u64 * 512).expect("read");
+            assert!(part == &expected[at * 512..at * 512 + 1536], "from sector {at}");
+        }
+    };
+    compare(&device);
+    drop(file);
+    real.engine.detach("volume").await.expect("detach");
+    // Without compression from now on, and what is there is read as before.
+    let again = AttachSpec {
+        epoch: 2,
+        settings: Settings {
+            sector_bytes: 512,
+            ..Settings::default()
+        },
+        ..spec
+    };
+    let device = real.engine.attach(again).await.expect("attach").path;
+    compare(&device);
+    let live_bytes = real.engine.stores()[0].1.stats.live_bytes;
+    assert!(
+        live_bytes < SECTORS as u64 * 512 / 2,
+        "{live_bytes} bytes live: the text was compressed"
+    );
     real.engine.detach("volume").await.expect("detach");
 }
 

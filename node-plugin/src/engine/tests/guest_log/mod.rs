@@ -21,7 +21,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
-use crate::disk::{FormatSpec, format_replica};
+use crate::disk::{BlockSize, FormatSpec, format_replica};
 use crate::engine::open::{MapBudget, open_volume};
 use cut::Cut;
 use faulty::{Fault, Faulty};
@@ -135,6 +135,7 @@ async fn record(kind: &'static Kind, fault: Option<Fault>, seed: u64, count: usi
         volume_uid: Uuid::from_u128(2),
         replica_uid: Uuid::from_u128(3),
         cluster_id: Uuid::from_u128(4),
+        block_size: BlockSize::default(),
         size_bytes: kind.size_bytes,
         salt: 5,
         key: None,
