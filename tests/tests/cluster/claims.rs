@@ -252,6 +252,37 @@ pub fn a_claim_with_an_unknown_parameter_says_which_ones_exist(world: &World) ->
     })
 }
 
+pub fn a_class_decides_on_blocks_sectors_and_compression(world: &World) -> Result<()> {
+    let parameters = json!({"compression": "lz4", "sectorSize": "512", "noSpaceTimeoutSeconds": "60"});
+    let class = world.class("packed", "WaitForFirstConsumer", "Delete", parameters)?;
+    world.claim("data", &class, "512Mi", "Filesystem")?;
+    world.pod("user", "data", images::BUSYBOX)?;
+    let user = world.kubectl.wait_ready("user", SOON)?;
+    let volume = world.galleon_volume_of("data")?;
+    let (name, spec) = (&volume["metadata"]["name"], &volume["spec"]);
+    ensure!(
+        spec["compression"] == "lz4" && spec["blockSize"] == 16384 && spec["noSpaceTimeoutSeconds"] == 60,
+        "the volume is not what its class says: {spec}"
+    );
+    let node = world.node_of(&user)?;
+    let device = volume["status"]["device"]["path"].as_str().context("no device")?;
+    let sectors = node.shell(&format!("blockdev --getss {device}"))?;
+    ensure!(sectors.trim() == "512", "sectors of {sectors} bytes");
+
+    let line = "yes 'a line of text that is the same each time' | head -c 268435456 > /data/text && sync && sha256sum /data/text";
+    let wrote = checksum(&world.kubectl.shell("user", line)?)?;
+    let replicas = world.replicas_of(name.as_str().context("no name")?)?;
+    let uid = replicas[0]["metadata"]["uid"].as_str().context("no uid")?;
+    let used = node.shell(&format!("du -sm /var/lib/galleonfs/pools/default/replicas/{uid}"))?;
+    let used: u64 = used.split_whitespace().next().context("no figure")?.parse()?;
+    ensure!(used < 160, "256 MiB of text take {used} MiB");
+
+    world.replace_pod("user", "data", images::BUSYBOX)?;
+    let read = checksum(&world.kubectl.shell("user", "sha256sum /data/text")?)?;
+    ensure!(read == wrote, "the second pod read {read}, the first wrote {wrote}");
+    Ok(())
+}
+
 pub fn the_examples_and_the_charts_own_test_work(world: &World) -> Result<()> {
     let examples = world.lab.layout().checkout().join("deploy/examples");
     for entry in fs::read_dir(&examples)? {

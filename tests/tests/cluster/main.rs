@@ -50,6 +50,7 @@ const TESTS: &[Test] = tests![
     claims::an_xfs_claim_grows_while_its_pod_runs,
     claims::an_ext4_claim_has_grown_when_its_next_pod_runs,
     claims::a_claim_with_an_unknown_parameter_says_which_ones_exist,
+    claims::a_class_decides_on_blocks_sectors_and_compression,
     claims::the_examples_and_the_charts_own_test_work,
     pools::a_pool_that_cannot_be_used_says_why_and_takes_no_replicas,
     rights::a_nodes_token_cannot_touch_another_nodes_objects,
