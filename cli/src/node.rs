@@ -1,9 +1,9 @@
 //! `galleonfs node`: flags become the node process's configuration.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::Args;
-use galleonfs_node_plugin::NodeConfig;
+use clap::{Args, value_parser};
+use galleonfs_node_plugin::{NodeConfig, engine::ScrubPlan};
 
 const MIB: usize = 1 << 20;
 
@@ -47,6 +47,12 @@ pub struct NodeArguments {
     /// Memory for the maps of all volumes together, in MiB. Left out: 256.
     #[arg(long, env = "GALLEONFS_MAP_BUDGET_MIB", value_name = "MIB", value_parser = map_budget)]
     pub map_budget_mib: Option<usize>,
+    /// Days between two verifications of everything that a volume stores; 0 for none. Left out: 7.
+    #[arg(long, env = "GALLEONFS_SCRUB_EVERY_DAYS", value_name = "DAYS", value_parser = value_parser!(u32).range(..=3650))]
+    pub scrub_every_days: Option<u32>,
+    /// How fast that goes at most, in MiB per second and volume. Left out: 32.
+    #[arg(long, env = "GALLEONFS_SCRUB_MIB_PER_SECOND", value_name = "MIB", value_parser = value_parser!(u32).range(1..=65_536))]
+    pub scrub_mib_per_second: Option<u32>,
 }
 
 /// Below this the maps of a few busy volumes push each other out, and every read costs a second one.
@@ -76,6 +82,14 @@ impl From<NodeArguments> for NodeConfig {
         if let Some(budget) = given.map_budget_mib {
             config.map_budget_bytes = budget * MIB;
         }
+        let mut plan = ScrubPlan::default();
+        if let Some(days) = given.scrub_every_days {
+            plan.every = Duration::from_secs(u64::from(days) * 24 * 3600);
+        }
+        if let Some(pace) = given.scrub_mib_per_second {
+            plan.bytes_per_second = u64::from(pace) * MIB as u64;
+        }
+        config.scrub = (!plan.every.is_zero()).then_some(plan);
         config
     }
 }

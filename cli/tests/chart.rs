@@ -365,6 +365,8 @@ fn values_that_make_no_sense_are_refused_with_the_reason() {
         ("node.dataDir=/var/../etc", "dataDir"),
         ("node.healthPort=80", "healthPort"),
         ("node.mapBudgetMiB=1", "mapBudgetMiB"),
+        ("node.scrub.everyDays=-1", "everyDays"),
+        ("node.scrub.mibPerSecond=0", "mibPerSecond"),
         ("node.updateStrategy.type=Recreate", "updateStrategy"),
         ("pools.default.media=tape", "media"),
         ("pools.default.name=Default_Pool", "name"),

@@ -53,6 +53,8 @@ fn the_node_plugin_understands_what_the_chart_tells_it() {
         "pools.default.path=/srv/galleonfs/pools/default",
         "node.mapBudgetMiB=64",
         "node.shards=3",
+        "node.scrub.everyDays=2",
+        "node.scrub.mibPerSecond=5",
         "node.healthPort=10000",
     ];
     let objects = rendered(&settings);
@@ -74,6 +76,18 @@ fn the_node_plugin_understands_what_the_chart_tells_it() {
     assert_eq!(config.health_address.port(), 10000);
     assert_eq!(config.shards, 3);
     assert_eq!(config.map_budget_bytes, 64 << 20);
+    let scrub = config.scrub.expect("it is on");
+    assert_eq!(
+        (scrub.every.as_secs(), scrub.bytes_per_second),
+        (2 * 24 * 3600, 5 << 20)
+    );
+
+    let objects = rendered(&["node.scrub.everyDays=0"]);
+    let pod = &objects.get("DaemonSet", "galleonfs-node")["spec"]["template"]["spec"];
+    let Asked::Node(given) = parsed(&pod["containers"][0]).command else {
+        panic!("the chart runs another command");
+    };
+    assert_eq!(NodeConfig::from(given).scrub, None);
 }
 
 #[test]

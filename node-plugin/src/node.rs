@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::csi::{Health, Identity, Node};
-use crate::engine::EngineConfig;
+use crate::engine::{EngineConfig, ScrubPlan};
 use crate::mount::{HungChildren, Kubelet};
 use crate::pool::Pools;
 use crate::registry::{Kubernetes, Parts, Registry};
@@ -60,6 +60,8 @@ pub struct NodeConfig {
     pub shards: usize,
     /// Memory that the maps of all volumes together may occupy.
     pub map_budget_bytes: usize,
+    /// When what is stored is verified; `None` for never.
+    pub scrub: Option<ScrubPlan>,
 }
 
 impl NodeConfig {
@@ -81,6 +83,7 @@ impl NodeConfig {
             health_address: ([0, 0, 0, 0], 9810).into(),
             shards: 0,
             map_budget_bytes: 256 << 20,
+            scrub: Some(ScrubPlan::default()),
         }
     }
 }
@@ -91,6 +94,7 @@ pub async fn run(config: NodeConfig) -> Result<()> {
     let engine = RealEngine::start(EngineConfig {
         shards: config.shards,
         map_budget_bytes: config.map_budget_bytes,
+        scrub: config.scrub,
         runtime_dir: config.runtime_dir.clone(),
     })
     .context("starting the engine")?;

@@ -18,6 +18,7 @@ mod memory;
 mod open;
 mod reactor;
 mod ring;
+mod scrub;
 mod served;
 mod settings;
 mod shard;
@@ -46,6 +47,7 @@ pub use crate::frontend::{Device, GuestPath};
 pub use error::{EngineError, ErrorKind};
 pub(crate) use memory::give_back_freed_memory;
 pub(crate) use open::explain;
+pub use scrub::ScrubPlan;
 pub use settings::{Settings, VolumeKey};
 pub use stats::{DiskPath, StoreReport, VolumeStats};
 
@@ -56,6 +58,8 @@ pub struct EngineConfig {
     pub shards: usize,
     /// Memory that the maps of all volumes together may occupy.
     pub map_budget_bytes: usize,
+    /// When what is stored is verified; `None` for never.
+    pub scrub: Option<ScrubPlan>,
     /// FUSE mount points live below.
     pub runtime_dir: PathBuf,
 }
@@ -108,6 +112,9 @@ pub trait VolumeEngine: BlockEngine + Send {
 
     /// What the store says of itself: its space, its work, its findings.
     fn store(&self) -> StoreReport;
+
+    /// What was found since this was asked last that a person should know of.
+    fn finding(&mut self) -> Option<String>;
 }
 
 /// Opens the engine of a replica; called on a thread that may block.
@@ -168,7 +175,8 @@ impl Engine {
     /// Starts the shards, to serve replicas of the store.
     pub fn start(config: EngineConfig) -> Result<Engine, EngineError> {
         let budget = MapBudget::new(config.map_budget_bytes);
-        let open = move |spec: &AttachSpec, disk: FileDisk| open::open_volume(spec, disk, &budget);
+        let scrub = config.scrub;
+        let open = move |spec: &AttachSpec, disk: FileDisk| open::open_volume(spec, disk, &budget, scrub);
         Engine::start_with(&config, Box::new(open), Paths::BEST)
     }
 

@@ -12,6 +12,7 @@ use galleonfs_storage_engine::store::{OpenError, OpenOptions, open_replica};
 use galleonfs_storage_engine::types::{Epoch, Identity};
 use galleonfs_storage_engine::volume::Volume;
 
+use super::scrub::{self, Schedule, ScrubPlan};
 use super::{AttachSpec, EngineError, ErrorKind, StoreReport, VolumeEngine};
 use crate::disk::FileDisk;
 
@@ -71,6 +72,7 @@ impl Drop for Share {
 /// A volume, and the memory it was promised.
 struct OpenVolume {
     volume: Volume,
+    scrub: Schedule,
     _share: Share,
 }
 
@@ -79,6 +81,7 @@ pub(super) fn open_volume(
     spec: &AttachSpec,
     mut disk: FileDisk,
     budget: &MapBudget,
+    scrub: Option<ScrubPlan>,
 ) -> Result<Box<dyn VolumeEngine>, EngineError> {
     let identity = Identity {
         cluster: spec.cluster_id.into_bytes(),
@@ -114,6 +117,7 @@ pub(super) fn open_volume(
         volume: volume
             .when_full(spec.settings.when_full)
             .compression(spec.settings.compression),
+        scrub: Schedule::new(scrub, spec.volume_uid),
         _share: share,
     }))
 }
@@ -154,10 +158,14 @@ impl BlockEngine for OpenVolume {
 
     fn tick(&mut self, now_ms: u64) {
         self.volume.tick(now_ms);
+        self.scrub.tick(now_ms, &mut self.volume);
     }
 
     fn next_tick_ms(&self) -> Option<u64> {
-        self.volume.next_tick_ms()
+        [self.volume.next_tick_ms(), self.scrub.next_tick_ms()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn poll(&mut self) -> Option<Output> {
@@ -189,7 +197,14 @@ impl VolumeEngine for OpenVolume {
     fn store(&self) -> StoreReport {
         StoreReport {
             stats: self.volume.store_stats(),
+            scrub: self.volume.scrub_progress(),
         }
+    }
+
+    fn finding(&mut self) -> Option<String> {
+        let found = self.volume.take_new_damage();
+        // Nothing in nearly every round, and then nothing more is asked.
+        (!found.is_empty()).then(|| scrub::told(&found, &self.volume.scrub_progress()))?
     }
 }
 

@@ -265,6 +265,10 @@ impl Served {
         }
         self.counters.take_path(self.session.path());
         self.counters.wait_for_space(self.engine.waits_for_space());
+        if let Some(text) = self.engine.finding() {
+            tracing::error!(%text, "damage was found");
+            self.counters.tell(text);
+        }
         self.session.has_arrived() && !self.ended && !self.is_full() && self.leaving.is_none()
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use galleonfs_storage_engine::store::StoreStats;
+use galleonfs_storage_engine::store::{ScrubProgress, StoreStats};
 
 use crate::frontend::{GuestPath, RequestKind};
 
@@ -45,6 +45,8 @@ pub struct VolumeStats {
 pub struct StoreReport {
     /// Since the attach, but for what is there now: files, live blocks, cached pages.
     pub stats: StoreStats,
+    /// What the scrub has done and found.
+    pub scrub: ScrubProgress,
 }
 
 #[derive(Debug)]

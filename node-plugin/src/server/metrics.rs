@@ -4,7 +4,7 @@
 use prometheus::core::Collector;
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use galleonfs_storage_engine::store::StoreStats;
+use galleonfs_storage_engine::store::{ScrubProgress, StoreStats};
 
 use crate::mount::HungChildren;
 use crate::served::{NodeEngine, Served, VolumeMetrics};
@@ -36,12 +36,22 @@ const COUNTERS: [PerVolume; 6] = [
 /// The same of a volume's store.
 type PerStore = (&'static str, &'static str, fn(&StoreStats) -> u64);
 
-/// Write amplification is the sum of the second to the fourth over the first.
-const STORE_COUNTERS: [PerStore; 5] = [
+/// Write amplification is the sum of the first five over the first.
+const STORE_COUNTERS: [PerStore; 7] = [
     (
         "galleonfs_store_guest_bytes_total",
         "Bytes of blocks that the guest wrote.",
         |store| store.written_bytes,
+    ),
+    (
+        "galleonfs_store_header_bytes_total",
+        "Bytes of headers written.",
+        |store| store.header_bytes,
+    ),
+    (
+        "galleonfs_store_filled_bytes_total",
+        "Bytes of zeros written into new segments.",
+        |store| store.filled_bytes,
     ),
     (
         "galleonfs_store_moved_bytes_total",
@@ -79,6 +89,35 @@ const STORE_GAUGES: [PerStore; 3] = [
     }),
 ];
 
+/// The same of a volume's scrub. They begin anew with each attach.
+type PerScrub = (&'static str, &'static str, fn(&ScrubProgress) -> u64);
+
+const SCRUB_GAUGES: [PerScrub; 5] = [
+    (
+        "galleonfs_scrub_pass",
+        "The pass over everything stored that is under way, or was the last; 0 before the first.",
+        |scrub| scrub.pass,
+    ),
+    ("galleonfs_scrub_running", "1 while a pass is under way.", |scrub| {
+        u64::from(scrub.running)
+    }),
+    (
+        "galleonfs_scrub_verified_bytes",
+        "Bytes that passed their checks in this pass.",
+        |scrub| scrub.verified_bytes,
+    ),
+    (
+        "galleonfs_scrub_total_bytes",
+        "Bytes that were stored when this pass began.",
+        |scrub| scrub.total_bytes,
+    ),
+    (
+        "galleonfs_scrub_damaged",
+        "Places that are known to be damaged.",
+        |scrub| scrub.damaged_count,
+    ),
+];
+
 /// The page for Prometheus.
 pub fn render(engine: &dyn NodeEngine, served: &Served, hung: &HungChildren) -> Result<String, prometheus::Error> {
     let registry = Registry::new();
@@ -103,6 +142,16 @@ pub fn render(engine: &dyn NodeEngine, served: &Served, hung: &HungChildren) -> 
         let gauge = IntGaugeVec::new(Opts::new(name, help), &["volume"])?;
         for (volume, report) in &stores {
             let value = value(&report.stats);
+            gauge
+                .with_label_values(&[volume])
+                .set(i64::try_from(value).unwrap_or(i64::MAX));
+        }
+        add(Box::new(gauge))?;
+    }
+    for (name, help, value) in SCRUB_GAUGES {
+        let gauge = IntGaugeVec::new(Opts::new(name, help), &["volume"])?;
+        for (volume, report) in &stores {
+            let value = value(&report.scrub);
             gauge
                 .with_label_values(&[volume])
                 .set(i64::try_from(value).unwrap_or(i64::MAX));

@@ -162,6 +162,7 @@ pub fn serve(scratch: &Scratch, serving: Serving) -> Result<()> {
     let engine = Engine::start(EngineConfig {
         shards: 0,
         map_budget_bytes,
+        scrub: None,
         runtime_dir: scratch.mounts(setup),
     })?;
     let key = match setup {

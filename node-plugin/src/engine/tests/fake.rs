@@ -179,6 +179,10 @@ impl VolumeEngine for Ram {
     fn store(&self) -> StoreReport {
         StoreReport::default()
     }
+
+    fn finding(&mut self) -> Option<String> {
+        None
+    }
 }
 
 /// A volume that is one file, block for block: every request is a disk operation of the same form.
@@ -298,5 +302,9 @@ impl VolumeEngine for Mapped {
 
     fn store(&self) -> StoreReport {
         StoreReport::default()
+    }
+
+    fn finding(&mut self) -> Option<String> {
+        None
     }
 }

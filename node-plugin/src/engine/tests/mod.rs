@@ -70,6 +70,7 @@ impl Node {
         let config = EngineConfig {
             shards,
             map_budget_bytes: 0,
+            scrub: None,
             runtime_dir: dir.join("run"),
         };
         let engine = Engine::start_with(&config, Box::new(open), paths).expect("start the engine");

@@ -20,10 +20,15 @@ impl Real {
     }
 
     fn at(dir: PathBuf) -> Real {
+        Real::scrubbing(dir, None)
+    }
+
+    fn scrubbing(dir: PathBuf, scrub: Option<ScrubPlan>) -> Real {
         fs::create_dir_all(&dir).expect("make a directory for the test");
         let config = EngineConfig {
             shards: 1,
             map_budget_bytes: 32 << 20,
+            scrub,
             runtime_dir: dir.join("run"),
         };
         Real {
@@ -278,6 +283,67 @@ async fn a_device_with_small_sectors_takes_parts_of_large_compressed_blocks() {
         live_bytes < SECTORS as u64 * 512 / 2,
         "{live_bytes} bytes live: the text was compressed"
     );
+    real.engine.detach("volume").await.expect("detach");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scrub_finds_what_the_disk_has_changed_and_a_new_write_mends_it() {
+    let dir = std::env::temp_dir().join(format!("galleonfs-node-{}", Uuid::new_v4()));
+    let plan = ScrubPlan {
+        every: Duration::from_secs(1),
+        bytes_per_second: 0,
+    };
+    let real = Real::scrubbing(dir, Some(plan));
+    let spec = real.spec("volume", 1);
+    real.format(&spec);
+    let device = real.engine.attach(spec.clone()).await.expect("attach").path;
+    let file = open_direct(&device);
+    let block = |fill: &[u8; 16]| {
+        let mut block = BufMut::zeroed(4096);
+        block
+            .as_mut()
+            .chunks_mut(16)
+            .for_each(|part| part.copy_from_slice(fill));
+        block
+    };
+    for at in 0..100 {
+        file.write_all_at(
+            block(format!("block {at:10}").as_bytes().try_into().expect("16 bytes")).as_ref(),
+            at * 4096,
+        )
+        .expect("write");
+    }
+    file.sync_data().expect("sync");
+    // A bit turns over on the disk.
+    let wanted = block(b"block         42");
+    let mut turned = 0;
+    for segment in fs::read_dir(spec.replica_dir.join("segments")).expect("list") {
+        let path = segment.expect("list").path();
+        let stored = fs::read(&path).expect("read");
+        for (index, found) in stored.chunks(4096).enumerate() {
+            if found == wanted.as_ref() {
+                let segment = OpenOptions::new().write(true).open(&path).expect("open");
+                segment.write_all_at(b"B", index as u64 * 4096).expect("damage");
+                segment.sync_all().expect("sync");
+                turned += 1;
+            }
+        }
+    }
+    assert_eq!(turned, 1);
+
+    let stats = || real.engine.stats_of("volume").expect("attached");
+    wait_until("the scrub finds it", || stats().last_error.is_some());
+    let told = stats().last_error.expect("it was told");
+    assert!(
+        told.contains("the scrub found one place") && told.contains("block 42 version"),
+        "{told}"
+    );
+    let damaged = || real.engine.stores()[0].1.scrub.damaged_count;
+    assert_eq!(damaged(), 1);
+    file.write_all_at(block(b"block        new").as_ref(), 42 * 4096)
+        .expect("write");
+    wait_until("the list forgets it", || damaged() == 0);
+    drop(file);
     real.engine.detach("volume").await.expect("detach");
 }
 

@@ -259,6 +259,7 @@ async fn on_the_real_engine_a_file_is_found_again_after_release_growth_and_a_new
     let config = EngineConfig {
         shards: 1,
         map_budget_bytes: 16 << 20,
+        scrub: None,
         runtime_dir: dir.path().join("run"),
     };
     std::fs::create_dir_all(&config.runtime_dir).unwrap();

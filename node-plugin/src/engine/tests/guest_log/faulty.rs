@@ -200,4 +200,8 @@ impl VolumeEngine for Faulty {
     fn store(&self) -> StoreReport {
         self.inner.store()
     }
+
+    fn finding(&mut self) -> Option<String> {
+        self.inner.finding()
+    }
 }

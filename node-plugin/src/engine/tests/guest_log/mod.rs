@@ -113,7 +113,7 @@ async fn record(kind: &'static Kind, fault: Option<Fault>, seed: u64, count: usi
     let engine = {
         let (log, armed, budget) = (log.clone(), armed.clone(), MapBudget::new(32 << 20));
         let open = move |spec: &AttachSpec, disk: FileDisk| -> Result<Box<dyn VolumeEngine>, EngineError> {
-            let recorder = Recorder::new(open_volume(spec, disk, &budget)?, log.clone());
+            let recorder = Recorder::new(open_volume(spec, disk, &budget, None)?, log.clone());
             Ok(match fault {
                 Some(fault) => Box::new(Faulty::new(recorder, fault, armed.clone())),
                 None => Box::new(recorder),
@@ -122,6 +122,7 @@ async fn record(kind: &'static Kind, fault: Option<Fault>, seed: u64, count: usi
         let config = EngineConfig {
             shards: 1,
             map_budget_bytes: 0,
+            scrub: None,
             runtime_dir: dir.join("run"),
         };
         Engine::start_with(&config, Box::new(open), Paths::BEST).expect("start the engine")

@@ -152,4 +152,8 @@ impl VolumeEngine for Recorder {
     fn store(&self) -> StoreReport {
         self.inner.store()
     }
+
+    fn finding(&mut self) -> Option<String> {
+        self.inner.finding()
+    }
 }
