@@ -194,7 +194,7 @@ mod tests {
             schedule.tick(0, &mut Fake::default());
             schedule.next_tick_ms().expect("a plan")
         };
-        let starts: std::collections::BTreeSet<u64> = (0..100).map(|uid| first(uid << 64 | uid * 77)).collect();
+        let starts: std::collections::BTreeSet<u64> = (0..100).map(|uid| first((uid << 64) | (uid * 77))).collect();
         assert!(starts.len() > 50, "{starts:?}");
         let mut never = Schedule::new(None, Uuid::from_u128(1));
         never.tick(0, &mut Fake::default());
