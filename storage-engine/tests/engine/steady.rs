@@ -149,6 +149,7 @@ impl Guest {
         let after = self.engine.store_stats();
         StoreStats {
             written_bytes: after.written_bytes - before.written_bytes,
+            stored_bytes: after.stored_bytes - before.stored_bytes,
             moved_bytes: after.moved_bytes - before.moved_bytes,
             map_bytes: after.map_bytes - before.map_bytes,
             header_bytes: after.header_bytes - before.header_bytes,
