@@ -15,12 +15,12 @@ use std::time::{Duration, Instant};
 use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::buffer::{Buf, BufMut};
 use galleonfs_storage_engine::io::{Disk, FileId, Io, IoDone, IoFailure, IoId, IoResult, Output, SegmentId, perform};
-use galleonfs_storage_engine::request::{Reply, Request, RequestId};
+use galleonfs_storage_engine::request::{Control, Reply, Request, RequestId};
 use galleonfs_storage_engine::seal::{DataKey, EpochSalt, KeyId, Keyring};
 use galleonfs_storage_engine::store::{
     FormatOptions, OpenOptions, Seals, format_replica, format_sealed_replica, open_replica,
 };
-use galleonfs_storage_engine::types::{BLOCK_BYTES, BlockSize, Epoch, Identity, Lba, Seq, Version};
+use galleonfs_storage_engine::types::{BLOCK_BYTES, BlockSize, Epoch, Identity, Lba, Seq, SnapshotId, Version};
 use galleonfs_storage_engine::volume::Volume;
 
 const IDENTITY: Identity = Identity {
@@ -35,6 +35,9 @@ const ROUND: Duration = Duration::from_millis(250);
 const ROUNDS: usize = 8;
 /// The engine's clock, as a shard that is busy would tell it.
 const TURNS_PER_MS: u64 = 32;
+/// Steps of a volume's history, and blocks that each overwrites.
+const STEPS: usize = 500;
+const STEP_BLOCKS: u64 = 100;
 /// No turn of the engine takes so long by itself.
 const PREEMPTED: Duration = Duration::from_millis(2);
 
@@ -134,11 +137,13 @@ struct Job {
     /// The cleaner has to keep the replica small.
     pool_tight: bool,
     sealed: bool,
+    /// Before, random blocks are overwritten in [`STEPS`] steps; of `Some(true)` with a snapshot before each.
+    history: Option<bool>,
     /// Disk operations that end before the engine is asked again: a busy shard finds a few each time it looks.
     completed_per_turn: usize,
 }
 
-const JOBS: [Job; 13] = [
+const JOBS: [Job; 17] = [
     job("randread-4k-qd1", 1, 1, 100),
     job("randread-4k-qd32", 1, 32, 100),
     job("randwrite-4k-qd1", 1, 1, 0),
@@ -159,6 +164,22 @@ const JOBS: [Job; 13] = [
     Job {
         pool_tight: true,
         ..job("randwrite-4k-qd32-tight", 1, 32, 0)
+    },
+    Job {
+        history: Some(false),
+        ..job("randread-4k-qd32-old", 1, 32, 100)
+    },
+    Job {
+        history: Some(true),
+        ..job("randread-4k-qd32-old-500", 1, 32, 100)
+    },
+    Job {
+        history: Some(false),
+        ..job("randwrite-4k-qd32-old", 1, 32, 0)
+    },
+    Job {
+        history: Some(true),
+        ..job("randwrite-4k-qd32-old-500", 1, 32, 0)
     },
     Job {
         sealed: true,
@@ -192,6 +213,7 @@ const fn job(name: &'static str, blocks: u64, depth: usize, reads: u64) -> Job {
         flush: false,
         pool_tight: false,
         sealed: false,
+        history: None,
         completed_per_turn: if reads == 0 { 1 } else { 4 },
     }
 }
@@ -217,6 +239,8 @@ struct Rig {
     next_request: u64,
     now_ms: u64,
     pool_tight: bool,
+    /// Time of the engine for each snapshot.
+    snapshots: Vec<Duration>,
 }
 
 impl Rig {
@@ -268,14 +292,56 @@ impl Rig {
             next_request: 0,
             now_ms: 0,
             pool_tight,
+            snapshots: Vec::new(),
         };
         let fill = Job {
             sequential: true,
             ..job("fill", 256, 1, 0)
         };
         rig.run(&fill, |spent| spent.blocks >= VOLUME_BLOCKS);
+        for step in measured
+            .history
+            .iter()
+            .flat_map(|snapshots| (0..STEPS).map(move |step| (step, *snapshots)))
+        {
+            if let (step, true) = step {
+                rig.take_snapshot(step);
+            }
+            let write = job("step", 1, 32, 0);
+            rig.run(&write, |spent| spent.blocks >= STEP_BLOCKS);
+        }
         rig.idle();
         rig
+    }
+
+    /// Takes a snapshot, up to the answer that no power cut can undo it.
+    fn take_snapshot(&mut self, number: usize) {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&(number as u64 + 1).to_le_bytes());
+        let order = Control::Snapshot {
+            id: SnapshotId(id),
+            time_ms: self.now_ms,
+        };
+        self.next_request += 1;
+        let (start, mut at_disk) = (Instant::now(), Duration::ZERO);
+        self.engine.control(RequestId(self.next_request), order);
+        loop {
+            match self.engine.poll() {
+                Some(Output::Io(id, io)) => {
+                    let start = Instant::now();
+                    let result = self.perform(io);
+                    at_disk += start.elapsed();
+                    self.engine.completed(id, result);
+                }
+                Some(Output::Answer(_, answer)) => {
+                    answer.expect("the disk is large and never fails");
+                    break;
+                }
+                None => self.engine.tick(self.now_ms),
+            }
+        }
+        self.snapshots.push(start.elapsed() - at_disk);
+        self.settle();
     }
 
     /// Lets time pass until the engine has nothing left to do: reads then go through the map on the disk.
@@ -424,7 +490,7 @@ fn main() {
         BLOCK_BYTES as f64 / check
     );
     println!(
-        "{:<24} {:>10} {:>12} {:>14} {:>12} {:>10}",
+        "{:<26} {:>10} {:>12} {:>14} {:>12} {:>10}",
         "job", "requests", "ns/request", "beside checks", "disk ops/req", "preempted"
     );
     for job in JOBS.iter().filter(|job| job.name.contains(&only)) {
@@ -437,9 +503,13 @@ fn main() {
                 best = Some((each, spent));
             }
         }
+        rig.snapshots.sort();
+        if let (Some(middle), Some(last)) = (rig.snapshots.get(STEPS / 2), rig.snapshots.last()) {
+            println!("{STEPS} snapshots, each {middle:.1?} of the engine's time, at most {last:.1?}:");
+        }
         let (each, spent) = best.expect("there is at least one round");
         println!(
-            "{:<24} {:>10} {:>12.0} {:>14.0} {:>12.2} {:>10}",
+            "{:<26} {:>10} {:>12.0} {:>14.0} {:>12.2} {:>10}",
             job.name,
             spent.requests,
             each,

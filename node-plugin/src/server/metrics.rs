@@ -36,12 +36,17 @@ const COUNTERS: [PerVolume; 6] = [
 /// The same of a volume's store.
 type PerStore = (&'static str, &'static str, fn(&StoreStats) -> u64);
 
-/// Write amplification is the sum of the first five over the first.
-const STORE_COUNTERS: [PerStore; 7] = [
+/// Write amplification is the sum of the second to the sixth over the first.
+const STORE_COUNTERS: [PerStore; 8] = [
     (
         "galleonfs_store_guest_bytes_total",
-        "Bytes of blocks that the guest wrote.",
+        "Bytes of blocks that the guest wrote, before they were compressed.",
         |store| store.written_bytes,
+    ),
+    (
+        "galleonfs_store_stored_bytes_total",
+        "Bytes that these blocks are stored in.",
+        |store| store.stored_bytes,
     ),
     (
         "galleonfs_store_header_bytes_total",
