@@ -47,7 +47,7 @@ pub use crate::frontend::{Device, GuestPath};
 pub use error::{EngineError, ErrorKind};
 pub(crate) use memory::give_back_freed_memory;
 pub(crate) use open::explain;
-pub use scrub::ScrubPlan;
+pub use scrub::{Finding, ScrubPlan};
 pub use settings::{Settings, VolumeKey};
 pub use stats::{DiskPath, StoreReport, VolumeStats};
 
@@ -113,8 +113,8 @@ pub trait VolumeEngine: BlockEngine + Send {
     /// What the store says of itself: its space, its work, its findings.
     fn store(&self) -> StoreReport;
 
-    /// What was found since this was asked last that a person should know of.
-    fn finding(&mut self) -> Option<String>;
+    /// What the scrub found, or that it is mended, since this was asked last.
+    fn finding(&mut self) -> Option<Finding>;
 }
 
 /// Opens the engine of a replica; called on a thread that may block.

@@ -12,7 +12,7 @@ use galleonfs_storage_engine::store::{OpenError, OpenOptions, open_replica};
 use galleonfs_storage_engine::types::{Epoch, Identity};
 use galleonfs_storage_engine::volume::Volume;
 
-use super::scrub::{self, Schedule, ScrubPlan};
+use super::scrub::{self, Finding, Schedule, ScrubPlan};
 use super::{AttachSpec, EngineError, ErrorKind, StoreReport, VolumeEngine};
 use crate::disk::FileDisk;
 
@@ -22,6 +22,9 @@ const SHARE_BYTES_MAX: usize = 16 << 20;
 /// Map memory that every volume gets, whatever is left of the budget: less would make each request read the map from
 /// the disk.
 const SHARE_BYTES_MIN: usize = 512 << 10;
+
+/// While something is damaged it is looked so often whether it still is.
+const LOOK_EVERY_MS: u64 = 1000;
 
 /// The memory that the maps of all volumes together may occupy.
 ///
@@ -73,6 +76,9 @@ impl Drop for Share {
 struct OpenVolume {
     volume: Volume,
     scrub: Schedule,
+    /// Somebody was told of damage: when to look whether it is still there.
+    look_ms: Option<u64>,
+    mended: bool,
     _share: Share,
 }
 
@@ -118,6 +124,8 @@ pub(super) fn open_volume(
             .when_full(spec.settings.when_full)
             .compression(spec.settings.compression),
         scrub: Schedule::new(scrub, spec.volume_uid),
+        look_ms: None,
+        mended: false,
         _share: share,
     }))
 }
@@ -159,10 +167,14 @@ impl BlockEngine for OpenVolume {
     fn tick(&mut self, now_ms: u64) {
         self.volume.tick(now_ms);
         self.scrub.tick(now_ms, &mut self.volume);
+        if self.look_ms.is_some_and(|due| due <= now_ms) {
+            self.mended = self.volume.scrub_progress().damaged_count == 0;
+            self.look_ms = (!self.mended).then_some(now_ms + LOOK_EVERY_MS);
+        }
     }
 
     fn next_tick_ms(&self) -> Option<u64> {
-        [self.volume.next_tick_ms(), self.scrub.next_tick_ms()]
+        [self.volume.next_tick_ms(), self.scrub.next_tick_ms(), self.look_ms]
             .into_iter()
             .flatten()
             .min()
@@ -201,10 +213,14 @@ impl VolumeEngine for OpenVolume {
         }
     }
 
-    fn finding(&mut self) -> Option<String> {
+    fn finding(&mut self) -> Option<Finding> {
         let found = self.volume.take_new_damage();
         // Nothing in nearly every round, and then nothing more is asked.
-        (!found.is_empty()).then(|| scrub::told(&found, &self.volume.scrub_progress()))?
+        if !found.is_empty() {
+            self.look_ms = Some(0);
+            return scrub::told(&found, &self.volume.scrub_progress()).map(Finding::Damaged);
+        }
+        std::mem::take(&mut self.mended).then_some(Finding::Mended)
     }
 }
 

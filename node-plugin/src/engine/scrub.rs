@@ -33,6 +33,15 @@ impl Default for ScrubPlan {
     }
 }
 
+/// News of what is damaged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// There is new damage; in words.
+    Damaged(String),
+    /// All that was damaged was written anew.
+    Mended,
+}
+
 /// What is scrubbed.
 pub(super) trait Scrubbed {
     fn scrub(&mut self, order: ScrubOrder);

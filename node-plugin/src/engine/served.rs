@@ -24,7 +24,7 @@ use super::limits::{DISK_OPS_PER_VOLUME_MAX, INFLIGHT_BYTES_PER_VOLUME_MAX, REQU
 use super::reactor::{Reactor, Source};
 use super::ring::{DiskOp, Work};
 use super::stats::{Counters, StoreReport};
-use super::{ErrorKind, VolumeEngine};
+use super::{ErrorKind, Finding, VolumeEngine};
 use crate::engine::EngineError;
 use crate::frontend::{Buffers, Received, RequestKind, Session, Ticket};
 
@@ -265,9 +265,13 @@ impl Served {
         }
         self.counters.take_path(self.session.path());
         self.counters.wait_for_space(self.engine.waits_for_space());
-        if let Some(text) = self.engine.finding() {
-            tracing::error!(%text, "damage was found");
-            self.counters.tell(text);
+        match self.engine.finding() {
+            Some(Finding::Damaged(text)) => {
+                tracing::error!(%text, "damage was found");
+                self.counters.damaged(Some(text));
+            }
+            Some(Finding::Mended) => self.counters.damaged(None),
+            None => {}
         }
         self.session.has_arrived() && !self.ended && !self.is_full() && self.leaving.is_none()
     }

@@ -38,6 +38,8 @@ pub struct VolumeStats {
     pub guest_path: GuestPath,
     /// What the last failed request was told, if it tells of damage, of a failed disk or of an engine that stopped.
     pub last_error: Option<String>,
+    /// What the scrub told last of damage that is still there.
+    pub damage: Option<String>,
 }
 
 /// What the store of a volume says of itself.
@@ -64,6 +66,7 @@ pub(super) struct Counters {
     errors: AtomicU64,
     inflight: AtomicU64,
     last_error: Mutex<Option<String>>,
+    damage: Mutex<Option<String>>,
 }
 
 impl Counters {
@@ -82,6 +85,7 @@ impl Counters {
             errors: AtomicU64::new(0),
             inflight: AtomicU64::new(0),
             last_error: Mutex::new(None),
+            damage: Mutex::new(None),
         }
     }
 
@@ -129,6 +133,11 @@ impl Counters {
         *self.last_error.lock().expect("nobody panics while holding it") = Some(error);
     }
 
+    /// What is damaged, in words.
+    pub fn damaged(&self, damage: Option<String>) {
+        *self.damage.lock().expect("nobody panics while holding it") = damage;
+    }
+
     pub fn read(&self) -> VolumeStats {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         VolumeStats {
@@ -149,6 +158,7 @@ impl Counters {
                 GuestPath::Device
             },
             last_error: self.last_error.lock().expect("nobody panics while holding it").clone(),
+            damage: self.damage.lock().expect("nobody panics while holding it").clone(),
         }
     }
 }

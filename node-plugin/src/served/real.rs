@@ -50,7 +50,7 @@ impl NodeEngine for RealEngine {
 
     fn trouble(&self, volume: &str) -> Option<Trouble> {
         let stats = self.engine.stats_of(volume)?;
-        match stats.last_error {
+        match stats.last_error.or(stats.damage) {
             Some(error) => Some(Trouble::Broken(error)),
             None if stats.waits_for_space => Some(Trouble::PoolFull(self.engine.pool(volume)?)),
             None => None,

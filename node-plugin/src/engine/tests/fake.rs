@@ -10,7 +10,7 @@ use galleonfs_storage_engine::io::{Disk, FileId, Io, IoDone, IoFailure, IoId, Io
 use galleonfs_storage_engine::request::{Answer, Piece, Reply, Request, RequestError, RequestId};
 
 use crate::disk::FileDisk;
-use crate::engine::{AttachSpec, EngineError, ErrorKind, StoreReport, VolumeEngine};
+use crate::engine::{AttachSpec, EngineError, ErrorKind, Finding, StoreReport, VolumeEngine};
 
 const BLOCK: u64 = 4096;
 const SEGMENT: FileId = FileId::Segment(SegmentId(0));
@@ -180,7 +180,7 @@ impl VolumeEngine for Ram {
         StoreReport::default()
     }
 
-    fn finding(&mut self) -> Option<String> {
+    fn finding(&mut self) -> Option<Finding> {
         None
     }
 }
@@ -304,7 +304,7 @@ impl VolumeEngine for Mapped {
         StoreReport::default()
     }
 
-    fn finding(&mut self) -> Option<String> {
+    fn finding(&mut self) -> Option<Finding> {
         None
     }
 }

@@ -332,8 +332,8 @@ async fn a_scrub_finds_what_the_disk_has_changed_and_a_new_write_mends_it() {
     assert_eq!(turned, 1);
 
     let stats = || real.engine.stats_of("volume").expect("attached");
-    wait_until("the scrub finds it", || stats().last_error.is_some());
-    let told = stats().last_error.expect("it was told");
+    wait_until("the scrub finds it", || stats().damage.is_some());
+    let told = stats().damage.expect("it was told");
     assert!(
         told.contains("the scrub found one place") && told.contains("block 42 version"),
         "{told}"
@@ -343,6 +343,8 @@ async fn a_scrub_finds_what_the_disk_has_changed_and_a_new_write_mends_it() {
     file.write_all_at(block(b"block        new").as_ref(), 42 * 4096)
         .expect("write");
     wait_until("the list forgets it", || damaged() == 0);
+    wait_until("the volume is well again", || stats().damage.is_none());
+    assert_eq!(stats().last_error, None);
     drop(file);
     real.engine.detach("volume").await.expect("detach");
 }

@@ -10,7 +10,7 @@ use galleonfs_storage_engine::io::{IoId, IoResult, Output};
 use galleonfs_storage_engine::request::{Reply, Request, RequestId};
 
 use super::recorder::Recorder;
-use crate::engine::{StoreReport, VolumeEngine};
+use crate::engine::{Finding, StoreReport, VolumeEngine};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
@@ -201,7 +201,7 @@ impl VolumeEngine for Faulty {
         self.inner.store()
     }
 
-    fn finding(&mut self) -> Option<String> {
+    fn finding(&mut self) -> Option<Finding> {
         self.inner.finding()
     }
 }

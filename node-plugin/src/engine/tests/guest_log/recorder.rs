@@ -8,7 +8,7 @@ use galleonfs_storage_engine::buffer::BufMut;
 use galleonfs_storage_engine::io::{IoId, IoResult, Output};
 use galleonfs_storage_engine::request::{Request, RequestId};
 
-use crate::engine::{StoreReport, VolumeEngine};
+use crate::engine::{Finding, StoreReport, VolumeEngine};
 
 /// What a guest asked that changes the volume or makes it durable.
 #[derive(Debug)]
@@ -153,7 +153,7 @@ impl VolumeEngine for Recorder {
         self.inner.store()
     }
 
-    fn finding(&mut self) -> Option<String> {
+    fn finding(&mut self) -> Option<Finding> {
         self.inner.finding()
     }
 }
