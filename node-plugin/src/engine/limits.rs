@@ -27,7 +27,7 @@ const _: () = assert!(DISK_OPS_PER_VOLUME_MAX * HANGING_VOLUMES_MAX <= RING_WORK
 pub const RING_ENTRIES: u32 = 256;
 
 /// Submissions after which the kernel is told within a round: it starts on them while the rest of the round is thought
-/// about. With a guest that has 32 reads in flight, telling it once per round left the disk and the guest idle in turns.
+/// about, and an answer does not wait for the end of a long round.
 pub const RING_SUBMIT_EVERY: usize = 8;
 
 const _: () = assert!(RING_SUBMIT_EVERY < RING_ENTRIES as usize);
