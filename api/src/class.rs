@@ -241,13 +241,7 @@ pub enum ClassError {
         values: &'static str,
     },
     #[error("StorageClass parameter {key:?} cannot be {value:?}: {why}")]
-    NotYet {
-        key: String,
-        value: String,
-        why: &'static str,
-    },
-    #[error("StorageClass parameter {key:?} cannot be {value:?}: {why}")]
-    Contradiction {
+    Refused {
         key: String,
         value: String,
         why: &'static str,
@@ -294,7 +288,7 @@ impl ClassParameters {
                             value: value.into(),
                             values: parameter.values,
                         },
-                        Refusal::NotYet(why) => ClassError::NotYet {
+                        Refusal::NotYet(why) => ClassError::Refused {
                             key: key.into(),
                             value: value.into(),
                             why,
@@ -308,7 +302,7 @@ impl ClassParameters {
             match seen.get("blockSize") {
                 None => parsed.block_size = BLOCK_SIZE_COMPRESSED,
                 Some((key, value)) => {
-                    return Err(ClassError::Contradiction {
+                    return Err(ClassError::Refused {
                         key: key.to_string(),
                         value: value.to_string(),
                         why: "blocks are stored in pages of 4096 bytes, so smaller blocks than 8192 are never stored \

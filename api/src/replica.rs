@@ -7,7 +7,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Condition, condition, volume::BLOCK_SIZE_DEFAULT, words::condition_type};
+use crate::{Condition, condition, words::condition_type};
 
 /// Where one copy lives and how large it is.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, PartialEq, Serialize)]
@@ -59,17 +59,13 @@ pub struct GalleonReplicaSpec {
     #[x_kube(validation = Rule::new("self >= oldSelf").message("sizeBytes must not shrink"))]
     pub size_bytes: i64,
     /// Bytes per block of the volume.
-    #[serde(default = "block_size_default")]
+    #[serde(default = "crate::volume::block_size_default")]
     #[schemars(schema_with = "crate::schema::block_size")]
     #[x_kube(validation = Rule::new("self == oldSelf").message("blockSize is immutable"))]
     pub block_size: i32,
     /// What placement counts against the pool: the size and the log's overhead.
     #[schemars(range(min = 1))]
     pub reserved_bytes: i64,
-}
-
-fn block_size_default() -> i32 {
-    BLOCK_SIZE_DEFAULT
 }
 
 /// How a replica fares, as its node sees it.

@@ -128,7 +128,7 @@ pub struct GalleonVolumeSpec {
     pub attach_to: Option<AttachTo>,
 }
 
-fn block_size_default() -> i32 {
+pub(crate) fn block_size_default() -> i32 {
     BLOCK_SIZE_DEFAULT
 }
 

@@ -4,15 +4,14 @@
 use prometheus::core::Collector;
 use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use galleonfs_storage_engine::store::{ScrubProgress, StoreStats};
-
+use crate::engine::StoreReport;
 use crate::mount::HungChildren;
 use crate::served::{NodeEngine, Served, VolumeMetrics};
 
-/// A counter per volume: name, help, and where its value is.
-type PerVolume = (&'static str, &'static str, fn(&VolumeMetrics) -> u64);
+/// A figure per volume: name, help, and where its value is in what is known of the volume.
+type Figure<T> = (&'static str, &'static str, fn(&T) -> u64);
 
-const COUNTERS: [PerVolume; 6] = [
+const COUNTERS: [Figure<VolumeMetrics>; 6] = [
     ("galleonfs_volume_reads_total", "Reads answered.", |volume| volume.reads),
     ("galleonfs_volume_writes_total", "Writes answered.", |volume| {
         volume.writes
@@ -33,93 +32,94 @@ const COUNTERS: [PerVolume; 6] = [
     ),
 ];
 
-/// The same of a volume's store.
-type PerStore = (&'static str, &'static str, fn(&StoreStats) -> u64);
+const GAUGES: [Figure<VolumeMetrics>; 1] = [(
+    "galleonfs_volume_inflight",
+    "Requests that are not answered yet.",
+    |volume| volume.inflight,
+)];
 
 /// Write amplification is the sum of the second to the sixth over the first.
-const STORE_COUNTERS: [PerStore; 8] = [
+const STORE_COUNTERS: [Figure<StoreReport>; 8] = [
     (
         "galleonfs_store_guest_bytes_total",
         "Bytes of blocks that the guest wrote, before they were compressed.",
-        |store| store.written_bytes,
+        |store| store.stats.written_bytes,
     ),
     (
         "galleonfs_store_stored_bytes_total",
         "Bytes that these blocks are stored in.",
-        |store| store.stored_bytes,
+        |store| store.stats.stored_bytes,
     ),
     (
         "galleonfs_store_header_bytes_total",
         "Bytes of headers written.",
-        |store| store.header_bytes,
+        |store| store.stats.header_bytes,
     ),
     (
         "galleonfs_store_filled_bytes_total",
         "Bytes of zeros written into new segments.",
-        |store| store.filled_bytes,
+        |store| store.stats.filled_bytes,
     ),
     (
         "galleonfs_store_moved_bytes_total",
         "Bytes of blocks that the cleaner moved.",
-        |store| store.moved_bytes,
+        |store| store.stats.moved_bytes,
     ),
     (
         "galleonfs_store_map_bytes_total",
         "Bytes of map pages written.",
-        |store| store.map_bytes,
+        |store| store.stats.map_bytes,
     ),
     ("galleonfs_store_checkpoints_total", "Checkpoints made.", |store| {
-        store.checkpoints
+        store.stats.checkpoints
     }),
     (
         "galleonfs_store_damaged_blocks_total",
         "Times that a block did not pass its check.",
-        |store| store.damaged_blocks,
+        |store| store.stats.damaged_blocks,
     ),
 ];
 
-const STORE_GAUGES: [PerStore; 3] = [
+const STORE_GAUGES: [Figure<StoreReport>; 3] = [
     (
         "galleonfs_store_allocated_bytes",
         "Bytes that the replica takes from its pool.",
-        |store| store.allocated_bytes,
+        |store| store.stats.allocated_bytes,
     ),
     (
         "galleonfs_store_live_bytes",
         "Bytes of blocks and pages that the last checkpoint needs.",
-        |store| store.live_bytes,
+        |store| store.stats.live_bytes,
     ),
     ("galleonfs_store_cached_map_pages", "Map pages in memory.", |store| {
-        store.cached_pages
+        store.stats.cached_pages
     }),
 ];
 
-/// The same of a volume's scrub. They begin anew with each attach.
-type PerScrub = (&'static str, &'static str, fn(&ScrubProgress) -> u64);
-
-const SCRUB_GAUGES: [PerScrub; 5] = [
+/// They begin anew with each attach.
+const SCRUB_GAUGES: [Figure<StoreReport>; 5] = [
     (
         "galleonfs_scrub_pass",
         "The pass over everything stored that is under way, or was the last; 0 before the first.",
-        |scrub| scrub.pass,
+        |store| store.scrub.pass,
     ),
-    ("galleonfs_scrub_running", "1 while a pass is under way.", |scrub| {
-        u64::from(scrub.running)
+    ("galleonfs_scrub_running", "1 while a pass is under way.", |store| {
+        u64::from(store.scrub.running)
     }),
     (
         "galleonfs_scrub_verified_bytes",
         "Bytes that passed their checks in this pass.",
-        |scrub| scrub.verified_bytes,
+        |store| store.scrub.verified_bytes,
     ),
     (
         "galleonfs_scrub_total_bytes",
         "Bytes that were stored when this pass began.",
-        |scrub| scrub.total_bytes,
+        |store| store.scrub.total_bytes,
     ),
     (
         "galleonfs_scrub_damaged",
         "Places that are known to be damaged.",
-        |scrub| scrub.damaged_count,
+        |store| store.scrub.damaged_count,
     ),
 ];
 
@@ -128,49 +128,12 @@ pub fn render(engine: &dyn NodeEngine, served: &Served, hung: &HungChildren) -> 
     let registry = Registry::new();
     let add = |metric: Box<dyn Collector>| registry.register(metric);
     let volumes = engine.metrics();
-    for (name, help, value) in COUNTERS {
-        let counter = IntCounterVec::new(Opts::new(name, help), &["volume"])?;
-        for (volume, metrics) in &volumes {
-            counter.with_label_values(&[volume]).inc_by(value(metrics));
-        }
-        add(Box::new(counter))?;
-    }
+    add_counters(&registry, &COUNTERS, &volumes)?;
+    add_gauges(&registry, &GAUGES, &volumes)?;
     let stores = engine.stores();
-    for (name, help, value) in STORE_COUNTERS {
-        let counter = IntCounterVec::new(Opts::new(name, help), &["volume"])?;
-        for (volume, report) in &stores {
-            counter.with_label_values(&[volume]).inc_by(value(&report.stats));
-        }
-        add(Box::new(counter))?;
-    }
-    for (name, help, value) in STORE_GAUGES {
-        let gauge = IntGaugeVec::new(Opts::new(name, help), &["volume"])?;
-        for (volume, report) in &stores {
-            let value = value(&report.stats);
-            gauge
-                .with_label_values(&[volume])
-                .set(i64::try_from(value).unwrap_or(i64::MAX));
-        }
-        add(Box::new(gauge))?;
-    }
-    for (name, help, value) in SCRUB_GAUGES {
-        let gauge = IntGaugeVec::new(Opts::new(name, help), &["volume"])?;
-        for (volume, report) in &stores {
-            let value = value(&report.scrub);
-            gauge
-                .with_label_values(&[volume])
-                .set(i64::try_from(value).unwrap_or(i64::MAX));
-        }
-        add(Box::new(gauge))?;
-    }
-    let inflight = Opts::new("galleonfs_volume_inflight", "Requests that are not answered yet.");
-    let inflight = IntGaugeVec::new(inflight, &["volume"])?;
-    for (volume, metrics) in &volumes {
-        inflight
-            .with_label_values(&[volume])
-            .set(i64::try_from(metrics.inflight).unwrap_or(i64::MAX));
-    }
-    add(Box::new(inflight))?;
+    add_counters(&registry, &STORE_COUNTERS, &stores)?;
+    add_gauges(&registry, &STORE_GAUGES, &stores)?;
+    add_gauges(&registry, &SCRUB_GAUGES, &stores)?;
     let states = IntGaugeVec::new(
         Opts::new("galleonfs_node_volumes", "Volumes wanted on this node, by state."),
         &["state"],
@@ -187,6 +150,30 @@ pub fn render(engine: &dyn NodeEngine, served: &Served, hung: &HungChildren) -> 
     children.set(hung.count() as i64);
     add(Box::new(children))?;
     TextEncoder::new().encode_to_string(&registry.gather())
+}
+
+fn add_counters<T>(registry: &Registry, figures: &[Figure<T>], volumes: &[(String, T)]) -> prometheus::Result<()> {
+    for (name, help, value) in figures {
+        let counter = IntCounterVec::new(Opts::new(*name, *help), &["volume"])?;
+        for (volume, known) in volumes {
+            counter.with_label_values(&[volume]).inc_by(value(known));
+        }
+        registry.register(Box::new(counter))?;
+    }
+    Ok(())
+}
+
+fn add_gauges<T>(registry: &Registry, figures: &[Figure<T>], volumes: &[(String, T)]) -> prometheus::Result<()> {
+    for (name, help, value) in figures {
+        let gauge = IntGaugeVec::new(Opts::new(*name, *help), &["volume"])?;
+        for (volume, known) in volumes {
+            gauge
+                .with_label_values(&[volume])
+                .set(i64::try_from(value(known)).unwrap_or(i64::MAX));
+        }
+        registry.register(Box::new(gauge))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
