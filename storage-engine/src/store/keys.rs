@@ -8,7 +8,7 @@
 
 use super::format::{FORMAT_VERSION, Get, Put, check_around};
 use super::recovery::{OpenError, disk};
-use crate::buffer::BufMut;
+use crate::buffer::{Buf, BufMut};
 use crate::io::{Disk, FileId};
 use crate::seal::{EpochSalt, KeyCheck, KeyId, KeyProof, KeyRow};
 use crate::types::{Epoch, PAGE_BYTES};
@@ -110,20 +110,27 @@ fn lost(index: usize) -> OpenError {
     ))
 }
 
-/// Writes all rows into both files, one after the other, and syncs each: one is whole at any time.
-pub fn write(on: &mut dyn Disk, replica: &[u8; 16], rows: &[KeyRow]) -> Result<(), OpenError> {
+/// What is written at the start of both files.
+pub fn encode_rows(replica: &[u8; 16], rows: &[KeyRow]) -> Buf {
     let bytes: Vec<u8> = (0..)
         .zip(rows)
         .flat_map(|(index, row)| encode_row(index, replica, row))
         .collect();
-    let block = BufMut::copy_of(&bytes).freeze();
+    BufMut::copy_of(&bytes).freeze()
+}
+
+/// Length of a file with so many rows.
+pub fn file_bytes(rows: usize) -> u64 {
+    ((rows * KEY_ROW_BYTES) as u64).next_multiple_of(GROW_BYTES)
+}
+
+/// Writes all rows into both files, one after the other, and syncs each: one is whole at any time.
+pub fn write(on: &mut dyn Disk, replica: &[u8; 16], rows: &[KeyRow]) -> Result<(), OpenError> {
+    let block = encode_rows(replica, rows);
     for slot in 0..2 {
         let file = FileId::Keys(slot);
         let doing = || format!("writing the salts into keys.{slot}");
-        disk(
-            on.create(file, (block.len() as u64).next_multiple_of(GROW_BYTES)),
-            doing,
-        )?;
+        disk(on.create(file, file_bytes(rows.len())), doing)?;
         disk(on.write(file, 0, std::slice::from_ref(&block)), doing)?;
         disk(on.sync(file), doing)?;
     }

@@ -28,6 +28,7 @@ mod page;
 mod read;
 mod record;
 mod recovery;
+mod replica;
 mod scrub;
 mod segment;
 mod snapshot;
@@ -38,20 +39,23 @@ use std::collections::VecDeque;
 
 use slab::Slab;
 
+pub use log::Batch;
 pub use read::{ReadPart, ReadToken};
 pub use record::{Body, ControlOp, Header, PAGES_MAX, Seals, WRITES_MAX, WriteEntry};
 pub use recovery::{
-    FormatOptions, OpenError, OpenOptions, OpenReport, format_replica, format_sealed_replica, inspect, open_replica,
+    FormatOptions, OpenError, OpenOptions, OpenReport, Settle, format_joining_replica, format_replica,
+    format_sealed_replica, inspect, open_replica,
 };
+pub use replica::{Copies, Row, Rows, Stored, StoredBlock};
 pub use scrub::{Damage, DamagedThing, ScrubOrder, ScrubProgress};
 pub use snapshot::{ClonePlan, Extents, SNAPSHOTS_MAX, SnapshotInfo, plan_clone, write_clone, write_sealed_clone};
-pub use superblock::Superblock;
+pub use superblock::{EpochEnd, Superblock};
 
 /// The structures on the disk and what they are made of, for tests and tools; `docs/disk-format.md` draws them.
 pub mod layout {
     pub use super::keys::{KEY_ROW_BYTES, decode_row, encode_row};
     pub use super::page::{Entry, FANOUT, Page, PageKind, PageName, TreeId};
-    pub use super::record::MovedBlock;
+    pub use super::record::{CopiedZeros, MovedBlock};
     pub use super::segment::{SegmentHeader, SegmentKind, Used, from_row, row};
     pub use super::snapshot::{Catalog, Origin, Snapshot};
     pub use super::superblock::{Checkpoint, EpochEnd, Geometry, LogPosition, StreamPosition};
@@ -68,21 +72,11 @@ use log::Log;
 use map::Map;
 use pace::Pace;
 use read::{ReadKey, Reads};
+use replica::{Amendments, Copying, RowScans};
 use scrub::Scrub;
 use segment::Segments;
 use snapshot::{Origins, Recent, Scans};
 use supply::{RESERVE_SEGMENTS, Supply};
-
-/// A record ready to be appended. The coordinator of the volume makes it; every replica appends the same bytes.
-#[derive(Debug)]
-pub struct Record {
-    /// What the header says.
-    pub header: Header,
-    /// Its check.
-    pub check: u32,
-    /// The bytes: the encoded header, then the payload in the order of the header's checks.
-    pub parts: Vec<Buf>,
-}
 
 /// Whether the next record has a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +108,16 @@ pub enum Event {
     Grown(u64),
     /// The volume is what it was at the snapshot it was reverted to, also after a power cut.
     Reverted,
+    /// This epoch is promised, also after a power cut: the next record is one of it.
+    Promised(Epoch),
+    /// The oldest ends that were to be settled are, also after a power cut.
+    Settled,
+    /// What became of the copies that were taken with this token. They are in the log, and durable with the next sync.
+    CopiedIn(u64, Result<Copies, RequestError>),
+    /// What changed here since a version, for who asked with this token.
+    Rows(u64, Result<Rows, RequestError>),
+    /// What is stored, for who asked with this token.
+    Stored(u64, Result<Vec<Stored>, RequestError>),
     /// The scrub found something that does not pass its check, and that is needed. Whoever has another copy may write it.
     Damaged(Damage),
     /// The store writes no more; why.
@@ -180,6 +184,9 @@ enum Purpose {
     },
     CleanerRead,
     CleanerWrite,
+    /// Something that a promise or an end needs; a superblock that has still to be synced.
+    Amend,
+    AmendWrite,
     ScrubRead {
         segment: SegmentId,
         start: u64,
@@ -210,6 +217,11 @@ pub struct Store {
     scans: Scans,
     job: Option<Box<Job>>,
     cleaner: Cleaner,
+    /// What is kept whatever others decide. None: this is the only replica.
+    gate: Option<Version>,
+    amendments: Amendments,
+    copying: Copying,
+    row_scans: RowScans,
     /// Asked for by growth, by the cleaner, or by closing.
     checkpoint_wanted: bool,
     grow_to: Option<u64>,
@@ -299,11 +311,6 @@ impl Store {
         self.superblock.size_bytes()
     }
 
-    /// The check of the last data record: what the next one names as its chain.
-    pub fn chain(&self) -> u32 {
-        self.log.position.chain
-    }
-
     /// Why the store writes no more, if so.
     pub fn stopped(&self) -> Option<&str> {
         self.stopped.as_deref()
@@ -386,9 +393,10 @@ impl Store {
 
     /// True when an orderly end is complete, or nothing more can be done.
     pub fn is_closed(&self) -> bool {
+        let done = || self.amendments.is_empty() && self.copying.is_idle();
         self.closing
             && self.pending.is_empty()
-            && (self.superblock.clean || self.close_unclean || self.stopped.is_some())
+            && (done() && (self.superblock.clean || self.close_unclean) || self.stopped.is_some())
     }
 
     /// Space and work figures.
@@ -479,6 +487,8 @@ impl Store {
             (Purpose::CleanerRead, Ok(IoDone::Read(buf))) => self.cleaner_read(Ok(buf.freeze())),
             (Purpose::CleanerRead, Err(error)) => self.cleaner_read(Err(error)),
             (Purpose::CleanerWrite, Ok(_)) => self.cleaner_written(),
+            (Purpose::Amend, Ok(_)) => self.amend_done(),
+            (Purpose::AmendWrite, Ok(_)) => self.amend_written(),
             (Purpose::ScrubRead { segment, start, items }, Ok(IoDone::Read(buf))) => {
                 self.scrub_was_read(segment, start, items, Ok(buf));
             }
@@ -499,6 +509,10 @@ impl Store {
                 self.events
                     .push_back(Event::Held(token, Err(RequestError::Failed(why.clone()))));
             }
+            for token in self.copying.take_all() {
+                let error = RequestError::Failed(why.clone());
+                self.events.push_back(Event::CopiedIn(token, Err(error)));
+            }
             self.events.push_back(Event::Stopped(why.clone()));
             self.stopped = Some(why);
         }
@@ -512,6 +526,8 @@ impl Store {
         self.start_sync();
         if std::mem::take(&mut self.background_due) {
             self.mark_flush();
+            self.run_amendments();
+            self.run_copies();
             self.watch_guest();
             self.run_cleaner();
             self.run_checkpoint();
@@ -542,6 +558,7 @@ impl Purpose {
             Purpose::Superblock { .. } => "writing a superblock",
             Purpose::CleanerRead => "reading a segment to clean",
             Purpose::CleanerWrite => "moving blocks",
+            Purpose::Amend | Purpose::AmendWrite => "writing down a promise",
             Purpose::ScrubRead { .. } => "scrubbing",
         }
     }

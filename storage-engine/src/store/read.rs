@@ -7,11 +7,12 @@ use smallvec::SmallVec;
 
 use super::map::Found;
 use super::page::{Entry, Page, PageName};
+use super::replica::{Stored, StoredBlock};
 use super::{Event, Purpose, Store};
 use crate::buffer::{Buf, BufMut};
 use crate::io::{FileId, Io, IoFailure};
 use crate::request::{Piece, RequestError};
-use crate::types::{Lba, Location, SnapshotId};
+use crate::types::{Lba, Location, SnapshotId, Version};
 
 /// Names a read until it is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,14 @@ pub enum ReadToken {
     Request(u64),
     /// One that the coordinator makes by itself.
     Own(u64),
+}
+
+/// Who reads, and so what he is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    Reader(ReadToken),
+    /// Somebody who wants what is stored, as it is: [`Event::Stored`].
+    Stored(u64),
 }
 
 /// Names a part of a read.
@@ -39,7 +48,7 @@ pub struct Reads {
 /// A read of one block is one part of one entry, and needs no memory but its buffer.
 #[derive(Debug)]
 struct Read {
-    token: ReadToken,
+    asker: Asker,
     lba: Lba,
     blocks: u64,
     /// What the blocks were at this snapshot, not what they are.
@@ -53,7 +62,8 @@ struct Read {
 
 #[derive(Debug)]
 enum Part {
-    Zeros(u64),
+    /// So many blocks, since this version if somebody asked for what is stored.
+    Zeros(u64, Version),
     Stored {
         lba: Lba,
         entries: SmallVec<[Entry; 1]>,
@@ -65,7 +75,7 @@ impl Part {
     /// Some block of it is stored in fewer bytes than it has.
     fn is_shorter(&self, block_bytes: u64) -> bool {
         match self {
-            Part::Zeros(_) => false,
+            Part::Zeros(..) => false,
             Part::Stored { entries, .. } => entries.iter().any(|entry| entry.location.len() < block_bytes),
         }
     }
@@ -93,6 +103,9 @@ pub enum Waiter {
     Background,
     /// So does the scrub, which lives on without it.
     Scrub,
+    Rows(u64),
+    /// Copies are looked at again; the first ones fail without it.
+    Copies,
 }
 
 impl Store {
@@ -100,7 +113,7 @@ impl Store {
     /// in `into` if there is such memory, of just that length.
     pub fn read(&mut self, token: ReadToken, lba: Lba, blocks: u64, into: Option<BufMut>) {
         debug_assert!(lba.0 + blocks <= self.size_blocks());
-        self.start_read(token, lba, blocks, None, into);
+        self.start_read(Asker::Reader(token), lba, blocks, None, into);
     }
 
     /// The same of what the blocks were at a snapshot.
@@ -119,13 +132,20 @@ impl Store {
                 lba.0.saturating_add(blocks)
             )));
         }
-        self.start_read(token, lba, blocks, Some(at), None);
+        self.start_read(Asker::Reader(token), lba, blocks, Some(at), None);
         Ok(())
     }
 
-    fn start_read(&mut self, token: ReadToken, lba: Lba, blocks: u64, at: Option<SnapshotId>, into: Option<BufMut>) {
+    pub(super) fn start_read(
+        &mut self,
+        asker: Asker,
+        lba: Lba,
+        blocks: u64,
+        at: Option<SnapshotId>,
+        into: Option<BufMut>,
+    ) {
         let id = self.reads.under_way.insert(Read {
-            token,
+            asker,
             lba,
             blocks,
             at,
@@ -140,6 +160,7 @@ impl Store {
     fn resolve(&mut self, id: usize) {
         let read = &self.reads.under_way[id];
         let (first, blocks) = (read.lba, read.blocks);
+        let apart = matches!(read.asker, Asker::Stored(_));
         let at = match read.at.map(|at| self.known(at).map(|snapshot| snapshot.version)) {
             None => None,
             Some(Ok(version)) => Some(version),
@@ -165,7 +186,7 @@ impl Store {
                         missing.push((name, pointer));
                     }
                 }
-                Found::Entry(entry) if missing.is_empty() => add_block(&mut parts, lba, entry),
+                Found::Entry(entry) if missing.is_empty() => add_block(&mut parts, lba, entry, apart),
                 Found::Entry(_) => {}
             }
         }
@@ -196,7 +217,7 @@ impl Store {
                     let len: u64 = entries.iter().map(|entry| entry.location.len()).sum();
                     (entries[0].location, place(&mut into, len as usize))
                 }
-                Part::Zeros(blocks) => {
+                Part::Zeros(blocks, _) => {
                     // Whoever lent the memory fills this part himself.
                     if into.is_some() {
                         drop(place(&mut into, (blocks * block_bytes) as usize));
@@ -285,7 +306,9 @@ impl Store {
                 }
                 (Waiter::Scan(id), failed) => self.run_scan(id, failed.clone().map_or(Ok(()), Err)),
                 (Waiter::Scrub, Some(error)) => self.scrub_page_failed(name, pointer, error.to_string()),
-                (Waiter::Scrub, None) => {}
+                (Waiter::Scrub | Waiter::Copies, None) => {}
+                (Waiter::Rows(id), failed) => self.run_rows(id, failed.clone().map_or(Ok(()), Err)),
+                (Waiter::Copies, Some(error)) => self.copies_failed(error),
                 (Waiter::Background, Some(error)) => self.stop(format!("the map cannot be kept: {error}")),
                 (Waiter::Background, None) => {}
             }
@@ -331,17 +354,27 @@ impl Store {
     fn finish_read(&mut self, id: usize) {
         let read = self.reads.under_way.remove(id);
         let block_bytes = self.block_size().bytes();
+        let token = match read.asker {
+            Asker::Reader(token) => token,
+            Asker::Stored(token) => {
+                let found = match read.failed {
+                    Some(error) => Err(error),
+                    None => Ok(self.as_stored(read.lba, read.parts)),
+                };
+                return self.events.push_back(Event::Stored(token, found));
+            }
+        };
         let as_stored = self.seals.tagged() || read.parts.iter().any(|part| part.is_shorter(block_bytes));
         if read.failed.is_none() && as_stored {
             let parts = read.parts.into_iter().map(|part| match part {
-                Part::Zeros(blocks) => ReadPart::Zeros(blocks),
+                Part::Zeros(blocks, _) => ReadPart::Zeros(blocks),
                 Part::Stored { lba, entries, bytes } => ReadPart::Stored {
                     lba,
                     entries,
                     bytes: bytes.expect("every part was read"),
                 },
             });
-            self.events.push_back(Event::ReadStored(read.token, parts.collect()));
+            self.events.push_back(Event::ReadStored(token, parts.collect()));
             return;
         }
         let answer = match read.failed {
@@ -350,12 +383,49 @@ impl Store {
                 .parts
                 .into_iter()
                 .map(|part| match part {
-                    Part::Zeros(blocks) => Piece::Zeros((blocks * block_bytes) as usize),
+                    Part::Zeros(blocks, _) => Piece::Zeros((blocks * block_bytes) as usize),
                     Part::Stored { bytes, .. } => Piece::Bytes(bytes.expect("every part was read").freeze()),
                 })
                 .collect()),
         };
-        self.events.push_back(Event::Read(read.token, answer));
+        self.events.push_back(Event::Read(token, answer));
+    }
+
+    /// What a read from `lba` on found, with the check that a block has in every replica of this volume.
+    fn as_stored(&self, lba: Lba, parts: SmallVec<[Part; 1]>) -> Vec<Stored> {
+        let mut stored = Vec::new();
+        let mut at = lba;
+        for part in parts {
+            match part {
+                Part::Zeros(blocks, version) => {
+                    let (start, end) = (at, Lba(at.0 + blocks));
+                    stored.push(Stored::Zeros { start, end, version });
+                    at = end;
+                }
+                Part::Stored { lba, entries, bytes } => {
+                    let all = bytes.expect("every part was read").freeze();
+                    let mut from = 0;
+                    for (entry, lba) in entries.iter().zip((lba.0..).map(Lba)) {
+                        let to = from + entry.location.len() as usize;
+                        let (version, mut check, bytes) = (entry.version, entry.check, all.slice(from..to));
+                        if self.origins.seals(entry.location.segment()).is_some() {
+                            // A block that a clone shares: what travels is the clone's own.
+                            check.crc = self.seals.block(lba, version, bytes.as_ref());
+                        }
+                        let pages = entry.location.pages() as u8;
+                        stored.push(Stored::Block(StoredBlock {
+                            lba,
+                            version,
+                            check,
+                            pages,
+                            bytes,
+                        }));
+                        (from, at) = (to, Lba(lba.0 + 1));
+                    }
+                }
+            }
+        }
+        stored
     }
 }
 
@@ -367,11 +437,12 @@ fn place(into: &mut Option<BufMut>, len: usize) -> BufMut {
     }
 }
 
-fn add_block(parts: &mut SmallVec<[Part; 1]>, lba: Lba, entry: Entry) {
+/// `apart`: zeros of different versions are not one part.
+fn add_block(parts: &mut SmallVec<[Part; 1]>, lba: Lba, entry: Entry, apart: bool) {
     if entry.location.is_none() {
         match parts.last_mut() {
-            Some(Part::Zeros(blocks)) => *blocks += 1,
-            _ => parts.push(Part::Zeros(1)),
+            Some(Part::Zeros(blocks, version)) if !apart || *version == entry.version => *blocks += 1,
+            _ => parts.push(Part::Zeros(1, entry.version)),
         }
         return;
     }

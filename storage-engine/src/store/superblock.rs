@@ -14,9 +14,9 @@ use crate::types::{BlockSize, Epoch, Identity, SEGMENT_BYTES_MAX, Seq, Version};
 pub const SUPERBLOCK_BYTES: usize = 4096;
 const MAGIC: u64 = u64::from_le_bytes(*b"GALLEON\x01");
 const CHECK_AT: usize = 12;
-/// The version that is written. The first one knew no snapshots, the second one no blocks but those of 4 KiB; they are
-/// read and become this one.
-pub const SUPERBLOCK_VERSION: u16 = 3;
+/// The version that is written. The first one knew no snapshots, the second one no blocks but those of 4 KiB, the third
+/// one no other replicas; they are read and become this one.
+pub const SUPERBLOCK_VERSION: u16 = 4;
 const INDEX_MAX: usize = 64;
 /// Most pages of the catalog of snapshots.
 const CATALOG_MAX: usize = super::snapshot::SNAPSHOTS_MAX.div_ceil(super::snapshot::ROWS_PER_PAGE);
@@ -24,6 +24,9 @@ const LISTS_AT: usize = 208;
 const _: () = assert!(LISTS_AT + (INDEX_MAX + CATALOG_MAX) * 24 + ENDS_MAX * 16 <= SUPERBLOCK_BYTES);
 /// Most rows in the history of epochs; opening makes a checkpoint, which empties it, before it is full.
 pub const ENDS_MAX: usize = 100;
+
+/// Of epochs that no replay needs, so many are remembered for other replicas.
+const ENDS_KEPT: usize = 64;
 
 /// Far more than anybody has, and little enough that the bytes of them can be counted.
 const SIZE_BLOCKS_MAX: u64 = 1 << 47;
@@ -107,6 +110,8 @@ pub struct Superblock {
     pub epoch: Epoch,
     /// True if the replica was closed in order: nothing lies behind the replay position.
     pub clean: bool,
+    /// Others decide where epochs end: what is settled says nothing about how far this log went.
+    pub told: bool,
     pub checkpoint: Checkpoint,
     pub epoch_ends: Vec<EpochEnd>,
 }
@@ -155,7 +160,9 @@ impl Superblock {
         put_stream(&mut put, checkpoint.meta);
         put_stream(&mut put, checkpoint.moved);
         put.u16(checkpoint.table.len() as u16).u16(self.epoch_ends.len() as u16);
-        put.u16(checkpoint.catalog.len() as u16).seek(LISTS_AT);
+        put.u16(checkpoint.catalog.len() as u16)
+            .u8(u8::from(self.told))
+            .seek(LISTS_AT);
         assert!(checkpoint.table.len() <= INDEX_MAX && self.epoch_ends.len() <= ENDS_MAX);
         assert!(checkpoint.catalog.len() <= CATALOG_MAX);
         checkpoint.table.iter().for_each(|entry| entry.put(&mut put));
@@ -222,6 +229,7 @@ impl Superblock {
         let (meta, moved) = (get_stream(&mut get), get_stream(&mut get));
         let (tables, ends) = (get.u16() as usize, get.u16() as usize);
         let catalogs = if version == 1 { 0 } else { get.u16() as usize };
+        let told = version > 3 && get.u8() == 1;
         if version > 1 {
             get.seek(LISTS_AT);
         }
@@ -277,6 +285,7 @@ impl Superblock {
             geometry,
             epoch,
             clean,
+            told,
             checkpoint,
             epoch_ends,
         })
@@ -293,6 +302,36 @@ impl Superblock {
             .iter()
             .find(|end| (end.first..=end.last).contains(&epoch))
             .map(|end| end.end)
+    }
+
+    /// Replay starts behind the epochs that ended before the checkpoint. Where there are other replicas, somebody may still
+    /// ask what became of them: the newest are kept.
+    pub fn forget_ends_before_replay(&mut self) {
+        if self.told {
+            return self.forget_old_ends();
+        }
+        let replay_epoch = self.checkpoint.replay.last.epoch;
+        self.epoch_ends.retain(|end| end.last >= replay_epoch);
+    }
+
+    /// Keeps as many as there is room for, and those that the replay needs.
+    pub fn forget_old_ends(&mut self) {
+        let replay_epoch = self.checkpoint.replay.last.epoch;
+        let surplus = self.epoch_ends.len().saturating_sub(ENDS_KEPT);
+        let mut index = 0;
+        self.epoch_ends.retain(|end| {
+            index += 1;
+            index > surplus || end.last >= replay_epoch
+        });
+    }
+
+    /// There is nobody else any more: what others settled beyond this log ends where it does.
+    pub fn own_ends(&mut self, reached: Version) {
+        self.epoch_ends.retain(|end| end.first <= reached.epoch);
+        if let Some(row) = self.epoch_ends.last_mut().filter(|end| end.last >= reached.epoch) {
+            row.last = reached.epoch;
+            row.end = row.end.min(reached.seq);
+        }
     }
 
     /// Settles that the log of every epoch in `first..=last` ends at `end`. Empty epochs in a row share one row.
@@ -347,6 +386,7 @@ mod tests {
             },
             epoch: Epoch(9),
             clean: true,
+            told: true,
             checkpoint: Checkpoint {
                 number: 4,
                 size_blocks: 1000,
@@ -399,8 +439,8 @@ mod tests {
     #[test]
     fn a_newer_format_is_named_before_its_check_is_looked_at() {
         let mut bytes = sample().encode().as_ref().to_vec();
-        (bytes[8], bytes[300]) = (4, bytes[300] ^ 1);
-        assert_eq!(Superblock::decode(&bytes), Err(SuperblockError::Newer(4)));
+        (bytes[8], bytes[300]) = (5, bytes[300] ^ 1);
+        assert_eq!(Superblock::decode(&bytes), Err(SuperblockError::Newer(5)));
     }
 
     #[test]
@@ -408,6 +448,7 @@ mod tests {
         let mut superblock = sample();
         superblock.checkpoint.catalog.clear();
         superblock.geometry.block_size = BlockSize::K4;
+        superblock.told = false;
         let mut bytes = superblock.encode().as_ref().to_vec();
         // The first version had no number of catalog pages, and its lists came eight bytes earlier.
         bytes[8] = 1;
@@ -428,7 +469,7 @@ mod tests {
     #[test]
     fn a_superblock_of_the_second_version_has_blocks_of_4_kib() {
         let mut superblock = sample();
-        superblock.geometry.block_size = BlockSize::K4;
+        (superblock.geometry.block_size, superblock.told) = (BlockSize::K4, false);
         let mut bytes = superblock.encode().as_ref().to_vec();
         (bytes[8], bytes[BLOCK_PAGES_AT]) = (2, 0);
         check_anew(&mut bytes);
@@ -450,6 +491,46 @@ mod tests {
             let refused = Superblock::decode(&bytes);
             assert!(matches!(refused, Err(SuperblockError::Nonsense(_))), "{pages} pages");
         }
+    }
+
+    fn end(first: u32, last: u32, end: u64) -> EpochEnd {
+        EpochEnd {
+            first: Epoch(first),
+            last: Epoch(last),
+            end: Seq(end),
+        }
+    }
+
+    #[test]
+    fn ends_that_others_settle_take_their_places_among_those_that_are_known() {
+        let mut superblock = sample();
+        superblock.epoch_ends = vec![end(3, 3, 7), end(5, 6, 0)];
+        for row in [end(4, 8, 0), end(1, 1, 9), end(3, 3, 7), end(9, 9, 4)] {
+            assert!(superblock.agrees_with(&row));
+            superblock.settle_told(&row);
+        }
+        let expected = [end(1, 1, 9), end(3, 3, 7), end(4, 8, 0), end(9, 9, 4)];
+        assert_eq!(superblock.epoch_ends, expected);
+        for row in [end(3, 3, 8), end(2, 3, 1), end(8, 9, 0)] {
+            assert!(!superblock.agrees_with(&row), "{row:?}");
+        }
+    }
+
+    #[test]
+    fn the_newest_ends_are_remembered_for_others_and_those_that_the_replay_needs() {
+        let mut superblock = sample();
+        superblock.epoch_ends = (1..=80).map(|n| end(n, n, u64::from(n))).collect();
+        superblock.checkpoint.replay.last.epoch = Epoch(78);
+        superblock.forget_ends_before_replay();
+        assert_eq!(superblock.epoch_ends.first(), Some(&end(17, 17, 17)));
+        superblock.epoch_ends = (1..=80).map(|n| end(n, n, u64::from(n))).collect();
+        superblock.checkpoint.replay.last.epoch = Epoch(3);
+        superblock.forget_ends_before_replay();
+        assert_eq!(superblock.epoch_ends.first(), Some(&end(3, 3, 3)));
+        superblock.told = false;
+        superblock.checkpoint.replay.last.epoch = Epoch(79);
+        superblock.forget_ends_before_replay();
+        assert_eq!(superblock.epoch_ends, [end(79, 79, 79), end(80, 80, 80)]);
     }
 
     #[test]

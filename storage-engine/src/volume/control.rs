@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use super::{Blocks, Inflight, Owner, Volume};
 use crate::request::{Control, Ranges, Reply, Request, RequestError, RequestId};
-use crate::store::{Body, ControlOp, Extents, Header, ReadToken, Record, Room, SnapshotInfo, WriteEntry};
+use crate::store::{ControlOp, Extents, ReadToken, Room, SnapshotInfo, WriteEntry};
 use crate::types::{BlockSize, Lba, SECTOR_BYTES, SnapshotId};
 
 /// Orders, and what came behind them.
@@ -204,7 +204,7 @@ impl Volume {
                 return true;
             }
         }
-        let (seq, epoch) = (self.next_seq, self.store.epoch());
+        let seq = self.next_seq;
         self.next_seq = seq.next();
         if matches!(op, ControlOp::Revert { .. }) {
             self.orders.reverting = Some(id);
@@ -222,24 +222,10 @@ impl Volume {
                 fua: true,
             });
         }
-        self.append_order(Header {
-            epoch,
-            flushed: self.store.flushed(),
-            chain: self.store.chain(),
-            body: Body::Control { seq, op },
-        });
+        self.counters.records += 1;
+        self.store.append_control(seq, op);
         self.records_inflight.push_back(seq);
         true
-    }
-
-    fn append_order(&mut self, header: Header) {
-        let (header_bytes, check) = self.store.seals().encode(&header);
-        self.counters.records += 1;
-        self.store.append(Record {
-            header,
-            check,
-            parts: vec![header_bytes],
-        });
     }
 
     /// The volume is what it was: whoever asked for it is told, and writes go on.

@@ -21,8 +21,8 @@ use crate::io::{IoId, IoResult, Output};
 use crate::request::{Answer, Piece, Reply, Request, RequestError, RequestId};
 use crate::seal::Sealer;
 use crate::store::{
-    Body, Damage, Event, Header, PAGES_MAX, ReadToken, Record, Room, ScrubOrder, ScrubProgress, Store, StoreStats,
-    WRITES_MAX, WriteEntry,
+    Batch, Damage, Event, PAGES_MAX, ReadToken, Room, ScrubOrder, ScrubProgress, Store, StoreStats, WRITES_MAX,
+    WriteEntry,
 };
 use crate::types::{BlockSize, Lba, PAGE_BYTES, SECTOR_BYTES, Seq, Version};
 
@@ -390,24 +390,10 @@ impl Volume {
             writes.push(write.entry);
             self.next_seq = self.next_seq.next();
         }
-        let body = Body::Data {
-            first_seq,
-            writes,
-            checks,
-            pages,
-        };
-        let header = Header {
-            epoch,
-            flushed: self.store.flushed(),
-            chain: self.store.chain(),
-            body,
-        };
-        let (header_bytes, check) = self.store.seals().encode(&header);
-        let mut parts = Vec::with_capacity(count + 1);
-        parts.push(header_bytes);
+        let mut payload = Vec::with_capacity(count);
         let mut seq = first_seq;
         for write in self.waiting.drain(..count) {
-            parts.extend(write.data);
+            payload.extend(write.data);
             self.inflight.push_back(Inflight {
                 owner: write.owner,
                 entry: write.entry,
@@ -418,7 +404,13 @@ impl Volume {
         }
         self.counters.records += 1;
         self.records_inflight.push_back(Seq(self.next_seq.0 - 1));
-        self.store.append(Record { header, check, parts });
+        self.store.append(Batch {
+            first_seq,
+            writes,
+            checks,
+            pages,
+            payload,
+        });
     }
 
     fn handle(&mut self, event: Event) {
@@ -473,6 +465,8 @@ impl Volume {
                 let answer = result.map(|found| self.orders.listed(id, size, found));
                 self.answer(id, answer.map(|()| Reply::Done));
             }
+            // Answers to whoever keeps replicas alike.
+            Event::Promised(_) | Event::Settled | Event::CopiedIn(..) | Event::Rows(..) | Event::Stored(..) => {}
             Event::Damaged(damage) => {
                 if self.new_damage.len() < NEW_DAMAGE_MAX {
                     self.new_damage.push_back(damage);

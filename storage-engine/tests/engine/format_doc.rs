@@ -12,8 +12,8 @@ use galleonfs_storage_engine::compress::{Codec, Compressor};
 use galleonfs_storage_engine::io::SegmentId;
 use galleonfs_storage_engine::seal::{EpochSalt, KeyCheck, KeyId, KeyRow, Tag};
 use galleonfs_storage_engine::store::layout::{
-    Checkpoint, Entry, EpochEnd, FANOUT, Geometry, KEY_ROW_BYTES, LogPosition, MovedBlock, Origin, Page, PageKind,
-    PageName, SegmentHeader, SegmentKind, Snapshot, StreamPosition, TreeId, Used, encode_row, row,
+    Checkpoint, CopiedZeros, Entry, EpochEnd, FANOUT, Geometry, KEY_ROW_BYTES, LogPosition, MovedBlock, Origin, Page,
+    PageKind, PageName, SegmentHeader, SegmentKind, Snapshot, StreamPosition, TreeId, Used, encode_row, row,
 };
 use galleonfs_storage_engine::store::{Body, ControlOp, Header, Seals, Superblock, WriteEntry};
 use galleonfs_storage_engine::types::{BlockSize, Check, Epoch, Identity, Lba, Location, Seq, SnapshotId, Version};
@@ -233,6 +233,7 @@ fn superblock() -> Superblock {
         },
         epoch: Epoch(A as u32),
         clean: false,
+        told: false,
         checkpoint: Checkpoint {
             number: A,
             size_blocks: A,
@@ -271,7 +272,7 @@ fn the_superblock_is_drawn_as_it_is() {
     let (check, lists) = (layout.at("check"), layout.at("lists"));
     let mut compare = Comparison::new(layout, superblock(), 0, check.clone(), encode_superblock);
     compare.holds("magic", b"GALLEON\x01");
-    compare.holds("version", &[3, 0]);
+    compare.holds("version", &[4, 0]);
     let bytes = encode_superblock(&compare.base);
     compare.holds("check", &crc(&[&around(&bytes, &check)]));
     compare.moves("generation", |s| s.generation = B);
@@ -282,6 +283,7 @@ fn the_superblock_is_drawn_as_it_is() {
     compare.moves("salt", |s| s.geometry.salt = B);
     compare.moves("epoch", |s| s.epoch = Epoch(B as u32));
     compare.moves("clean", |s| s.clean = true);
+    compare.moves("told", |s| s.told = true);
     compare.moves("height", |s| s.checkpoint.height = 2);
     compare.moves("sealed", |s| s.geometry.sealed = true);
     compare.holds("block_pages", &[1]);
@@ -481,7 +483,7 @@ fn the_header_of_a_record_is_drawn_as_it_is() {
     compare.holds("first_seq", &[0; 8]);
     compare.moves("next", |record| record.header.body = Body::Next { next: B as u32 });
 
-    // The replica is not in a record: every copy of a volume appends the same bytes.
+    // The replica is not in a record: its salt is.
     let mut other = record(data(A, 2, false));
     other.identity.replica = [0x44; 16];
     assert_eq!(encode_record(&other), encode_record(&record(data(A, 2, false))));
@@ -558,6 +560,66 @@ fn a_control_record_is_drawn_as_it_is() {
         let op = take(A, A, A);
         record.header.body = Body::Control { seq: Seq(B), op };
     });
+}
+
+#[test]
+fn records_of_copies_and_of_joining_are_drawn_as_they_are() {
+    let whole = page().remove("Records").unwrap();
+    let (check, body) = (whole.at("check"), whole.at("body"));
+    let version = |epoch: u64, seq| Version {
+        epoch: Epoch(epoch as u32),
+        seq: Seq(seq),
+    };
+    let block = MovedBlock {
+        lba: Lba(B),
+        version: version(B, B),
+        check: Check::from(B as u32),
+        pages: 1,
+    };
+    let copied = move |start, end, version| {
+        let zeros = CopiedZeros {
+            start: Lba(start),
+            end: Lba(end),
+            version,
+        };
+        record(Body::Copied {
+            blocks: vec![block],
+            zeros: vec![zeros],
+        })
+    };
+    let base = copied(A, A, version(A, A));
+    let mut compare = Comparison::new(
+        layout("Zeroed rows", 28),
+        base.clone(),
+        body.start,
+        check.clone(),
+        encode_record,
+    );
+    compare.moves("start", |record| *record = copied(B, A, version(A, A)));
+    compare.moves("end", |record| *record = copied(A, B, version(A, A)));
+    compare.moves("epoch", |record| *record = copied(A, A, version(B, A)));
+    compare.moves("seq", |record| *record = copied(A, A, version(A, B)));
+    compare.assert_complete();
+    let bytes = encode_record(&base);
+    assert_eq!(bytes[whole.at("kind")], [6]);
+    assert_eq!(bytes[whole.at("payload_blocks")], [1, 0, 0, 0]);
+    assert_eq!(bytes[whole.at("writes")], [1, 0, 0, 0]);
+    assert_eq!(bytes[whole.at("first_seq")], [0; 8]);
+    // The row of the block is that of a moved one.
+    let moved = encode_record(&record(Body::Moved { blocks: vec![block] }));
+    assert_eq!(
+        bytes[body.start + 28..body.start + 52],
+        moved[body.start..body.start + 24]
+    );
+    assert!(bytes[body.start + 52..].iter().all(|byte| *byte == 0));
+
+    let join = |base| record(Body::Join { base: Seq(base) });
+    let mut compare = Comparison::new(whole, join(A), 0, check, encode_record);
+    compare.holds("kind", &[7]);
+    compare.holds("payload_blocks", &[0; 4]);
+    compare.holds("writes", &[0; 4]);
+    compare.moves("first_seq", |record| *record = join(B));
+    assert!(encode_record(&join(A))[body].iter().all(|byte| *byte == 0));
 }
 
 #[test]
@@ -919,6 +981,7 @@ fn every_layout_of_the_page_is_held_by_a_test() {
         "The segment header",
         "The superblock",
         "Write rows",
+        "Zeroed rows",
     ];
     assert_eq!(page().into_keys().collect::<Vec<_>>(), held);
 }

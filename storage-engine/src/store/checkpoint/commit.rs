@@ -10,13 +10,24 @@ use crate::io::{FileId, Io, SegmentId};
 impl Store {
     /// Once the pages are written and the log is durable up to the freeze: sync, then the superblocks.
     pub(in super::super) fn maybe_sync_checkpoint(&mut self) {
-        let durable = self.log.durable;
+        if matches!(&self.job, Some(job) if matches!(job.phase, Phase::Sync { outstanding: 0 })) {
+            return self.begin_superblocks();
+        }
         let Some(job) = self.job.as_mut() else { return };
         let ready = matches!(job.phase, Phase::Table) && job.next.is_some() && job.out.writes_out == 0;
         let frozen = self.frozen.as_ref().expect("a checkpoint has a frozen table");
-        if !ready || durable < frozen.position.last {
+        if !ready || self.log.synced < frozen.written {
             return;
         }
+        if !self.is_kept(frozen.highest) {
+            // Others may still decide that some of it never happened. At the end nobody waits for them: the log has it.
+            if self.closing {
+                let job = self.job.take().expect("it is there");
+                self.abandon(*job);
+            }
+            return;
+        }
+        let job = self.job.as_mut().expect("it is there");
         let files: BTreeSet<SegmentId> = job.out.dirty.iter().chain(&frozen.moved_dirty).copied().collect();
         job.phase = Phase::Sync {
             outstanding: files.len(),
@@ -38,9 +49,31 @@ impl Store {
         };
         *outstanding -= 1;
         if *outstanding == 0 {
-            job.phase = Phase::Superblocks;
-            self.write_superblock(0);
+            self.begin_superblocks();
         }
+    }
+
+    /// Writes the superblocks, once nobody else does.
+    fn begin_superblocks(&mut self) {
+        if self.amendments.is_writing() {
+            return;
+        }
+        let job = self.job.as_mut().expect("superblocks belong to a checkpoint");
+        job.phase = Phase::Superblocks;
+        // What was promised or settled since the tables were written.
+        let now = &self.superblock;
+        let next = job.next.as_mut().expect("it was made before the sync");
+        (next.generation, next.epoch) = (now.generation + 1, now.epoch);
+        next.epoch_ends.clone_from(&now.epoch_ends);
+        next.forget_ends_before_replay();
+        self.write_superblock(0);
+    }
+
+    /// A checkpoint is writing the superblocks.
+    pub(in super::super) fn is_writing_superblocks(&self) -> bool {
+        self.job
+            .as_ref()
+            .is_some_and(|job| matches!(job.phase, Phase::Superblocks))
     }
 
     fn write_superblock(&mut self, slot: u8) {

@@ -51,6 +51,9 @@ pub struct Frozen {
     revert: Option<SnapshotId>,
     /// Replay starts here once this is committed.
     position: LogPosition,
+    /// Everything before this write to the log is in it, and the newest version of that.
+    written: u64,
+    highest: Version,
     /// Pages to be written anew because the cleaner wants their segment, by a block below each.
     touched: BTreeSet<(TreeId, Lba, u8)>,
     /// Blocks that the cleaner copied.
@@ -64,6 +67,11 @@ pub struct Frozen {
 impl Frozen {
     pub fn rows(&self) -> usize {
         self.tables.iter().map(Memtable::len).sum()
+    }
+
+    /// The newest version of anything in it, or of what came a moment later.
+    pub fn highest(&self) -> Version {
+        self.highest
     }
 
     pub fn zeroed_blocks(&self) -> u64 {
@@ -306,6 +314,8 @@ impl Store {
             catalog: self.recent.catalog.clone(),
             revert: self.recent.revert,
             position,
+            written: self.log.written(),
+            highest: self.log.highest,
             touched,
             relocated,
             closed,

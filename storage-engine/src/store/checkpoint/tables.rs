@@ -79,9 +79,7 @@ impl Store {
             meta: job.out.meta,
             moved: frozen.moved,
         };
-        // Replay starts behind the epochs that ended before this position.
-        let replay_epoch = frozen.position.last.epoch;
-        next.epoch_ends.retain(|end| end.last >= replay_epoch);
+        next.forget_ends_before_replay();
         next.clean = self.closing && self.recent.is_empty() && frozen.position == self.log.position;
         job.next = Some(next);
         Step::Done

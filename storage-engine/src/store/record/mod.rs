@@ -3,8 +3,10 @@
 //! A record is a header of whole pages followed by the written blocks, each in as many pages as it is stored in. Records
 //! of an epoch form a chain: each names the check of the one before it, and their sequence numbers have no gap, so a
 //! stale record left over in a recycled segment is never taken for a new one. A record about a snapshot is a link of the
-//! chain like a write. Three smaller kinds live between them: the end of a segment with the name of the next, the mark of
-//! a completed flush, and blocks that the cleaner moved.
+//! chain like a write. So are two that only replicas of replicated volumes have: blocks that were copied from another
+//! replica, which keep the versions that they have there, and the place where a replica joins the stream of an epoch.
+//! Three smaller kinds live between them: the end of a segment with the name of the next, the mark of a completed flush,
+//! and blocks that the cleaner moved.
 
 mod seals;
 #[cfg(test)]
@@ -23,6 +25,7 @@ const FIXED_BYTES: usize = 96;
 const WRITE_BYTES: usize = 16;
 const CHECK_BYTES: usize = 4;
 const MOVED_BYTES: usize = 24;
+const ZEROS_BYTES: usize = 28;
 const LENGTH_BYTES: usize = 1;
 /// Flags of the header: behind the body are lengths, tags.
 const HAS_TAGS: u8 = 1;
@@ -38,10 +41,16 @@ pub const PAGES_MAX: usize = 256;
 pub const WRITES_MAX: usize = 128;
 /// Most blocks in a record of moved blocks.
 pub const MOVED_MAX: usize = 128;
+/// Most blocks and most zeroed ranges in a record of copies.
+pub const COPIED_MAX: usize = 128;
+pub const COPIED_ZEROS_MAX: usize = 24;
 const CHECK_ROW: usize = CHECK_BYTES + LENGTH_BYTES;
 const MOVED_ROW: usize = MOVED_BYTES + LENGTH_BYTES;
 const _: () = assert!(FIXED_BYTES + WRITES_MAX * WRITE_BYTES + PAGES_MAX * CHECK_ROW <= HEADER_BYTES);
 const _: () = assert!(FIXED_BYTES + MOVED_MAX * MOVED_ROW <= HEADER_BYTES);
+const COPIED_ROWS: usize = COPIED_ZEROS_MAX * ZEROS_BYTES + COPIED_MAX * MOVED_ROW;
+const _: () = assert!(FIXED_BYTES + COPIED_ROWS <= HEADER_BYTES);
+const _: () = assert!(FIXED_BYTES + COPIED_ROWS + COPIED_MAX * TAG_BYTES <= HEADER_BYTES_MAX);
 const _: () = assert!(FIXED_BYTES + WRITES_MAX * WRITE_BYTES + PAGES_MAX * (CHECK_ROW + TAG_BYTES) <= HEADER_BYTES_MAX);
 const _: () = assert!(FIXED_BYTES + MOVED_MAX * (MOVED_ROW + TAG_BYTES) <= HEADER_BYTES_MAX);
 
@@ -78,6 +87,15 @@ pub struct MovedBlock {
     pub pages: u8,
 }
 
+/// Blocks that were zeroed at a version, on the replica that they were copied from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CopiedZeros {
+    pub start: Lba,
+    /// The block behind the last one.
+    pub end: Lba,
+    pub version: Version,
+}
+
 /// What a record says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Body {
@@ -97,6 +115,14 @@ pub enum Body {
     Moved { blocks: Vec<MovedBlock> },
     /// Something done to the volume's snapshots. It has a number of its own, like a write.
     Control { seq: Seq, op: ControlOp },
+    /// Blocks and zeroed ranges copied from another replica, with the versions they have there. Each is newer than what this
+    /// replica had when the record took its place in the chain. It has no number.
+    Copied {
+        blocks: Vec<MovedBlock>,
+        zeros: Vec<CopiedZeros>,
+    },
+    /// The writes of the epoch go on behind `base`: this replica had no part in those before.
+    Join { base: Seq },
 }
 
 /// What is done to the snapshots of a volume; every replica does it at the same place of the log.
@@ -137,6 +163,8 @@ impl Body {
             Body::FlushMark => 3,
             Body::Moved { .. } => 4,
             Body::Control { .. } => 5,
+            Body::Copied { .. } => 6,
+            Body::Join { .. } => 7,
         }
     }
 
@@ -144,8 +172,8 @@ impl Body {
     pub fn payload_blocks(&self) -> usize {
         match self {
             Body::Data { checks, .. } => checks.len(),
-            Body::Moved { blocks } => blocks.len(),
-            Body::Next { .. } | Body::FlushMark | Body::Control { .. } => 0,
+            Body::Moved { blocks } | Body::Copied { blocks, .. } => blocks.len(),
+            Body::Next { .. } | Body::FlushMark | Body::Control { .. } | Body::Join { .. } => 0,
         }
     }
 
@@ -154,8 +182,10 @@ impl Body {
         match self {
             Body::Data { checks, pages, .. } if pages.is_empty() => checks.len(),
             Body::Data { pages, .. } => pages.iter().map(|pages| usize::from(*pages)).sum(),
-            Body::Moved { blocks } => blocks.iter().map(|block| usize::from(block.pages)).sum(),
-            Body::Next { .. } | Body::FlushMark | Body::Control { .. } => 0,
+            Body::Moved { blocks } | Body::Copied { blocks, .. } => {
+                blocks.iter().map(|block| usize::from(block.pages)).sum()
+            }
+            Body::Next { .. } | Body::FlushMark | Body::Control { .. } | Body::Join { .. } => 0,
         }
     }
 
@@ -167,7 +197,7 @@ impl Body {
                 Some((*first_seq, Seq(behind.saturating_sub(1))))
             }
             Body::Control { seq, .. } => Some((*seq, *seq)),
-            Body::Next { .. } | Body::FlushMark | Body::Moved { .. } => None,
+            Body::Next { .. } | Body::FlushMark | Body::Moved { .. } | Body::Copied { .. } | Body::Join { .. } => None,
         }
     }
 }
@@ -183,7 +213,7 @@ impl Header {
         } = &self.body
         else {
             return match &self.body {
-                Body::Moved { blocks } => blocks.clone(),
+                Body::Moved { blocks } | Body::Copied { blocks, .. } => blocks.clone(),
                 _ => Vec::new(),
             };
         };

@@ -66,17 +66,12 @@ impl Seals {
 
     /// Bytes of the header of a record with this body.
     pub fn header_bytes(&self, body: &Body) -> usize {
-        let writes = if let Body::Data { writes, .. } = body {
-            writes.len()
-        } else {
-            0
+        let (first_bytes, row) = match body {
+            Body::Data { writes, .. } => (writes.len() * WRITE_BYTES, CHECK_BYTES),
+            Body::Copied { zeros, .. } => (zeros.len() * ZEROS_BYTES, MOVED_BYTES),
+            _ => (0, MOVED_BYTES),
         };
-        let row = if let Body::Moved { .. } = body {
-            MOVED_BYTES
-        } else {
-            CHECK_BYTES
-        };
-        self.header_bytes_for(writes * WRITE_BYTES, row, body.payload_blocks())
+        self.header_bytes_for(first_bytes, row, body.payload_blocks())
     }
 
     /// Bytes of the header of a data record with so many writes and blocks.
@@ -87,6 +82,11 @@ impl Seals {
     /// Bytes of the header of a record of so many moved blocks.
     pub fn moved_header_bytes(&self, blocks: usize) -> usize {
         self.header_bytes_for(0, MOVED_BYTES, blocks)
+    }
+
+    /// Bytes of the header of a record of copies, with so many zeroed ranges and blocks.
+    pub fn copied_header_bytes(&self, zeros: usize, blocks: usize) -> usize {
+        self.header_bytes_for(zeros * ZEROS_BYTES, MOVED_BYTES, blocks)
     }
 
     fn header_bytes_for(&self, writes_bytes: usize, row_bytes: usize, blocks: usize) -> usize {
@@ -127,6 +127,8 @@ impl Seals {
             Body::FlushMark => (Seq(0), 0, 0),
             Body::Moved { .. } => (Seq(0), 0, 0),
             Body::Control { seq, .. } => (*seq, 0, 0),
+            Body::Copied { zeros, .. } => (Seq(0), zeros.len(), 0),
+            Body::Join { base } => (*base, 0, 0),
         };
         let payload = header.body.payload_blocks();
         let mut put = Put::new(bytes);
@@ -163,21 +165,21 @@ impl Seals {
             }
             Body::Moved { blocks } => {
                 assert!(blocks.len() <= MOVED_MAX && header.body.payload_pages() <= PAGES_MAX);
-                for block in blocks {
-                    put.u64(block.lba.0)
-                        .u32(block.version.epoch.0)
-                        .u64(block.version.seq.0)
-                        .u32(block.check.crc);
+                self.put_blocks(&mut put, blocks);
+            }
+            Body::Copied { blocks, zeros } => {
+                assert!(blocks.len() <= COPIED_MAX && header.body.payload_pages() <= PAGES_MAX);
+                assert!(zeros.len() <= COPIED_ZEROS_MAX);
+                for range in zeros {
+                    put.u64(range.start.0)
+                        .u64(range.end.0)
+                        .u32(range.version.epoch.0)
+                        .u64(range.version.seq.0);
                 }
-                if self.has_lengths() {
-                    blocks.iter().for_each(|block| {
-                        put.u8(block.pages);
-                    });
-                }
-                self.put_tags(&mut put, blocks.iter().map(|block| block.check.tag));
+                self.put_blocks(&mut put, blocks);
             }
             Body::Control { op, .. } => put_control(&mut put, op),
-            Body::Next { .. } | Body::FlushMark => {}
+            Body::Next { .. } | Body::FlushMark | Body::Join { .. } => {}
         }
         let covered = if header.body == Body::FlushMark {
             MARK_BYTES
@@ -191,6 +193,40 @@ impl Seals {
             rest[..MARK_BYTES].copy_from_slice(mark);
         }
         (buf.freeze(), check)
+    }
+
+    /// Blocks that come with their versions, what each is stored in, and their tags.
+    fn put_blocks(&self, put: &mut Put<'_>, blocks: &[MovedBlock]) {
+        for block in blocks {
+            put.u64(block.lba.0)
+                .u32(block.version.epoch.0)
+                .u64(block.version.seq.0)
+                .u32(block.check.crc);
+        }
+        if self.has_lengths() {
+            blocks.iter().for_each(|block| {
+                put.u8(block.pages);
+            });
+        }
+        self.put_tags(put, blocks.iter().map(|block| block.check.tag));
+    }
+
+    /// The opposite of [`Seals::put_blocks`]; `None` if what they are stored in cannot be.
+    fn get_blocks(&self, get: &mut Get<'_>, count: usize) -> Option<Vec<MovedBlock>> {
+        let mut blocks: Vec<MovedBlock> = (0..count)
+            .map(|_| MovedBlock {
+                lba: Lba(get.u64()),
+                version: get_version(get),
+                check: get.u32().into(),
+                pages: 1,
+            })
+            .collect();
+        let pages = self.get_lengths(get, count)?;
+        for (block, pages) in blocks.iter_mut().zip(pages) {
+            block.pages = pages;
+        }
+        self.get_tags(get, blocks.iter_mut().map(|block| &mut block.check));
+        Some(blocks)
     }
 
     fn put_tags(&self, put: &mut Put<'_>, tags: impl Iterator<Item = Tag>) {
@@ -251,10 +287,16 @@ impl Seals {
         {
             return None;
         }
-        let row_bytes = if code == 4 { MOVED_BYTES } else { CHECK_BYTES };
-        if header_bytes
-            != self.header_bytes_for(writes.min(WRITES_MAX) * WRITE_BYTES, row_bytes, payload.min(PAGES_MAX))
-        {
+        let writes_bytes = match code {
+            6 => writes.min(COPIED_ZEROS_MAX) * ZEROS_BYTES,
+            _ => writes.min(WRITES_MAX) * WRITE_BYTES,
+        };
+        let row_bytes = if matches!(code, 4 | 6) {
+            MOVED_BYTES
+        } else {
+            CHECK_BYTES
+        };
+        if header_bytes != self.header_bytes_for(writes_bytes, row_bytes, payload.min(PAGES_MAX)) {
             return None;
         }
         get.seek(FIXED_BYTES);
@@ -283,29 +325,26 @@ impl Seals {
             }
             2 => Body::Next { next },
             3 => Body::FlushMark,
-            4 if payload <= MOVED_MAX => {
-                let mut blocks: Vec<MovedBlock> = (0..payload)
-                    .map(|_| MovedBlock {
-                        lba: Lba(get.u64()),
-                        version: Version {
-                            epoch: Epoch(get.u32()),
-                            seq: Seq(get.u64()),
-                        },
-                        check: get.u32().into(),
-                        pages: 1,
-                    })
-                    .collect();
-                let pages = self.get_lengths(&mut get, payload)?;
-                for (block, pages) in blocks.iter_mut().zip(pages) {
-                    block.pages = pages;
-                }
-                self.get_tags(&mut get, blocks.iter_mut().map(|block| &mut block.check));
-                Body::Moved { blocks }
-            }
+            4 if payload <= MOVED_MAX => Body::Moved {
+                blocks: self.get_blocks(&mut get, payload)?,
+            },
             5 => Body::Control {
                 seq: first_seq,
                 op: get_control(&mut get)?,
             },
+            6 if payload <= COPIED_MAX && writes <= COPIED_ZEROS_MAX => {
+                let zeros = (0..writes).map(|_| CopiedZeros {
+                    start: Lba(get.u64()),
+                    end: Lba(get.u64()),
+                    version: get_version(&mut get),
+                });
+                let zeros = zeros.collect();
+                Body::Copied {
+                    blocks: self.get_blocks(&mut get, payload)?,
+                    zeros,
+                }
+            }
+            7 => Body::Join { base: first_seq },
             _ => return None,
         };
         Some((
@@ -317,6 +356,13 @@ impl Seals {
             },
             check,
         ))
+    }
+}
+
+fn get_version(get: &mut Get<'_>) -> Version {
+    Version {
+        epoch: Epoch(get.u32()),
+        seq: Seq(get.u64()),
     }
 }
 

@@ -23,7 +23,7 @@ fn sample(body: Body) -> Header {
     }
 }
 
-fn bodies() -> [Body; 7] {
+fn bodies() -> [Body; 9] {
     let write = |lba, blocks, zero| WriteEntry {
         lba: Lba(lba),
         blocks,
@@ -68,6 +68,18 @@ fn bodies() -> [Body; 7] {
                 id: SnapshotId([9; 16]),
             },
         },
+        Body::Copied {
+            blocks: vec![moved; 3],
+            zeros: vec![
+                CopiedZeros {
+                    start: Lba(9),
+                    end: Lba(1 << 40),
+                    version: moved.version,
+                };
+                2
+            ],
+        },
+        Body::Join { base: Seq(1 << 40) },
     ]
 }
 
@@ -159,7 +171,19 @@ fn sealed_bodies() -> Vec<Body> {
             })
             .collect(),
     };
-    vec![data(1), data(PAGES_MAX), moved(1), moved(MOVED_MAX), Body::FlushMark]
+    let copied = |blocks: usize, ranges| Body::Copied {
+        blocks: sample(moved(blocks)).payload(),
+        zeros: zeros(ranges),
+    };
+    vec![
+        data(1),
+        data(PAGES_MAX),
+        moved(1),
+        moved(MOVED_MAX),
+        Body::FlushMark,
+        copied(0, COPIED_ZEROS_MAX),
+        copied(COPIED_MAX, COPIED_ZEROS_MAX),
+    ]
 }
 
 #[test]
@@ -178,7 +202,7 @@ fn a_header_of_sealed_blocks_gives_back_their_tags() {
             bytes.len()
         })
         .collect();
-    assert_eq!(lengths, [4096, 8192, 4096, 8192, 4096]);
+    assert_eq!(lengths, [4096, 8192, 4096, 8192, 4096, 4096, 8192]);
 }
 
 #[test]
@@ -197,7 +221,7 @@ fn large(tagged: bool) -> Seals {
 }
 
 /// Records of blocks of 16 KiB, stored in so many pages each.
-fn large_bodies(tagged: bool, pages: &[u8]) -> [Body; 2] {
+fn large_bodies(tagged: bool, pages: &[u8]) -> [Body; 3] {
     let check = |n: usize| Check {
         crc: n as u32,
         tag: Tag([if tagged { n as u8 } else { 0 }; TAG_BYTES]),
@@ -213,8 +237,24 @@ fn large_bodies(tagged: bool, pages: &[u8]) -> [Body; 2] {
         pages: pages.to_vec(),
     };
     let blocks = sample(data.clone()).payload();
-    let blocks = blocks.into_iter().take(MOVED_MAX).collect();
-    [data, Body::Moved { blocks }]
+    let blocks: Vec<MovedBlock> = blocks.into_iter().take(MOVED_MAX).collect();
+    let copied = Body::Copied {
+        blocks: blocks.clone(),
+        zeros: zeros(2),
+    };
+    [data, Body::Moved { blocks }, copied]
+}
+
+fn zeros(count: usize) -> Vec<CopiedZeros> {
+    let range = |n: usize| CopiedZeros {
+        start: Lba(n as u64),
+        end: Lba(n as u64 + 1),
+        version: Version {
+            epoch: Epoch(3),
+            seq: Seq(n as u64),
+        },
+    };
+    (0..count).map(range).collect()
 }
 
 #[test]
@@ -236,10 +276,11 @@ fn a_header_gives_back_what_each_block_is_stored_in() {
 
 #[test]
 fn a_length_that_no_block_has_makes_no_header() {
-    let [data, moved] = large_bodies(false, &[4, 2]);
+    let [data, moved, copied] = large_bodies(false, &[4, 2]);
     for (body, at) in [
         (data, FIXED_BYTES + WRITE_BYTES + 2 * CHECK_BYTES),
         (moved, FIXED_BYTES + 2 * MOVED_BYTES),
+        (copied, FIXED_BYTES + 2 * ZEROS_BYTES + 2 * MOVED_BYTES),
     ] {
         let (bytes, _) = large(false).encode(&sample(body));
         for wrong in [0, 5, 255] {
@@ -255,7 +296,7 @@ fn a_length_that_no_block_has_makes_no_header() {
 
 #[test]
 fn a_record_of_another_block_size_is_none() {
-    let [data, _] = large_bodies(false, &[1, 1]);
+    let [data, ..] = large_bodies(false, &[1, 1]);
     assert_eq!(seals().decode(large(false).encode(&sample(data)).0.as_ref()), None);
     let [small, ..] = bodies();
     assert_eq!(large(false).decode(seals().encode(&sample(small)).0.as_ref()), None);

@@ -54,6 +54,13 @@ pub fn format_sealed_replica(on: &mut dyn Disk, options: &FormatOptions, proof: 
     make_replica(on, options, Some(proof))
 }
 
+/// Makes a replica of a volume that has others: it has nothing yet, and joins them at whatever epoch they are in. Of a
+/// sealed volume `rows` are the salts of every epoch that anything may be sealed in, as another replica has them.
+pub fn format_joining_replica(on: &mut dyn Disk, options: &FormatOptions, rows: &[KeyRow]) -> Result<(), OpenError> {
+    let Blank { superblock, .. } = make_blank(on, options, rows)?;
+    write_superblocks(on, &superblock, 0)
+}
+
 /// Makes sure that `proof` is for the epoch before the first.
 pub(in super::super) fn check_first_salt(options: &FormatOptions, proof: &KeyProof) -> Result<(), OpenError> {
     if (proof.row.volume, proof.row.epoch) == (options.identity.volume, Epoch(0)) {
@@ -129,6 +136,7 @@ pub(in super::super) fn make_blank(
         },
         epoch: Epoch(0),
         clean: true,
+        told: false,
         checkpoint: Checkpoint {
             number: 0,
             size_blocks: options.size_blocks,

@@ -19,7 +19,7 @@ use super::read::Reads;
 use super::record::Seals;
 use super::segment::{LINKED, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Segments, Used};
 use super::snapshot::{Origins, Recent};
-use super::superblock::{ENDS_MAX, Superblock};
+use super::superblock::{ENDS_MAX, EpochEnd, Superblock};
 use super::{Store, StoreStats};
 use crate::buffer::BufMut;
 use crate::io::{Disk, FileId, IoFailure, SegmentId};
@@ -29,7 +29,7 @@ use crate::types::{Epoch, Identity, Lba, Seq, Version};
 #[cfg(test)]
 pub(super) use format::segment_bytes_for;
 pub(super) use format::{Blank, check_first_salt, make_blank};
-pub use format::{FormatOptions, format_replica, format_sealed_replica};
+pub use format::{FormatOptions, format_joining_replica, format_replica, format_sealed_replica};
 pub use found::inspect;
 pub(super) use found::{
     Found, read_catalog, read_page, read_superblocks, read_table, segment_files, write_superblocks,
@@ -39,13 +39,26 @@ pub(super) use tail::{Replay, makes_sense, replay};
 /// Rows of the memtable that make a checkpoint due, unless somebody asks for another number.
 const MEMTABLE_ROWS_MAX: usize = 128 << 10;
 
+/// Who decides where epochs ended that were not closed in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Settle {
+    /// This is the only replica: what is in its log is what was written.
+    #[default]
+    Own,
+    /// Others have a say. The log is cut at these ends, and nowhere else: what is behind the end of its epoch is dropped,
+    /// everything before is kept, and an epoch whose end is not among them goes on.
+    Told(Vec<EpochEnd>),
+}
+
 /// How to open a replica.
 #[derive(Clone, Debug)]
 pub struct OpenOptions {
     /// Whose it must be.
     pub identity: Identity,
-    /// The epoch to serve in; higher than any before.
+    /// The epoch to serve in; higher than any before. A replica whose ends are told may go on in the one it promised.
     pub epoch: Epoch,
+    /// Who decides where earlier epochs ended.
+    pub settle: Settle,
     /// Map pages kept in memory (4 KiB each).
     pub cache_pages_max: usize,
     /// Rows of the memtable that make a checkpoint due.
@@ -68,6 +81,7 @@ impl OpenOptions {
         OpenOptions {
             identity,
             epoch,
+            settle: Settle::Own,
             cache_pages_max: 4096,
             memtable_rows_max: MEMTABLE_ROWS_MAX,
             tail_segments_max: 16,
@@ -86,6 +100,9 @@ pub struct OpenReport {
     pub replayed_records: u64,
     /// Where the log of an engine that was not closed in order ends; what was behind it was on its way and is cut off.
     pub torn_at: Option<(u32, u64)>,
+    /// Something was dropped because it lies behind the end of its epoch. What that had replaced or kept away is not
+    /// here either: such a replica begins to catch up from where it last was in sync.
+    pub cut: bool,
     /// One of the superblocks was not valid and was written anew; what was wrong with it.
     pub superblock_repaired: Option<String>,
     /// One of the files with the salts was not whole and was written anew; what was wrong with it.
@@ -105,7 +122,7 @@ pub enum OpenError {
     AlreadyFormatted,
     /// Made by a newer version.
     #[error(
-        "the replica has format version {0}, this program reads up to 3: run the version that wrote it, or a newer one"
+        "the replica has format version {0}, this program reads up to 4: run the version that wrote it, or a newer one"
     )]
     NewerFormat(u16),
     /// Another volume's, replica's or cluster's.
@@ -118,6 +135,9 @@ pub enum OpenError {
     /// What must be there is missing or does not pass its check.
     #[error("the replica is damaged: {0}")]
     Damaged(String),
+    /// It holds for ever what others decided never happened. It must not serve, and cannot catch up.
+    #[error("the replica went another way than the others: {0}; it has to be made anew")]
+    Diverged(String),
     /// A higher epoch has been promised.
     #[error("the replica has promised epoch {promised} and refuses epoch {asked}")]
     Fenced { promised: u32, asked: u32 },
@@ -174,9 +194,17 @@ fn was_filled(on: &mut dyn Disk, superblock: &Superblock, segment: SegmentId) ->
 
 /// The salts of a sealed replica with that of the epoch that begins; nothing for one that is not sealed.
 fn admit_keys(on: &mut dyn Disk, superblock: &Superblock, options: &OpenOptions) -> Result<Keys, OpenError> {
+    let goes_on = options.epoch == superblock.epoch;
     let proof = match (superblock.geometry.sealed, &options.keys) {
         (false, None) => return Ok(Keys::default()),
         (false, Some(_)) => return Err(KeyError::NotSealed.into()),
+        // The salt of this epoch is there.
+        (true, None) if goes_on => return keys::read(on, &options.identity.replica),
+        (true, Some(proof)) if goes_on => {
+            let keys = keys::read(on, &options.identity.replica)?;
+            keys.rows.iter().try_for_each(|row| proof.covers(row))?;
+            return Ok(keys);
+        }
         (true, None) => return Err(KeyError::NotGiven.into()),
         (true, Some(proof)) => proof,
     };
@@ -192,6 +220,35 @@ fn admit_keys(on: &mut dyn Disk, superblock: &Superblock, options: &OpenOptions)
     })
 }
 
+/// Takes the ends that others settled, before anything is looked at.
+fn take_ends(superblock: &mut Superblock, ends: &[EpochEnd]) -> Result<(), OpenError> {
+    for row in ends {
+        if row.first > row.last {
+            return Err(OpenError::Invalid(format!("an end of epochs that cannot be: {row:?}")));
+        }
+        if !superblock.agrees_with(row) {
+            return Err(OpenError::Diverged(format!(
+                "{row:?} is said of what was settled here as {:?}",
+                superblock.epoch_ends
+            )));
+        }
+        superblock.settle_told(row);
+    }
+    let merged = superblock.checkpoint.replay.last;
+    if superblock.end_of(merged.epoch).is_some_and(|end| merged.seq > end) {
+        return Err(OpenError::Diverged(format!(
+            "a checkpoint holds write {merged}, behind the end of its epoch"
+        )));
+    }
+    superblock.forget_old_ends();
+    if superblock.epoch_ends.len() > ENDS_MAX - 4 {
+        return Err(OpenError::Invalid(
+            "the replica missed more epochs than it can take in: it has to be made anew".into(),
+        ));
+    }
+    Ok(())
+}
+
 /// Opens a replica for `options.epoch`. The promise of that epoch is durable when this returns.
 pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, OpenReport), OpenError> {
     let Found {
@@ -200,13 +257,20 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         other: repaired,
     } = read_superblocks(on)?;
     check_identity(&superblock.geometry.identity, &options.identity)?;
-    if options.epoch <= superblock.epoch {
+    let told = match &options.settle {
+        Settle::Own => None,
+        Settle::Told(ends) => Some(ends),
+    };
+    if options.epoch < superblock.epoch || options.epoch == superblock.epoch && told.is_none() {
         return Err(OpenError::Fenced {
             promised: superblock.epoch.0,
             asked: options.epoch.0,
         });
     }
     let keys = admit_keys(on, &superblock, &options)?;
+    if let Some(ends) = told {
+        take_ends(&mut superblock, ends)?;
+    }
     let files = segment_files(on)?;
     let (used, mut table_pages) = read_table(on, &superblock)?;
     let (catalog, catalog_pages) = read_catalog(on, &superblock)?;
@@ -230,6 +294,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         end,
         segments: replayed,
         mut report,
+        highest,
         damaged,
     } = replay(on, &superblock, &files, &used)?;
     makes_sense(&ops, &catalog)?;
@@ -294,7 +359,10 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
     for id in replayed.keys() {
         disk(on.sync(FileId::Segment(*id)), || format!("syncing segment {}", id.0))?;
     }
-    if superblock.epoch > Epoch(0) {
+    if told.is_none() && superblock.told {
+        superblock.own_ends(highest);
+    }
+    if told.is_none() && superblock.epoch > Epoch(0) {
         let ended = end.last.epoch;
         let promised = superblock.epoch;
         if superblock.end_of(ended).is_none() && ended > Epoch(0) {
@@ -307,6 +375,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
     superblock.generation += 1;
     superblock.epoch = options.epoch;
     superblock.clean = false;
+    superblock.told = told.is_some();
     if !keys.rows.is_empty() {
         // Before the epoch is promised: what is sealed in it can be opened ever after.
         keys::write(on, &superblock.geometry.identity.replica, &keys.rows)?;
@@ -320,6 +389,10 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
     let cache_pages_max = (options.cache_pages_max / seals.leaf_pages() as usize).max(64);
     let map = Map::new(checkpoint.root, checkpoint.height, cache_pages_max);
     let cleaner = super::cleaner::Cleaner::new(checkpoint.moved);
+    // Nothing is for ever but what is settled, until somebody says so.
+    let gate = told.map(|_| Version::default());
+    let mut log = Log::new(end);
+    log.highest = highest;
     let mut store = Store {
         seals,
         key_rows: keys.rows,
@@ -332,11 +405,15 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         map,
         recent,
         frozen: None,
-        log: Log::new(end),
+        log,
         reads: Reads::default(),
         scans: Default::default(),
         job: None,
         cleaner,
+        gate,
+        amendments: Default::default(),
+        copying: Default::default(),
+        row_scans: Default::default(),
         checkpoint_wanted: crowded,
         grow_to: None,
         closing: false,
@@ -357,7 +434,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         options,
         superblock,
     };
-    if store.is_reverting() {
+    if store.is_reverting() && !store.is_led() {
         // Whoever asked for it got no answer, but what is read from now on must stay.
         store.drive(on);
         if store.is_reverting() {

@@ -8,7 +8,7 @@ use super::super::page::Entry;
 use super::super::record::{Body, ControlOp, HEADER_BYTES, HEADER_BYTES_MAX, Header, Seals, record_bytes};
 use super::super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Used};
 use super::super::snapshot::Catalog;
-use super::super::superblock::{LogPosition, Superblock};
+use super::super::superblock::{EpochEnd, LogPosition, Superblock};
 use super::{OpenError, OpenReport, disk};
 use crate::buffer::BufMut;
 use crate::io::{Disk, FileId, IoFailure, SegmentId};
@@ -20,6 +20,8 @@ pub(in super::super) struct Replay {
     pub end: LogPosition,
     pub segments: Vec<(SegmentId, u64)>,
     pub report: OpenReport,
+    /// The newest version of anything, copies too.
+    pub highest: Version,
     /// Flushed blocks that do not pass their check. What came behind them may have replaced them.
     pub damaged: Vec<(Lba, Version)>,
 }
@@ -33,8 +35,10 @@ pub(in super::super) fn replay(
 ) -> Result<Replay, OpenError> {
     let seals = Seals::of(&superblock.geometry);
     let start = superblock.checkpoint.replay;
-    // An earlier opening settled where its epochs ended, and synced what lies before: that was served.
-    let settled = superblock.epoch_ends.iter().filter(|end| end.end > Seq(0));
+    // An earlier opening settled where its epochs ended, and synced what lies before: that was served. Where others settle
+    // the ends, this log may never have gone so far.
+    let own = |_: &&EpochEnd| !superblock.told;
+    let settled = superblock.epoch_ends.iter().filter(own).filter(|end| end.end > Seq(0));
     let served = settled
         .map(|end| Version {
             epoch: end.last,
@@ -49,6 +53,8 @@ pub(in super::super) fn replay(
         seals,
         end: start,
         flushed,
+        highest: start.last,
+        record_bytes: None,
     };
     let mut report = OpenReport::default();
     let mut ops = Vec::new();
@@ -62,27 +68,46 @@ pub(in super::super) fn replay(
         let Some((header, check)) = tail.header_at(tail.end)? else {
             break true;
         };
-        if !tail.continues(&header) {
-            break true;
+        let header = match tail.continues(&header) {
+            Next::Record => header,
+            Next::Kept(kept) => {
+                report.cut = true;
+                tail.kept(header, kept)
+            }
+            Next::BehindEnd => {
+                report.cut = true;
+                tail.expect_no_later_epoch(&header, check)?;
+                break true;
+            }
+            Next::None => break true,
+        };
+        if let Some(flushed) = tail.says_flushed(&header) {
+            tail.flushed = tail.flushed.max(flushed);
         }
         match &header.body {
-            Body::Data { first_seq, writes, .. } => {
-                let at = tail.end;
-                let last = Version {
-                    epoch: header.epoch,
-                    seq: Seq(first_seq.0 + writes.len() as u64 - 1),
-                };
-                if header.flushed.0 > 0 {
-                    tail.flushed = tail.flushed.max(Version {
+            Body::Data { .. } | Body::Copied { .. } => {
+                let (at, ops_before) = (tail.end, ops.len());
+                let last = match header.body.numbers() {
+                    Some((_, seq)) => Version {
                         epoch: header.epoch,
-                        seq: header.flushed,
-                    });
-                }
-                let bad = tail.replay_record(&header, &mut ops)?;
+                        seq,
+                    },
+                    None => tail.end.last,
+                };
+                let (bad, dropped) = tail.replay_record(&header, &mut ops)?;
+                report.cut |= dropped;
                 if !bad.is_empty() {
-                    let ops_before = ops.len() - ops_of(writes);
+                    // Copies have no number. A later write that was flushed says that they were, too.
+                    let proof = match header.body {
+                        Body::Data { .. } => last,
+                        _ => Version {
+                            seq: last.seq.next(),
+                            ..last
+                        },
+                    };
                     doubtful.push(Doubtful {
-                        last,
+                        proof,
+                        marked: false,
                         at,
                         ops_before,
                         records_before: report.replayed_records,
@@ -90,7 +115,8 @@ pub(in super::super) fn replay(
                     });
                 }
                 report.replayed_records += 1;
-                tail.end.offset += record_bytes(seals.header_bytes(&header.body), header.body.payload_pages());
+                let (_, bytes) = tail.record_bytes.take().expect("the record was read");
+                tail.end.offset += bytes;
                 tail.end.last = last;
                 tail.end.chain = check;
             }
@@ -100,30 +126,26 @@ pub(in super::super) fn replay(
                     epoch: header.epoch,
                     seq,
                 };
-                if header.flushed.0 > 0 {
-                    tail.flushed = tail.flushed.max(Version {
-                        epoch: header.epoch,
-                        seq: header.flushed,
-                    });
-                }
                 ops.push(Op::Control(op, last));
                 report.replayed_records += 1;
                 tail.end.offset += HEADER_BYTES as u64;
                 tail.end.last = last;
                 tail.end.chain = check;
             }
-            Body::FlushMark => {
-                tail.flushed = tail.flushed.max(Version {
+            Body::Join { base } => {
+                tail.end.offset += HEADER_BYTES as u64;
+                tail.end.last = Version {
                     epoch: header.epoch,
-                    seq: header.flushed,
-                });
+                    seq: *base,
+                };
+                tail.end.chain = check;
+            }
+            Body::FlushMark => {
+                // It was written when everything before it was on stable storage.
+                doubtful.iter_mut().for_each(|record| record.marked = true);
                 tail.end.offset += HEADER_BYTES as u64;
             }
             Body::Next { next } => {
-                tail.flushed = tail.flushed.max(Version {
-                    epoch: header.epoch,
-                    seq: header.flushed,
-                });
                 let next = SegmentId(*next);
                 let log_index = tail.end.log_index + 1;
                 if !tail.segment_is(next, log_index, files)? {
@@ -139,6 +161,7 @@ pub(in super::super) fn replay(
             }
             Body::Moved { .. } => break true,
         }
+        tail.highest = tail.highest.max(tail.end.last);
     };
     if hole {
         tail.look_behind(files, used, &segments)?;
@@ -146,7 +169,10 @@ pub(in super::super) fn replay(
     let flushed = tail.flushed;
     let mut end = tail.end;
     // The first doubtful record that no flush covers is where the tail is torn.
-    if let Some(torn) = doubtful.iter().position(|record| record.last > flushed) {
+    if let Some(torn) = doubtful
+        .iter()
+        .position(|record| record.proof > flushed && !record.marked)
+    {
         let record = &doubtful[torn];
         report.replayed_records = record.records_before;
         ops.truncate(record.ops_before);
@@ -154,7 +180,7 @@ pub(in super::super) fn replay(
         end = record.at;
         doubtful.truncate(torn);
     }
-    if end.last < flushed.min(served) {
+    if end.last.max(tail.highest) < flushed.min(served) {
         return Err(OpenError::Damaged(format!(
             "the log breaks off at segment {} offset {} after write {}, but it went on to write {served} when it was \
              opened before: data that was served is missing here; another copy or a backup is needed",
@@ -170,26 +196,22 @@ pub(in super::super) fn replay(
         end,
         segments,
         report,
+        highest: tail.highest,
         damaged,
     })
 }
 
 /// A record whose header is good and whose payload is not.
 struct Doubtful {
-    last: Version,
+    /// If a write up to this one was flushed, so was the record.
+    proof: Version,
+    /// A mark behind it says that it was on stable storage.
+    marked: bool,
     at: LogPosition,
     ops_before: usize,
     records_before: u64,
     /// The blocks that do not pass their check.
     bad: Vec<(Lba, Version)>,
-}
-
-/// Changes of the map that these writes make.
-fn ops_of(writes: &[WriteEntry]) -> usize {
-    writes
-        .iter()
-        .map(|write| if write.zero { 1 } else { write.blocks as usize })
-        .sum()
 }
 
 /// Fails unless what the log did to snapshots can be done: a check tells that somebody wrote a record, not that it fits.
@@ -232,6 +254,21 @@ struct Tail<'a> {
     seals: Seals,
     end: LogPosition,
     flushed: Version,
+    highest: Version,
+    /// Bytes of the header of the record that is being replayed, and of all of it.
+    record_bytes: Option<(usize, u64)>,
+}
+
+/// Whether a record is the next one of the log.
+enum Next {
+    /// It is.
+    Record,
+    /// It is, and only so many of its writes lie before the end of their epoch.
+    Kept(usize),
+    /// It would be, but it lies behind the end of its epoch.
+    BehindEnd,
+    /// It is a stale one, or none.
+    None,
 }
 
 impl Tail<'_> {
@@ -248,13 +285,14 @@ impl Tail<'_> {
         }
     }
 
-    /// True if the record is the next one of the log, and not a stale one.
-    fn continues(&self, header: &Header) -> bool {
+    /// Whether the record is the next one of the log, and not a stale one.
+    fn continues(&self, header: &Header) -> Next {
         let last = self.end.last;
         if header.chain != self.end.chain || header.epoch > self.superblock.epoch || header.epoch < last.epoch {
-            return false;
+            return Next::None;
         }
-        match &header.body {
+        let settled = self.superblock.end_of(header.epoch);
+        let is_next = match &header.body {
             // It is no record of this volume.
             Body::Data { writes, .. } if writes.is_empty() || !writes.iter().all(|write| self.is_inside(write)) => {
                 false
@@ -265,14 +303,91 @@ impl Tail<'_> {
                 } else {
                     Seq(1)
                 };
-                let settled = self.superblock.end_of(header.epoch);
-                header.body.numbers().is_some_and(|(first, last)| {
-                    first == expected && last >= first && settled.is_none_or(|end| last <= end)
-                })
+                let numbers = header.body.numbers();
+                numbers.is_some_and(|(first, last)| first == expected && last >= first)
             }
+            Body::Copied { blocks, zeros } => {
+                let size = self.superblock.checkpoint.size_blocks;
+                let blocks_fit = blocks.iter().all(|block| block.lba.0 < size);
+                blocks_fit && zeros.iter().all(|range| range.start < range.end && range.end.0 <= size)
+            }
+            Body::Join { base } => header.epoch > last.epoch || *base >= last.seq,
             Body::Next { .. } | Body::FlushMark => true,
             Body::Moved { .. } => false,
+        };
+        if !is_next {
+            return Next::None;
         }
+        let (first, last) = match (&header.body, header.body.numbers()) {
+            (Body::Join { base }, _) => (*base, *base),
+            (_, Some(numbers)) => numbers,
+            (_, None) => return Next::Record,
+        };
+        match settled {
+            Some(end) if first > end => Next::BehindEnd,
+            Some(end) if last > end => Next::Kept((end.0 - first.0 + 1) as usize),
+            _ => Next::Record,
+        }
+    }
+
+    fn bytes_of(&self, header: &Header) -> (usize, u64) {
+        let header_bytes = self.seals.header_bytes(&header.body);
+        (header_bytes, record_bytes(header_bytes, header.body.payload_pages()))
+    }
+
+    /// A record of which only the first writes lie before the end of their epoch.
+    fn kept(&mut self, mut header: Header, kept: usize) -> Header {
+        self.record_bytes = Some(self.bytes_of(&header));
+        if let Body::Data {
+            writes, checks, pages, ..
+        } = &mut header.body
+        {
+            writes.truncate(kept);
+            let stored = writes.iter().filter(|write| !write.zero);
+            let blocks: usize = stored.map(|write| write.blocks as usize).sum();
+            checks.truncate(blocks);
+            pages.truncate(blocks);
+        }
+        header
+    }
+
+    /// What is behind an end that was settled is dropped, and that is only right if nothing of a later epoch follows.
+    fn expect_no_later_epoch(&mut self, behind: &Header, check: u32) -> Result<(), OpenError> {
+        let epoch = behind.epoch;
+        let (mut at, mut chain) = (self.end, check);
+        at.offset += self.bytes_of(behind).1;
+        while let Some((header, check)) = self.header_at(at)? {
+            let follows = header.chain == chain && header.epoch >= epoch && header.epoch <= self.superblock.epoch;
+            let chained = match header.body {
+                Body::Data { .. } | Body::Control { .. } | Body::Copied { .. } | Body::Join { .. } => true,
+                Body::FlushMark => false,
+                Body::Next { .. } | Body::Moved { .. } => return Ok(()),
+            };
+            if !follows {
+                return Ok(());
+            }
+            if chained && header.epoch > epoch {
+                return Err(OpenError::Diverged(format!(
+                    "the log went on with epoch {} behind writes of epoch {} that were decided to be dropped",
+                    header.epoch.0, epoch.0
+                )));
+            }
+            if chained {
+                chain = check;
+            }
+            at.offset += self.bytes_of(&header).1;
+        }
+        Ok(())
+    }
+
+    /// What the record says was on stable storage when it was made.
+    fn says_flushed(&self, header: &Header) -> Option<Version> {
+        let end = self.superblock.end_of(header.epoch).unwrap_or(header.flushed);
+        let seq = header.flushed.min(end);
+        (seq > Seq(0)).then_some(Version {
+            epoch: header.epoch,
+            seq,
+        })
     }
 
     /// A volume never shrinks, and has a size before anybody writes there.
@@ -302,16 +417,16 @@ impl Tail<'_> {
         Ok(SegmentHeader::decode(buf.as_ref(), &self.superblock.geometry.identity))
     }
 
-    /// Adds the changes of a record; returns the blocks whose payload does not pass its check.
-    fn replay_record(&mut self, header: &Header, ops: &mut Vec<Op>) -> Result<Vec<(Lba, Version)>, OpenError> {
-        let Body::Data { first_seq, writes, .. } = &header.body else {
-            unreachable!("only data records have writes")
-        };
+    /// Adds the changes of a record; returns the blocks whose payload does not pass its check, and whether copies were
+    /// dropped because they lie behind the end of their epoch.
+    fn replay_record(&mut self, header: &Header, ops: &mut Vec<Op>) -> Result<(Vec<(Lba, Version)>, bool), OpenError> {
         let segment = self.end.segment;
-        let mut offset = self.end.offset + self.seals.header_bytes(&header.body) as u64;
+        let bytes = self.bytes_of(header);
+        let (header_bytes, whole) = *self.record_bytes.get_or_insert(bytes);
+        let mut offset = self.end.offset + header_bytes as u64;
         let mut payload = BufMut::zeroed(record_bytes(0, header.body.payload_pages()) as usize);
         if payload.len() > 0 {
-            if offset + payload.len() as u64 > self.superblock.geometry.segment_bytes {
+            if self.end.offset + whole > self.superblock.geometry.segment_bytes {
                 return Err(OpenError::Damaged(format!(
                     "segment {} has a record that reaches over its end",
                     segment.0
@@ -322,33 +437,60 @@ impl Tail<'_> {
                 format!("reading the log at segment {} offset {offset}", segment.0)
             })?;
         }
-        let (mut blocks, mut payload) = (header.payload().into_iter(), payload.as_ref());
-        let mut bad = Vec::new();
-        for (n, write) in writes.iter().enumerate() {
-            if write.zero {
-                let version = Version {
-                    epoch: header.epoch,
-                    seq: Seq(first_seq.0 + n as u64),
-                };
-                ops.push(Op::Zero(write.lba, Lba(write.lba.0 + u64::from(write.blocks)), version));
-                continue;
+        let before = ops.len();
+        match &header.body {
+            Body::Data { first_seq, writes, .. } => {
+                let zeroes = writes.iter().zip(first_seq.0..).filter(|(write, _)| write.zero);
+                let epoch = header.epoch;
+                ops.extend(
+                    zeroes.map(|(write, seq)| Op::Zero(write.lba, write.end(), Version { epoch, seq: Seq(seq) })),
+                );
             }
-            for block in blocks.by_ref().take(write.blocks as usize) {
-                let location = Location::pages_at(segment, offset, block.pages);
-                let (bytes, rest) = payload.split_at(location.len() as usize);
-                if self.seals.block(block.lba, block.version, bytes) != block.check.crc {
-                    bad.push((block.lba, block.version));
-                }
-                let entry = Entry {
-                    location,
-                    version: block.version,
-                    check: block.check,
-                };
-                ops.push(Op::Block(block.lba, entry));
-                (offset, payload) = (location.end(), rest);
+            Body::Copied { zeros, .. } => {
+                ops.extend(
+                    zeros
+                        .iter()
+                        .map(|range| Op::Zero(range.start, range.end, range.version)),
+                );
             }
+            _ => unreachable!("only writes and copies have a payload"),
         }
-        Ok(bad)
+        let mut payload = payload.as_ref();
+        let mut bad = Vec::new();
+        for block in header.payload() {
+            let location = Location::pages_at(segment, offset, block.pages);
+            let (bytes, rest) = payload.split_at(location.len() as usize);
+            let passes = self.seals.block(block.lba, block.version, bytes) == block.check.crc;
+            if !passes && self.is_before_end(block.version) {
+                bad.push((block.lba, block.version));
+            }
+            let entry = Entry {
+                location,
+                version: block.version,
+                check: block.check,
+            };
+            ops.push(Op::Block(block.lba, entry));
+            (offset, payload) = (location.end(), rest);
+        }
+        if matches!(header.body, Body::Data { .. }) {
+            // In the order in which they were made.
+            ops[before..].sort_by_key(Op::version);
+            return Ok((bad, false));
+        }
+        let mut copies = ops.split_off(before);
+        let all = copies.len();
+        copies.retain(|op| self.is_before_end(op.version()));
+        let dropped = copies.len() < all;
+        let newest = copies.iter().map(Op::version).max();
+        self.highest = self.highest.max(newest.unwrap_or_default());
+        ops.extend(copies);
+        Ok((bad, dropped))
+    }
+
+    /// Nobody decided that this never happened.
+    fn is_before_end(&self, version: Version) -> bool {
+        let settled = self.superblock.end_of(version.epoch);
+        settled.is_none_or(|end| version.seq <= end)
     }
 
     /// Looks for records behind the end of the log that say it should not end here.
