@@ -136,7 +136,7 @@ pub(crate) fn explain(doing: &str, dir: &Path, error: OpenError) -> EngineError 
         OpenError::NotFormatted => ErrorKind::NotFound,
         OpenError::NewerFormat(_) => ErrorKind::Unsupported,
         OpenError::WrongIdentity { .. } => ErrorKind::WrongIdentity,
-        OpenError::Damaged(_) => ErrorKind::Corrupt,
+        OpenError::Damaged(_) | OpenError::Diverged(_) => ErrorKind::Corrupt,
         // Somebody was made primary after us: what we were told is old, and the next look tells more.
         OpenError::Fenced { .. } => ErrorKind::Retry,
         OpenError::NoSpace => ErrorKind::NoSpace,
