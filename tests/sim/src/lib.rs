@@ -1,0 +1,5 @@
+//! Replication without luck: everything that can be shown of it in one thread and from one seed.
+//!
+//! - [`model`]: the protocol as a few bytes of state, every order of events tried within bounds.
+
+pub mod model;
