@@ -5,7 +5,7 @@ TARGET := $(abspath $(or $(CARGO_TARGET_DIR),target))
 LAB_DEV := $(CARGO) run --quiet --locked -p galleonfs-tests --bin galleonfs-lab --
 LAB := $(CARGO) run --quiet --release --locked -p galleonfs-tests --no-default-features --bin galleonfs-lab --
 
-.PHONY: help demo demo-down test test-cluster crash model fuzz bench check lab-binaries
+.PHONY: help demo demo-down test test-cluster crash model sim mutants fuzz bench check lab-binaries
 
 help:
 	@echo 'make demo          a Kubernetes of three nodes on this machine with GalleonFS in it (root)'
@@ -14,6 +14,8 @@ help:
 	@echo 'make test          every test, also those in a real Kubernetes (root)'
 	@echo 'make crash         more crash states of the store: SEEDS=n FIRST=m'
 	@echo 'make model         the model of replication in larger bounds: minutes, and gigabytes of memory'
+	@echo 'make sim           more seeds of the simulated cluster: SEEDS=n FIRST=m'
+	@echo 'make mutants       mistakes in replication, switched on one at a time, that the simulator must find'
 	@echo 'make fuzz          every decoder under libFuzzer: SECONDS=n for each, TARGETS="a b"'
 	@echo 'make test-cluster  the tests in a real Kubernetes alone, of a release build (root)'
 	@echo 'make bench         speed through the real device, beside the raw file (root)'
@@ -52,6 +54,14 @@ crash:
 # The model of replication in the bounds that take too long for `make test`.
 model:
 	$(CARGO) test --locked -p galleonfs-sim --test model -- --ignored --nocapture --test-threads 1
+
+# Replication on simulated nodes: SEEDS of them from FIRST on. A seed that fails is run again with SEEDS=1 FIRST=it.
+SIM := $(CARGO) run --quiet --release --locked -p galleonfs-sim --
+sim:
+	$(SIM) --seeds $(or $(SEEDS),10000) --first $(or $(FIRST),1)
+
+mutants:
+	$(SIM) --mutants --seeds $(or $(SEEDS),2000) --first $(or $(FIRST),1)
 
 # What cargo-fuzz passes to the compiler, without what only a nightly one takes. New inputs that reach new code are kept in
 # target/fuzz/corpus; one that fails is written to target/fuzz/failed, and belongs into fuzz/corpus when it is mended.

@@ -14,6 +14,7 @@
 pub mod buffer;
 pub mod compress;
 pub mod io;
+pub mod replication;
 pub mod request;
 pub mod seal;
 pub mod store;

@@ -12,7 +12,7 @@ use super::supply::RESERVE_SEGMENTS;
 use super::{Event, Purpose, Room, Store};
 use crate::buffer::Buf;
 use crate::io::{FileId, Io, SegmentId};
-use crate::types::{Check, Epoch, Lba, Location, Seq, Version};
+use crate::types::{Check, Epoch, Lba, Location, PAGE_BYTES, Seq, Version};
 
 /// One change of the map, in the order of the writes.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,23 @@ pub struct Batch {
     pub pages: Vec<u8>,
     /// The bytes of the blocks as they are stored, one after the other.
     pub payload: Vec<Buf>,
+}
+
+impl Batch {
+    /// Number of the last write.
+    pub fn last_seq(&self) -> Seq {
+        Seq(self.first_seq.0 + self.writes.len() as u64 - 1)
+    }
+
+    /// Bytes of payload.
+    pub fn payload_bytes(&self) -> u64 {
+        self.payload.iter().map(|part| part.len() as u64).sum()
+    }
+
+    /// Pages of payload.
+    pub fn payload_pages(&self) -> usize {
+        (self.payload_bytes() / PAGE_BYTES) as usize
+    }
 }
 
 /// What a record of the chain changes, with its payload at `at`.

@@ -226,12 +226,8 @@ fn take_ends(superblock: &mut Superblock, ends: &[EpochEnd]) -> Result<(), OpenE
         if row.first > row.last {
             return Err(OpenError::Invalid(format!("an end of epochs that cannot be: {row:?}")));
         }
-        if !superblock.agrees_with(row) {
-            return Err(OpenError::Diverged(format!(
-                "{row:?} is said of what was settled here as {:?}",
-                superblock.epoch_ends
-            )));
-        }
+        // What was settled here by somebody whose epoch never began does not count: nothing of it is irrevocable.
+        superblock.unsettle(row);
         superblock.settle_told(row);
     }
     let merged = superblock.checkpoint.replay.last;

@@ -306,6 +306,26 @@ impl Superblock {
         self.epoch_ends.iter().all(same)
     }
 
+    /// Forgets what was settled otherwise for these epochs.
+    pub fn unsettle(&mut self, row: &EpochEnd) {
+        let kept = std::mem::take(&mut self.epoch_ends);
+        for known in kept {
+            let differs = known.end != row.end && known.last >= row.first && known.first <= row.last;
+            if !differs {
+                self.epoch_ends.push(known);
+                continue;
+            }
+            if known.first < row.first {
+                let last = Epoch(row.first.0 - 1);
+                self.epoch_ends.push(EpochEnd { last, ..known });
+            }
+            if known.last > row.last {
+                let first = Epoch(row.last.0 + 1);
+                self.epoch_ends.push(EpochEnd { first, ..known });
+            }
+        }
+    }
+
     /// Settles an end that somebody else decided, in its place. What is known of it stays.
     pub fn settle_told(&mut self, row: &EpochEnd) {
         debug_assert!(self.agrees_with(row), "the end of an epoch never changes");

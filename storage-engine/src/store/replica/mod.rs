@@ -5,8 +5,9 @@
 //!
 //! What always holds, where one leads and others follow ([`Settle::Told`](super::Settle)):
 //! - **Nothing becomes irrevocable that the others may decide never happened.** Opening cuts the log only where it is
-//!   told to, and a checkpoint is committed only when all that is in it is known to be kept ([`Store::gate`], or an end
-//!   that was settled). So what lies behind the end of its epoch is always still in the log, and can be dropped.
+//!   told to, and a checkpoint is committed only when all that is in it is known to be kept ([`Store::gate`]). So what lies
+//!   behind the end of its epoch is always still in the log, and can be dropped. An end that was settled here is no proof:
+//!   whoever settled it may have ended before the epoch began, and the next one may have known less.
 //! - **An epoch begins only when the ends of those before it are settled here**, as far as this log reaches.
 //! - **A promise is durable before it is reported**, and from the call on no write of the older epoch is taken.
 //! - **A copy never replaces anything newer.** It is compared with what this replica has for that block at the copy's
@@ -16,6 +17,7 @@
 mod amend;
 mod copy;
 mod copying;
+mod follow;
 mod newer;
 mod rows;
 mod stored;
@@ -37,6 +39,17 @@ impl Store {
     /// The last write that was appended and is in the kernel's hands.
     pub fn last(&self) -> Version {
         self.log.appended.last
+    }
+
+    /// The last write that was handed to the log; it may be on its way.
+    pub fn handed(&self) -> Version {
+        self.log.position.last
+    }
+
+    /// Everything up to here is known to be kept: what the gate says, and what a checkpoint held before this opening.
+    pub fn kept(&self) -> Version {
+        let merged = self.superblock.checkpoint.replay.last;
+        self.gate.unwrap_or(merged).max(merged)
     }
 
     /// The newest version of anything in the log, copies too, and also what is on its way.
@@ -66,12 +79,7 @@ impl Store {
 
     /// Nobody can decide any more that this never happened.
     pub(super) fn is_kept(&self, version: Version) -> bool {
-        let settled = || {
-            self.superblock
-                .end_of(version.epoch)
-                .is_some_and(|end| version.seq <= end)
-        };
-        self.gate.is_none_or(|kept| version <= kept) || version == Version::default() || settled()
+        self.gate.is_none_or(|kept| version <= kept) || version == Version::default()
     }
 
     /// One of several replicas: others decide where epochs end.

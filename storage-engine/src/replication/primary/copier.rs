@@ -1,0 +1,491 @@
+//! Bringing one replica up to what another one has, block by block, by version.
+//!
+//! Both are asked what they have with a version behind some point, part by part; what the target lacks is read from the
+//! source, verified, and handed to the target, which takes it only if it still is newer. So it may be cut off and begun
+//! again at any point, goes along with new writes, and costs what differs.
+
+use std::collections::VecDeque;
+
+use super::super::limits::{COPY_BLOCKS_MAX, ROWS_MAX};
+use super::super::message::{Ask, Row, Rows, Stored};
+use super::super::mutant::Mutant;
+use super::super::timing::{ASK_AGAIN_MS, MEMBER_TIMEOUT_MS};
+use super::{Phase, Primary};
+use crate::replication::ReplicaId;
+use crate::types::{Lba, Version};
+
+/// One pass over the volume.
+#[derive(Debug)]
+pub(super) struct Copier {
+    pub source: ReplicaId,
+    pub target: ReplicaId,
+    /// What is not newer is surely there.
+    after: Version,
+    /// What is newer comes another way, or not at all.
+    until: Version,
+    at: Lba,
+    stage: Stage,
+    asked_ms: u64,
+    since_ms: u64,
+    /// Blocks before this one are read by themselves: one of them is damaged at the source.
+    alone_until: Lba,
+    /// Rows that the target lacked.
+    pub lacked: u64,
+    done: bool,
+    failed: Option<Progress>,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    Going,
+    Done,
+    SourceFailed,
+    TargetFailed,
+}
+
+#[derive(Debug)]
+enum Stage {
+    Next,
+    List {
+        source: u64,
+        target: u64,
+        has: Option<Rows>,
+        lacks: Option<Rows>,
+    },
+    Take {
+        lacking: VecDeque<Row>,
+        next: Option<Lba>,
+    },
+    Read {
+        id: u64,
+        row: Row,
+        lacking: VecDeque<Row>,
+        next: Option<Lba>,
+    },
+    Copy {
+        id: u64,
+        blocks: Vec<Stored>,
+        lacking: VecDeque<Row>,
+        next: Option<Lba>,
+    },
+}
+
+impl Copier {
+    pub fn new(source: ReplicaId, target: ReplicaId, after: Version, until: Version) -> Copier {
+        Copier {
+            source,
+            target,
+            after,
+            until,
+            at: Lba(0),
+            stage: Stage::Next,
+            asked_ms: 0,
+            since_ms: 0,
+            alone_until: Lba(0),
+            lacked: 0,
+            done: false,
+            failed: None,
+        }
+    }
+
+    fn fail(&mut self, whose: Progress) {
+        self.failed = Some(whose);
+    }
+
+    /// Goes on behind a part.
+    fn finish_part(&mut self, next: Option<Lba>) {
+        match next {
+            Some(next) => {
+                assert!(next > self.at, "a list goes on behind what it listed");
+                self.at = next;
+                self.stage = Stage::Next;
+            }
+            None => self.done = true,
+        }
+    }
+}
+
+impl Primary {
+    /// Does what can be done now.
+    pub(super) fn run_copier(&mut self, copier: &mut Copier) -> Progress {
+        loop {
+            if let Some(failed) = copier.failed {
+                return failed;
+            }
+            if copier.done {
+                return Progress::Done;
+            }
+            let now_ms = self.now_ms;
+            let again = now_ms >= copier.asked_ms + ASK_AGAIN_MS;
+            let given_up = now_ms >= copier.since_ms + 2 * MEMBER_TIMEOUT_MS;
+            match std::mem::replace(&mut copier.stage, Stage::Next) {
+                Stage::Next => {
+                    copier.since_ms = now_ms;
+                    self.list(copier, None, None);
+                    return Progress::Going;
+                }
+                Stage::List {
+                    has: Some(has),
+                    lacks: Some(lacks),
+                    ..
+                } => {
+                    let (lacking, next) = compare(&has, &lacks, copier.after, copier.until);
+                    copier.lacked += lacking.len() as u64;
+                    copier.since_ms = now_ms;
+                    copier.stage = Stage::Take { lacking, next };
+                }
+                Stage::List {
+                    source,
+                    target,
+                    has,
+                    lacks,
+                } => {
+                    if given_up {
+                        return if has.is_none() {
+                            Progress::SourceFailed
+                        } else {
+                            Progress::TargetFailed
+                        };
+                    }
+                    if again {
+                        self.list(copier, has, lacks);
+                    } else {
+                        copier.stage = Stage::List {
+                            source,
+                            target,
+                            has,
+                            lacks,
+                        };
+                    }
+                    return Progress::Going;
+                }
+                Stage::Take { mut lacking, next } => {
+                    copier.since_ms = now_ms;
+                    let Some(row) = lacking.pop_front() else {
+                        copier.finish_part(next);
+                        continue;
+                    };
+                    if row.zero && self.mutant(Mutant::ZeroesNotCopied) {
+                        copier.stage = Stage::Take { lacking, next };
+                        copier.lacked -= 1;
+                        continue;
+                    }
+                    if row.zero {
+                        let (start, end, version) = (row.start, row.end, row.version);
+                        let blocks = vec![Stored::Zeros { start, end, version }];
+                        self.copy(copier, blocks, lacking, next);
+                    } else {
+                        self.read_row(copier, row, lacking, next);
+                    }
+                    return Progress::Going;
+                }
+                Stage::Read { row, lacking, next, id } => {
+                    if given_up {
+                        return Progress::SourceFailed;
+                    }
+                    if again {
+                        self.read_row(copier, row, lacking, next);
+                    } else {
+                        copier.stage = Stage::Read { id, row, lacking, next };
+                    }
+                    return Progress::Going;
+                }
+                Stage::Copy {
+                    id,
+                    blocks,
+                    lacking,
+                    next,
+                } => {
+                    if given_up {
+                        return Progress::TargetFailed;
+                    }
+                    if again {
+                        self.copy(copier, blocks, lacking, next);
+                    } else {
+                        copier.stage = Stage::Copy {
+                            id,
+                            blocks,
+                            lacking,
+                            next,
+                        };
+                    }
+                    return Progress::Going;
+                }
+            }
+        }
+    }
+
+    fn list(&mut self, copier: &mut Copier, has: Option<Rows>, lacks: Option<Rows>) {
+        let (source, target) = (self.id(), self.id());
+        for (replica, id, known) in [
+            (copier.source, source, has.is_some()),
+            (copier.target, target, lacks.is_some()),
+        ] {
+            if !known {
+                let (from, after, rows_max) = (copier.at, copier.after, ROWS_MAX);
+                self.ask(
+                    replica,
+                    Ask::Rows {
+                        id,
+                        from,
+                        after,
+                        rows_max,
+                    },
+                );
+            }
+        }
+        copier.asked_ms = self.now_ms;
+        copier.stage = Stage::List {
+            source,
+            target,
+            has,
+            lacks,
+        };
+    }
+
+    /// Reads this row from the source, and what follows it without a hole.
+    fn read_row(&mut self, copier: &mut Copier, row: Row, mut lacking: VecDeque<Row>, next: Option<Lba>) {
+        let mut row = row;
+        while row.start >= copier.alone_until
+            && row.end.0 - row.start.0 < COPY_BLOCKS_MAX as u64
+            && let Some(more) = lacking.front()
+            && !more.zero
+            && more.start == row.end
+        {
+            row.end = more.end;
+            lacking.pop_front();
+        }
+        let id = self.id();
+        let (lba, blocks) = (row.start, row.end.0 - row.start.0);
+        self.ask(copier.source, Ask::Read { id, lba, blocks });
+        copier.asked_ms = self.now_ms;
+        copier.stage = Stage::Read { id, row, lacking, next };
+    }
+
+    fn copy(&mut self, copier: &mut Copier, blocks: Vec<Stored>, lacking: VecDeque<Row>, next: Option<Lba>) {
+        let id = self.id();
+        let ask = Ask::Copy {
+            id,
+            repair: false,
+            blocks: blocks.clone(),
+        };
+        self.ask(copier.target, ask);
+        copier.asked_ms = self.now_ms;
+        copier.stage = Stage::Copy {
+            id,
+            blocks,
+            lacking,
+            next,
+        };
+    }
+
+    /// The copier that waits for this answer, if any.
+    fn with_copier(&mut self, mut take: impl FnMut(&mut Primary, &mut Copier) -> bool) -> bool {
+        if matches!(self.phase, Phase::Equalising(_)) {
+            let Phase::Equalising(mut equalise) = std::mem::replace(&mut self.phase, Phase::Settling) else {
+                unreachable!("it was just looked at")
+            };
+            let taken = equalise.copiers.iter_mut().any(|copier| take(self, copier));
+            self.phase = Phase::Equalising(equalise);
+            return taken;
+        } else if let Some(mut sync) = self.sync.take() {
+            let taken = sync.copier_mut().is_some_and(|copier| take(self, copier));
+            self.sync = Some(sync);
+            return taken;
+        }
+        false
+    }
+
+    pub(super) fn rows(&mut self, from: ReplicaId, list: u64, found: Result<Rows, String>) {
+        self.with_copier(|_, copier| {
+            let Stage::List {
+                source,
+                target,
+                has,
+                lacks,
+            } = &mut copier.stage
+            else {
+                return false;
+            };
+            let (place, whose) = match list {
+                _ if list == *source && from == copier.source => (has, Progress::SourceFailed),
+                _ if list == *target && from == copier.target => (lacks, Progress::TargetFailed),
+                _ => return false,
+            };
+            match &found {
+                Ok(rows) => *place = Some(rows.clone()),
+                Err(_) => copier.fail(whose),
+            }
+            true
+        });
+    }
+
+    /// What was read for a copier; false if none asked for it.
+    pub(super) fn copier_read(&mut self, from: ReplicaId, read: u64, found: &Result<Vec<Stored>, String>) -> bool {
+        let skips_zeroes = self.mutant(Mutant::ZeroesNotCopied);
+        self.with_copier(|primary, copier| {
+            let Stage::Read { id, row, lacking, next } = &mut copier.stage else {
+                return false;
+            };
+            if *id != read || from != copier.source {
+                return false;
+            }
+            let (row, mut lacking, next) = (*row, std::mem::take(lacking), *next);
+            // I15: damage is not copied. What was read with it is, block by block.
+            let Ok(found) = found else {
+                if row.end.0 - row.start.0 > 1 {
+                    for start in (row.start.0..row.end.0).rev().map(Lba) {
+                        let end = Lba(start.0 + 1);
+                        lacking.push_front(Row { start, end, ..row });
+                    }
+                    copier.alone_until = row.end;
+                    copier.stage = Stage::Take { lacking, next };
+                    return true;
+                }
+                copier.fail(Progress::SourceFailed);
+                return true;
+            };
+            // What was overwritten since comes with the stream.
+            let counts = |version: Version| version > copier.after && version <= copier.until;
+            let blocks = found.iter().filter(|stored| {
+                let zero = matches!(stored, Stored::Zeros { .. });
+                counts(stored.version()) && !(zero && skips_zeroes)
+            });
+            let blocks: Vec<Stored> = blocks.cloned().collect();
+            copier.since_ms = primary.now_ms;
+            if blocks.is_empty() {
+                copier.stage = Stage::Take { lacking, next };
+            } else {
+                primary.copy(copier, blocks, lacking, next);
+            }
+            true
+        })
+    }
+
+    pub(super) fn copied(&mut self, from: ReplicaId, copy: u64, done: Result<(), String>) {
+        self.with_copier(|primary, copier| {
+            let Stage::Copy { id, lacking, next, .. } = &mut copier.stage else {
+                return false;
+            };
+            if *id != copy || from != copier.target {
+                return false;
+            }
+            let (lacking, next) = (std::mem::take(lacking), *next);
+            if done.is_err() {
+                copier.fail(Progress::TargetFailed);
+                return true;
+            }
+            copier.since_ms = primary.now_ms;
+            copier.stage = Stage::Take { lacking, next };
+            true
+        });
+    }
+}
+
+/// What the source has between the two versions and the target has not, up to where both lists go; and where they go on.
+fn compare(has: &Rows, other: &Rows, after: Version, until: Version) -> (VecDeque<Row>, Option<Lba>) {
+    let next = match (has.next, other.next) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    };
+    let limit = next.unwrap_or(Lba(u64::MAX));
+    let mut lacking = VecDeque::new();
+    let mut others = other.rows.iter().peekable();
+    for row in &has.rows {
+        if row.version <= after || row.version > until {
+            continue;
+        }
+        let mut start = row.start;
+        let end = row.end.min(limit);
+        while start < end {
+            while others.next_if(|other| other.end <= start).is_some() {}
+            // The part up to where the target's next row begins, or the part that it covers.
+            let (stop, there) = match others.peek() {
+                Some(other) if other.start <= start => (other.end.min(end), Some(other.version)),
+                Some(other) => (other.start.min(end), None),
+                None => (end, None),
+            };
+            if there.is_none_or(|there| there < row.version) {
+                lacking.push_back(Row {
+                    start,
+                    end: stop,
+                    ..*row
+                });
+            }
+            start = stop;
+        }
+    }
+    (lacking, next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::{Epoch, Seq};
+
+    fn version(seq: u64) -> Version {
+        Version {
+            epoch: Epoch(1),
+            seq: Seq(seq),
+        }
+    }
+
+    fn row(start: u64, end: u64, seq: u64, zero: bool) -> Row {
+        Row {
+            start: Lba(start),
+            end: Lba(end),
+            version: version(seq),
+            zero,
+        }
+    }
+
+    fn lacking(has: &[Row], next: Option<u64>, other: &[Row], other_next: Option<u64>) -> (Vec<Row>, Option<u64>) {
+        let rows = |rows: &[Row], next: Option<u64>| Rows {
+            rows: rows.to_vec(),
+            next: next.map(Lba),
+        };
+        let (lacking, next) = compare(&rows(has, next), &rows(other, other_next), version(2), version(10));
+        (lacking.into(), next.map(|next| next.0))
+    }
+
+    #[test]
+    fn only_what_is_newer_at_the_source_is_lacking() {
+        let has = [row(0, 1, 3, false), row(1, 2, 4, false), row(5, 6, 5, false)];
+        let other = [row(1, 2, 4, false), row(5, 6, 4, true)];
+        let (found, next) = lacking(&has, None, &other, None);
+        assert_eq!(found, [row(0, 1, 3, false), row(5, 6, 5, false)]);
+        assert_eq!(next, None);
+    }
+
+    #[test]
+    fn what_is_too_old_or_comes_with_the_stream_is_not() {
+        let has = [row(0, 1, 2, false), row(1, 2, 11, false)];
+        assert_eq!(lacking(&has, None, &[], None).0, []);
+    }
+
+    #[test]
+    fn a_zeroed_range_is_cut_where_the_other_is_newer() {
+        let has = [row(0, 100, 6, true)];
+        let other = [row(10, 20, 7, false), row(30, 31, 5, false), row(90, 200, 6, true)];
+        let (found, _) = lacking(&has, None, &other, None);
+        let want = [
+            row(0, 10, 6, true),
+            row(20, 30, 6, true),
+            row(30, 31, 6, true),
+            row(31, 90, 6, true),
+        ];
+        assert_eq!(found, want);
+    }
+
+    #[test]
+    fn lists_of_different_length_are_compared_as_far_as_both_go() {
+        let has = [row(0, 4, 6, true), row(10, 20, 7, true)];
+        let (found, next) = lacking(&has, Some(30), &[row(2, 3, 8, false)], Some(12));
+        assert_eq!(found, [row(0, 2, 6, true), row(3, 4, 6, true), row(10, 12, 7, true)]);
+        assert_eq!(next, Some(12));
+        let (found, next) = lacking(&has, Some(12), &[], None);
+        assert_eq!(found, [row(0, 4, 6, true), row(10, 12, 7, true)]);
+        assert_eq!(next, Some(12));
+    }
+}

@@ -1,0 +1,164 @@
+//! Changing the configuration: one change at a time, until its outcome is known.
+
+use super::super::mutant::Mutant;
+use super::super::timing::ASK_AGAIN_MS;
+use super::super::{Change, Config, Stamp};
+use super::{Phase, Primary, PrimaryOutput};
+use crate::types::Epoch;
+
+/// What became of a proposal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// The object is now as proposed; this is its new stamp.
+    Made(Stamp),
+    /// Something else was changed first: nothing of it was written.
+    Conflict,
+    /// It may have been written, may be yet, or may never be.
+    Unknown,
+}
+
+/// A change on its way.
+#[derive(Debug)]
+pub(super) struct Making {
+    pub change: Change,
+    config: Config,
+    state: State,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Proposed,
+    Reading,
+    /// The object could not be read: again at this time.
+    Waiting(u64),
+}
+
+impl Primary {
+    /// Starts a change; none may be on its way.
+    pub(super) fn make(&mut self, change: Change) {
+        assert!(self.making.is_none(), "one change at a time");
+        self.propose(change);
+    }
+
+    fn propose(&mut self, change: Change) {
+        let config = self.config.with(&change);
+        if let Err(broken) = config.follows(&self.config) {
+            panic!("{broken}: {change:?} of {:?}", self.config);
+        }
+        self.out.push_back(PrimaryOutput::Propose {
+            expected: self.stamp,
+            config: config.clone(),
+        });
+        self.making = Some(Making {
+            change,
+            config,
+            state: State::Proposed,
+        });
+    }
+
+    /// Reports what became of a proposal.
+    pub fn decided(&mut self, decision: Decision) {
+        let Some(making) = &mut self.making else { return };
+        if making.state != State::Proposed {
+            return;
+        }
+        match decision {
+            Decision::Made(stamp) => {
+                let (change, config) = (making.change.clone(), making.config.clone());
+                self.made(change, stamp, config);
+            }
+            Decision::Unknown if self.options.mutants.has(Mutant::UnknownIsMade) => {
+                let (change, config) = (making.change.clone(), making.config.clone());
+                let stamp = self.stamp;
+                self.made(change, stamp, config);
+            }
+            Decision::Unknown if self.options.mutants.has(Mutant::UnknownIsNotMade) => self.making = None,
+            Decision::Conflict | Decision::Unknown => {
+                making.state = State::Reading;
+                self.out.push_back(PrimaryOutput::ReadConfig);
+            }
+        }
+        self.go_on();
+    }
+
+    /// Reports what the object says now; none: it could not be read.
+    pub fn config_read(&mut self, found: Option<(Stamp, Config)>) {
+        if self.is_over() {
+            return;
+        }
+        let Some((stamp, config)) = found else {
+            if let Some(making) = self.making.as_mut().filter(|making| making.state == State::Reading) {
+                making.state = State::Waiting(self.now_ms + ASK_AGAIN_MS);
+            }
+            return;
+        };
+        let mine = config.incarnation == Some(self.options.incarnation);
+        let claiming = matches!(self.phase, Phase::Claiming);
+        let taken = if claiming {
+            !mine && config.epoch > self.config.epoch
+        } else {
+            config.epoch != self.config.epoch || !mine
+        };
+        if taken && !self.mutant(Mutant::NeverDeposed) {
+            if config.epoch < self.config.epoch {
+                return self.deposed(format!(
+                    "the object says epoch {}, but epoch {} was claimed: it was put back to an older state. Somebody has \
+                     to decide which replica counts",
+                    config.epoch.0, self.config.epoch.0
+                ));
+            }
+            return self.deposed(format!("epoch {} was claimed by another primary", config.epoch.0));
+        }
+        let Some(making) = self.making.take_if(|making| making.state == State::Reading) else {
+            return;
+        };
+        if config.has(&making.change) {
+            self.made(making.change, stamp, config);
+        } else {
+            // The same again: if the first attempt is still on its way, one of the two comes too late.
+            self.stamp = stamp;
+            self.config = config;
+            self.propose(making.change);
+        }
+        self.go_on();
+    }
+
+    /// Reads the object again after it could not be read.
+    pub(super) fn make_again(&mut self) {
+        let now_ms = self.now_ms;
+        if let Some(making) = &mut self.making
+            && matches!(making.state, State::Waiting(at) if at <= now_ms)
+        {
+            making.state = State::Reading;
+            self.out.push_back(PrimaryOutput::ReadConfig);
+        }
+    }
+
+    fn made(&mut self, change: Change, stamp: Stamp, config: Config) {
+        self.making = None;
+        assert!(config.epoch >= self.config.epoch, "I1: the epoch never falls");
+        self.stamp = stamp;
+        self.config = config;
+        match change {
+            Change::Claim(_) => self.claimed(),
+            Change::Drop(gone, _) => {
+                for id in &gone {
+                    self.members.remove(id);
+                }
+                self.members_changed();
+            }
+            Change::Sync(id) => self.recorded_as_syncing(id),
+            Change::Join(id) => self.joined(id),
+            Change::Release => self.released(),
+        }
+    }
+
+    /// A replica has promised a higher epoch than this one.
+    pub(super) fn doubt(&mut self, promised: Epoch) {
+        // Only a claim makes anybody ask for a promise, so there was one, whatever the object says now.
+        self.deposed(format!(
+            "a replica has promised epoch {} and refuses epoch {}",
+            promised.0, self.config.epoch.0
+        ));
+    }
+}

@@ -1,0 +1,345 @@
+//! The beginning of an epoch: all that are in sync promise, are made equal, and learn where the epochs before ended.
+//!
+//! The set that begins is fixed first: whoever does not answer is recorded as out, and only then is it decided how far
+//! the epochs before went: to the longest log among those that answered. All of them then get what they lack of it, and
+//! note the end. Writes that no client was told of may be kept or dropped, but only once, and before anything is read.
+
+use std::collections::BTreeSet;
+
+use super::super::message::Ask;
+use super::super::mutant::Mutant;
+use super::super::timing::{ASK_AGAIN_MS, MEMBER_TIMEOUT_MS, TAKEOVER_MS};
+use super::super::{Change, ReplicaId};
+use super::copier::{Copier, Progress};
+use super::member::{Member, Standing};
+use super::{Phase, Primary, PrimaryEvent};
+use crate::store::layout::EpochEnd;
+use crate::types::{Epoch, Seq, Version};
+
+/// Members being made equal.
+#[derive(Debug)]
+pub(super) struct Equalise {
+    end: Version,
+    pub copiers: Vec<Copier>,
+}
+
+impl Primary {
+    pub(super) fn claimed(&mut self) {
+        let now_ms = self.now_ms;
+        self.phase = Phase::Promising(now_ms);
+        self.members = self
+            .config
+            .in_sync
+            .iter()
+            .map(|id| (*id, Member::new(now_ms)))
+            .collect();
+        for id in self.config.in_sync.clone() {
+            self.ask_to_promise(id);
+        }
+    }
+
+    pub(super) fn ask_to_promise(&mut self, id: ReplicaId) {
+        let row = self.options.row;
+        if let Some(member) = self.members.get_mut(&id) {
+            member.asked_ms = self.now_ms;
+            self.ask(id, Ask::Promise { row });
+        }
+    }
+
+    pub(super) fn ask_to_settle(&mut self, id: ReplicaId) {
+        let ends = self.epoch_ends();
+        if let Some(member) = self.members.get_mut(&id) {
+            member.standing = Standing::Settling;
+            member.asked_ms = self.now_ms;
+            self.ask(id, Ask::Settle { ends });
+        }
+    }
+
+    /// Asks whoever owes a step of the beginning once more.
+    pub(super) fn ask_again(&mut self) {
+        let late = self.now_ms.saturating_sub(ASK_AGAIN_MS);
+        let owing: Vec<(ReplicaId, Standing)> = self
+            .members
+            .iter()
+            .filter(|(_, member)| member.asked_ms <= late)
+            .map(|(id, member)| (*id, member.standing))
+            .collect();
+        for (id, standing) in owing {
+            match standing {
+                Standing::Asked => self.ask_to_promise(id),
+                Standing::Settling => self.ask_to_settle(id),
+                Standing::Promised(_) | Standing::Settled | Standing::Streaming => {}
+            }
+        }
+    }
+
+    pub(super) fn promised(&mut self, id: ReplicaId, boot: u64, last: Version, ends: &[EpochEnd], agreed: Version) {
+        let (epoch, now_ms) = (self.config.epoch, self.now_ms);
+        let (forgets, serving, is_member) = (
+            self.mutant(Mutant::ReplayForgotten),
+            self.is_serving(),
+            self.config.in_sync.contains(&id),
+        );
+        let written = self.written;
+        let global = self.agreed;
+        if !serving && is_member {
+            self.agreed = self.agreed.max(agreed);
+            for row in ends {
+                for epoch in (row.first.0..=row.last.0).map(Epoch) {
+                    self.know_end(epoch, row.end);
+                }
+            }
+        }
+        let member = self.members.get_mut(&id).expect("an answer is taken from members");
+        if member.standing != Standing::Asked {
+            return;
+        }
+        member.boot = Some(boot);
+        member.standing = Standing::Promised(last);
+        member.owes_session_ms = Some(now_ms);
+        if !serving {
+            return;
+        }
+        // It was started again in the middle of the epoch. What it has of the stream counts; the rest is sent again.
+        member.acked = if last.epoch == epoch { last.seq } else { Seq(0) };
+        if forgets {
+            member.acked = member.acked.max(written);
+        }
+        member.sent = member.acked;
+        if is_member && last < global && !forgets {
+            member.failed = Some(format!(
+                "it lost writes up to {global} that it had on stable storage: it has {last}"
+            ));
+        }
+        if is_member {
+            self.ask_to_settle(id);
+        }
+    }
+
+    /// Takes note of where an epoch ended. A member that was told so once was told the truth: whoever decided it had asked
+    /// all that are members now, and more.
+    fn know_end(&mut self, epoch: Epoch, end: Seq) {
+        let known = *self.ends.entry(epoch).or_insert(end);
+        assert!(
+            known == end,
+            "I11: epoch {} ended at {} and at {}",
+            epoch.0,
+            known.0,
+            end.0
+        );
+    }
+
+    /// Waits for promises; goes on without those that do not come.
+    pub(super) fn gather(&mut self) {
+        let Phase::Promising(since_ms) = self.phase else { return };
+        self.ask_again();
+        if self.making.is_some() {
+            return;
+        }
+        let has_promised = |id: &ReplicaId| {
+            let member = self.members.get(id);
+            member.is_some_and(|member| matches!(member.standing, Standing::Promised(_)) && member.failed.is_none())
+        };
+        let missing: BTreeSet<ReplicaId> = self
+            .config
+            .in_sync
+            .iter()
+            .filter(|id| !has_promised(id))
+            .copied()
+            .collect();
+        if missing.is_empty() {
+            return self.begin_equalising();
+        }
+        let there = self.config.in_sync.len() - missing.len();
+        let enough = there >= self.options.min_in_sync.max(1);
+        if enough && self.now_ms >= since_ms + TAKEOVER_MS {
+            let agreed = self.agreed;
+            self.make(Change::Drop(missing, agreed));
+        }
+    }
+
+    fn begin_equalising(&mut self) {
+        let lasts: Vec<(ReplicaId, Version)> = self
+            .config
+            .in_sync
+            .iter()
+            .filter_map(|id| match self.members.get(id)?.standing {
+                Standing::Promised(last) => Some((*id, last)),
+                _ => None,
+            })
+            .collect();
+        assert!(
+            lasts.len() == self.config.in_sync.len(),
+            "I8: an epoch begins with all members of its configuration"
+        );
+        let (source, end) = lasts
+            .iter()
+            .copied()
+            .max_by_key(|(_, last)| *last)
+            .expect("I8: there is one");
+        assert!(
+            end.epoch < self.config.epoch,
+            "I3: nobody wrote in this epoch before it began"
+        );
+        let mut copiers = Vec::new();
+        if !self.mutant(Mutant::NotEqualised) {
+            let behind = lasts.iter().filter(|(_, last)| *last < end);
+            copiers.extend(behind.map(|(target, last)| Copier::new(source, *target, *last, end)));
+        }
+        self.phase = Phase::Equalising(Equalise { end, copiers });
+        self.equalise();
+    }
+
+    pub(super) fn equalise(&mut self) {
+        if self.begin_again() {
+            return;
+        }
+        let Phase::Equalising(mut equalise) = std::mem::replace(&mut self.phase, Phase::Settling) else {
+            unreachable!("it is called in this phase")
+        };
+        let mut failed = BTreeSet::new();
+        equalise.copiers.retain_mut(|copier| match self.run_copier(copier) {
+            Progress::Going => true,
+            Progress::Done => false,
+            Progress::TargetFailed => {
+                failed.insert(copier.target);
+                true
+            }
+            Progress::SourceFailed => {
+                failed.insert(copier.source);
+                true
+            }
+        });
+        for id in &failed {
+            if let Some(member) = self.members.get_mut(id) {
+                member.given_up = true;
+            }
+        }
+        if !equalise.copiers.is_empty() {
+            self.phase = Phase::Equalising(equalise);
+            if !failed.is_empty() {
+                self.begin_again();
+            }
+            return;
+        }
+        let end = equalise.end;
+        if end.epoch > Epoch(0) {
+            self.know_end(end.epoch, end.seq);
+        }
+        // In the epochs behind it nobody wrote anything that counts.
+        for epoch in (end.epoch.0 + 1..self.config.epoch.0).map(Epoch) {
+            self.know_end(epoch, Seq(0));
+        }
+        for id in self.config.in_sync.clone() {
+            self.ask_to_settle(id);
+        }
+    }
+
+    /// A member was lost before the epoch began: everything is decided anew without it.
+    fn begin_again(&mut self) -> bool {
+        let now_ms = self.now_ms;
+        let late = |id: &ReplicaId| {
+            self.members.get(id).is_none_or(|member| {
+                let asked = matches!(member.standing, Standing::Asked);
+                member.failed.is_some() || member.given_up || asked && member.is_late(now_ms)
+            })
+        };
+        if !self.config.in_sync.iter().any(late) {
+            return false;
+        }
+        self.start_over(now_ms.saturating_sub(TAKEOVER_MS - MEMBER_TIMEOUT_MS));
+        true
+    }
+
+    /// Asks all members again what they have. Whoever is not there since `since_ms` is left out.
+    pub(super) fn start_over(&mut self, since_ms: u64) {
+        for member in self.members.values_mut() {
+            member.standing = Standing::Asked;
+            (member.asked_ms, member.given_up) = (0, false);
+        }
+        self.phase = Phase::Promising(since_ms);
+        self.gather();
+    }
+
+    pub(super) fn settle(&mut self) {
+        self.ask_again();
+        let now_ms = self.now_ms;
+        let again = |id: &ReplicaId| {
+            let member = self.members.get(id);
+            member.is_some_and(|member| matches!(member.standing, Standing::Promised(_)))
+        };
+        if self.config.in_sync.iter().any(again) {
+            // It was started again, and may have lost what it was given.
+            return self.start_over(now_ms);
+        }
+        let settled = |id: &ReplicaId| {
+            self.members
+                .get(id)
+                .is_some_and(|member| member.standing == Standing::Settled)
+        };
+        if self.config.in_sync.iter().all(settled) {
+            return self.serve();
+        }
+        for member in self.members.values_mut() {
+            // Cutting off a log and opening it again takes its time.
+            let patience = now_ms.saturating_sub(TAKEOVER_MS);
+            if member.standing == Standing::Settling && member.owes_session_ms.is_some_and(|since| since < patience) {
+                member.given_up = true;
+            }
+        }
+        self.begin_again();
+    }
+
+    pub(super) fn settled(&mut self, id: ReplicaId) {
+        let serving = self.is_serving();
+        let member = self.members.get_mut(&id).expect("an answer is taken from members");
+        if member.standing != Standing::Settling {
+            return;
+        }
+        member.standing = Standing::Settled;
+        member.owes_session_ms = None;
+        if serving && self.config.in_sync.contains(&id) {
+            self.stream_to(id);
+        }
+    }
+
+    fn serve(&mut self) {
+        let end = self.ends.iter().rev().find(|(_, end)| **end > Seq(0));
+        let end = end.map_or(Version::default(), |(epoch, seq)| Version {
+            epoch: *epoch,
+            seq: *seq,
+        });
+        // Whoever settled has everything before the end on stable storage.
+        self.agreed = self.agreed.max(end);
+        self.phase = Phase::Serving;
+        for id in self.config.in_sync.clone() {
+            self.stream_to(id);
+            self.members.get_mut(&id).expect("it just settled").flushed = end;
+        }
+        self.events.push_back(PrimaryEvent::Serving(self.config.epoch));
+        self.go_on();
+    }
+
+    /// Where epochs ended, in as few rows as say it.
+    fn epoch_ends(&self) -> Vec<EpochEnd> {
+        let mut rows: Vec<EpochEnd> = Vec::new();
+        for (epoch, end) in &self.ends {
+            match rows.last_mut() {
+                Some(row) if row.end == *end && *end == Seq(0) && row.last.0 + 1 == epoch.0 => row.last = *epoch,
+                _ => rows.push(EpochEnd {
+                    first: *epoch,
+                    last: *epoch,
+                    end: *end,
+                }),
+            }
+        }
+        rows
+    }
+
+    /// The set of members is another one.
+    pub(super) fn members_changed(&mut self) {
+        if let Phase::Equalising(_) | Phase::Settling = self.phase {
+            self.phase = Phase::Promising(self.now_ms);
+        }
+    }
+}

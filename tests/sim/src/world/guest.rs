@@ -1,0 +1,242 @@
+//! Whoever uses the volume: writes, zeroes, reads and flushes at random, and notes what came of it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use galleonfs_storage_engine::buffer::{Buf, BufMut};
+use galleonfs_storage_engine::replication::Primary;
+use galleonfs_storage_engine::store::{Batch, Stored, WriteEntry};
+use galleonfs_storage_engine::types::{Check, Lba, Seq, Version};
+
+use super::oracle::{Floors, Oracle, Violation};
+use super::rng::Rng;
+use super::store::write_id;
+use super::swarm::Swarm;
+
+/// Requests that may be under way.
+const DEPTH: usize = 16;
+/// Requests that the guest makes when the faults have stopped.
+const LAST_REQUESTS: u64 = 40;
+
+#[derive(Debug)]
+struct Write {
+    seq: Seq,
+    blocks: Vec<(Lba, Version)>,
+}
+
+#[derive(Debug)]
+struct Flush {
+    upto: Version,
+    covers: Floors,
+}
+
+/// What is around a guest when it thinks.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment {
+    /// Blocks of the volume.
+    pub blocks: u64,
+    /// The faults have stopped.
+    pub calm: bool,
+    pub now_us: u64,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Guest {
+    writes: VecDeque<(Write, Vec<Version>)>,
+    flushes: Vec<Flush>,
+    reads: BTreeMap<u64, (Floors, u64)>,
+    next: u64,
+    written: Seq,
+    /// What a flush covers: the guest's own writes, and what was there when it began.
+    completed: Floors,
+    serving: bool,
+    writes_from_us: u64,
+    leaving: bool,
+    /// Since the faults stopped.
+    last_requests: u64,
+}
+
+impl Guest {
+    /// The volume takes requests; the guest only reads at first.
+    pub fn serving(&mut self, oracle: &Oracle, writes_from_us: u64) {
+        self.writes_from_us = writes_from_us;
+        self.serving = true;
+        self.completed = oracle.completed();
+    }
+
+    /// No more requests.
+    pub fn leave(&mut self) {
+        self.leaving = true;
+    }
+
+    /// True while writes are under way.
+    pub fn has_writes(&self) -> bool {
+        !self.writes.is_empty()
+    }
+
+    /// True when it made its last requests and has every answer.
+    pub fn is_done(&self) -> bool {
+        let idle = self.writes.is_empty() && self.flushes.is_empty() && self.reads.is_empty();
+        idle && self.last_requests >= LAST_REQUESTS
+    }
+
+    /// Makes a request, or none.
+    pub fn think(&mut self, primary: &mut Primary, oracle: &mut Oracle, rng: &mut Rng, swarm: &Swarm, moment: Moment) {
+        let Moment { blocks, calm, now_us } = moment;
+        let busy = self.writes.len() + self.flushes.len() + self.reads.len() >= DEPTH;
+        if !self.serving || self.leaving || busy || !primary.is_serving() || !primary.has_room() {
+            return;
+        }
+        if calm {
+            if self.last_requests >= LAST_REQUESTS {
+                return;
+            }
+            self.last_requests += 1;
+            if self.last_requests == 1 {
+                return self.read(primary, oracle, Lba(0), blocks);
+            }
+        }
+        let chance = rng.below(100);
+        if chance < swarm.flush_percent {
+            let written = Version {
+                epoch: primary.epoch(),
+                seq: self.written,
+            };
+            let covers = self.completed.clone();
+            if self.written == Seq(0) || primary.durable() >= written {
+                oracle.flush_completes(&covers);
+                return;
+            }
+            self.flushes.push(Flush { upto: written, covers });
+            primary.sync();
+        } else if chance < swarm.flush_percent + swarm.read_percent || now_us < self.writes_from_us {
+            let start = rng.below(blocks);
+            let count = rng.between(1, 8.min(blocks - start));
+            self.read(primary, oracle, Lba(start), count);
+        } else {
+            self.write(primary, oracle, rng, swarm, blocks);
+        }
+    }
+
+    fn read(&mut self, primary: &mut Primary, oracle: &Oracle, lba: Lba, blocks: u64) {
+        self.next += 1;
+        self.reads.insert(self.next, (oracle.floors(lba, blocks), blocks));
+        primary.read(self.next, lba, blocks);
+    }
+
+    fn write(&mut self, primary: &mut Primary, oracle: &mut Oracle, rng: &mut Rng, swarm: &Swarm, blocks: u64) {
+        let first_seq = primary.assigned().next();
+        let (mut writes, mut checks, mut payload) = (Vec::new(), Vec::new(), Vec::new());
+        let mut pending = Vec::new();
+        for n in 0..rng.between(1, 3) {
+            let start = rng.below(blocks);
+            let zero = rng.percent(swarm.zero_percent);
+            let most = if zero { blocks - start } else { 4.min(blocks - start) };
+            let count = rng.between(1, most);
+            let version = Version {
+                epoch: primary.epoch(),
+                seq: Seq(first_seq.0 + n),
+            };
+            writes.push(WriteEntry {
+                lba: Lba(start),
+                blocks: count as u32,
+                zero,
+            });
+            let mut written = Vec::new();
+            let mut floors = Vec::new();
+            for lba in (start..start + count).map(Lba) {
+                let id = (!zero).then(|| rng.next_u64());
+                if let Some(id) = id {
+                    checks.push(Check::default());
+                    payload.push(block(id));
+                }
+                floors.push(oracle.write_begins(lba, version, id));
+                written.push((lba, version));
+            }
+            pending.push((
+                Write {
+                    seq: version.seq,
+                    blocks: written,
+                },
+                floors,
+            ));
+        }
+        self.writes.extend(pending);
+        let pages = Vec::new();
+        primary.append(Batch {
+            first_seq,
+            writes,
+            checks,
+            pages,
+            payload,
+        });
+    }
+
+    /// Writes up to this one completed.
+    pub fn written(&mut self, oracle: &mut Oracle, upto: Seq) -> Result<(), Violation> {
+        self.written = self.written.max(upto);
+        while let Some((write, _)) = self.writes.front()
+            && write.seq <= upto
+        {
+            let (write, floors) = self.writes.pop_front().expect("it is there");
+            for ((lba, version), floor) in write.blocks.into_iter().zip(floors) {
+                oracle.write_completes(lba, version, floor)?;
+                self.completed.insert(lba, version);
+            }
+        }
+        Ok(())
+    }
+
+    /// Everything up to this write is durable.
+    pub fn durable(&mut self, oracle: &mut Oracle, upto: Version) {
+        let (done, waiting) = std::mem::take(&mut self.flushes)
+            .into_iter()
+            .partition(|flush: &Flush| flush.upto <= upto);
+        self.flushes = waiting;
+        let done: Vec<Flush> = done;
+        done.iter().for_each(|flush| oracle.flush_completes(&flush.covers));
+    }
+
+    /// A read ended.
+    pub fn read_ended(
+        &mut self,
+        oracle: &mut Oracle,
+        token: u64,
+        found: Result<Vec<Stored>, String>,
+    ) -> Result<(), Violation> {
+        let Some((floors, blocks)) = self.reads.remove(&token) else {
+            return Err(format!("read {token} was answered, and nobody asked"));
+        };
+        let found = found.map_err(|why| format!("I14: a read failed although one copy is whole: {why}"))?;
+        let mut seen = 0;
+        for stored in found {
+            match stored {
+                Stored::Block(block) => {
+                    let id = write_id(&block.bytes);
+                    oracle.read_ends(&floors, block.lba, block.version, Some(id))?;
+                    seen += 1;
+                }
+                Stored::Zeros { start, end, version } => {
+                    for lba in (start.0..end.0).map(Lba) {
+                        oracle.read_ends(&floors, lba, version, None)?;
+                        seen += 1;
+                    }
+                }
+            }
+        }
+        if seen == blocks {
+            Ok(())
+        } else {
+            Err(format!("a read of {blocks} blocks brought {seen}"))
+        }
+    }
+}
+
+/// A block that says at both ends which write it is of.
+fn block(id: u64) -> Buf {
+    let mut buf = BufMut::zeroed(4096);
+    let bytes = buf.as_mut();
+    bytes[..8].copy_from_slice(&id.to_le_bytes());
+    bytes[4088..].copy_from_slice(&id.to_le_bytes());
+    buf.freeze()
+}

@@ -1,0 +1,896 @@
+//! A small cluster in one thread: the real primaries and replicas, and everything around them that misbehaves.
+//!
+//! There is one queue of events in virtual time, and all chance comes from one seed, so a run can be repeated exactly.
+//! Messages are lost, doubled, late and out of order; links break in one or both directions; processes are killed and
+//! paused, nodes lose power, disks are slow and blocks rot; clocks differ in rate by up to a tenth; the API server is
+//! away, answers late, and leaves changes undecided. Faults stay within what the protocol promises to survive, so any
+//! violation is the protocol's.
+//!
+//! Safety is checked on every step. In the end the faults stop, and everything has to become well again within a bound.
+
+mod api;
+mod guest;
+mod net;
+pub mod oracle;
+pub mod rng;
+pub mod store;
+pub mod swarm;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::hash::{Hash, Hasher};
+
+use galleonfs_storage_engine::replication::message::{Ask, Refusal, Reply};
+use galleonfs_storage_engine::replication::primary::{Decision, PrimaryEvent, PrimaryOptions, PrimaryOutput};
+use galleonfs_storage_engine::replication::replica::ReplicaOutput;
+use galleonfs_storage_engine::replication::{
+    Config, FromReplica, Incarnation, Mutant, Mutants, Primary, Replica, ReplicaId, ReplicaStore, Stamp, ToReplica,
+};
+use galleonfs_storage_engine::store::layout::EpochEnd;
+use galleonfs_storage_engine::types::{Lba, Version};
+
+use api::Api;
+use guest::{Guest, Moment};
+use net::Net;
+use oracle::Oracle;
+use rng::Rng;
+use store::{SimDisk, SimStore};
+use swarm::Swarm;
+
+/// How a run is to be.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    pub seed: u64,
+    /// The time of faults, in milliseconds.
+    pub faults_ms: u64,
+    pub mutants: Mutants,
+}
+
+/// What a run came to.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// What was violated, if anything.
+    pub violation: Option<String>,
+    /// Tells two runs apart.
+    pub trace: u64,
+    pub events: u64,
+    pub virtual_ms: u64,
+    pub reads: u64,
+    pub writes: u64,
+    pub flushes: u64,
+    pub faults: u64,
+    /// How often rare things happened.
+    pub sometimes: BTreeMap<&'static str, u64>,
+}
+
+/// Everything that has to have happened in a run of many seeds: a simulator that never gets there proves nothing about it.
+pub const SOMETIMES: [&str; 17] = [
+    "a block is copied beside new writes",
+    "a block is copied to make members equal",
+    "a block rots",
+    "a change that nobody heard of was made",
+    "a damaged block is mended from another copy",
+    "a member is lost while another replica is brought up to date",
+    "a member is recorded as out",
+    "a primary ends in order",
+    "a primary is deposed",
+    "a primary is deposed with a write under way",
+    "a primary serves",
+    "a record does not come in its turn",
+    "a replica joins",
+    "a replica was started again in the middle of an epoch",
+    "a tail that nobody else has is cut off",
+    "all nodes lose power at once",
+    "an old primary is refused",
+];
+
+const MS: u64 = 1_000;
+/// Everything has to be well again so long after the faults stopped.
+const WELL_AFTER_MS: u64 = 60_000;
+
+/// Something that is to happen.
+#[derive(Debug)]
+enum Event {
+    ToReplica(usize, ToReplica),
+    FromReplica(usize, FromReplica),
+    /// An operation of this start of a replica's store ends.
+    Disk(usize, u64, u64),
+    TickReplica(usize, u64),
+    TickPrimary(usize, Incarnation),
+    GuestThinks(usize, Incarnation),
+    /// A proposal reaches the object.
+    Put(usize, Incarnation, Stamp, Box<Config>, bool),
+    Decided(usize, Incarnation, Decision),
+    ConfigRead(usize, Incarnation, Option<(Stamp, Box<Config>)>),
+    Reopen(usize, u64, Vec<EpochEnd>),
+    Boot(usize),
+    Fault(Fault),
+    Heal(u64),
+    Control,
+    Checkpoint(usize),
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Fault {
+    Partition,
+    Kill,
+    Power,
+    Pause,
+    ApiOut,
+    ApiTouch,
+    Move,
+    Rot,
+    SlowDisk,
+}
+
+struct Queued {
+    at_us: u64,
+    order: u64,
+    event: Event,
+}
+
+impl PartialEq for Queued {
+    fn eq(&self, other: &Queued) -> bool {
+        self.order == other.order
+    }
+}
+impl Eq for Queued {}
+impl PartialOrd for Queued {
+    fn partial_cmp(&self, other: &Queued) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Queued {
+    fn cmp(&self, other: &Queued) -> std::cmp::Ordering {
+        (self.at_us, self.order).cmp(&(other.at_us, other.order))
+    }
+}
+
+/// A primary and its guest.
+struct Serving {
+    incarnation: Incarnation,
+    primary: Primary,
+    guest: Guest,
+}
+
+struct Node {
+    id: ReplicaId,
+    /// In thousandths: 1000 goes right.
+    rate: u64,
+    offset_ms: u64,
+    boot: u64,
+    /// The replica's store while nobody has it open.
+    disk: Option<SimDisk>,
+    replica: Option<Replica<SimStore>>,
+    serving: Option<Serving>,
+    paused_until_us: u64,
+    disk_slow_until_us: u64,
+}
+
+impl Node {
+    fn now_ms(&self, now_us: u64) -> u64 {
+        self.offset_ms + now_us * self.rate / 1000 / MS
+    }
+}
+
+/// See the module.
+struct World {
+    setup: Setup,
+    swarm: Swarm,
+    rng: Rng,
+    now_us: u64,
+    order: u64,
+    queue: BinaryHeap<Reverse<Queued>>,
+    nodes: Vec<Node>,
+    net: Net,
+    api: Api,
+    api_out_until_us: u64,
+    volume: [u8; 16],
+    blocks: u64,
+    min_in_sync: usize,
+    oracle: Oracle,
+    /// A node lost its power since a primary began to serve.
+    power_cut: bool,
+    calm: bool,
+    /// Which node lost a block: no two ever lose the same one.
+    damaged: BTreeMap<Lba, usize>,
+    outcome: Outcome,
+    hasher: rustc_hash::FxHasher,
+}
+
+/// Runs a seed to its end, or to the first violation. An assertion that fails is one.
+pub fn run(setup: Setup) -> Outcome {
+    let outcome = std::panic::catch_unwind(|| World::new(setup).run());
+    outcome.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Outcome {
+            violation: Some(text.unwrap_or_else(|| "an assertion failed".into())),
+            ..Outcome::default()
+        }
+    })
+}
+
+impl World {
+    fn new(setup: Setup) -> World {
+        let mut rng = Rng::new(setup.seed);
+        let swarm = Swarm::draw(&mut rng);
+        let replicas = *rng.pick(&[1, 2, 2, 3, 3, 3, 3, 3, 4, 5]);
+        // A volume of two may choose to go on with one.
+        let min_in_sync = match replicas {
+            1 => 1,
+            2 => *rng.pick(&[1, 1, 2]),
+            n => n / 2 + 1,
+        };
+        let volume = rng.uid();
+        let ids: Vec<ReplicaId> = (0..replicas).map(|_| ReplicaId(rng.uid())).collect();
+        let nodes = ids.iter().map(|id| Node {
+            id: *id,
+            rate: rng.between(1000 - swarm.skew, 1000 + swarm.skew),
+            offset_ms: rng.below(1_000_000),
+            boot: 0,
+            disk: Some(SimDisk::new(volume, id.0)),
+            replica: None,
+            serving: None,
+            paused_until_us: 0,
+            disk_slow_until_us: 0,
+        });
+        let nodes: Vec<Node> = nodes.collect();
+        World {
+            net: Net::new(nodes.len()),
+            api: Api::new(Config::new(ids)),
+            blocks: *rng.pick(&[4, 16, 64, 256]),
+            swarm,
+            now_us: 0,
+            order: 0,
+            queue: BinaryHeap::new(),
+            nodes,
+            api_out_until_us: 0,
+            volume,
+            min_in_sync,
+            oracle: Oracle::default(),
+            power_cut: false,
+            calm: false,
+            damaged: BTreeMap::new(),
+            outcome: Outcome::default(),
+            hasher: rustc_hash::FxHasher::default(),
+            rng,
+            setup,
+        }
+    }
+
+    fn run(mut self) -> Outcome {
+        for node in 0..self.nodes.len() {
+            self.boot(node);
+            self.at(self.swarm.checkpoint_ms * MS, Event::Checkpoint(node));
+        }
+        self.at(0, Event::Control);
+        let pauses = [
+            (Fault::Partition, self.swarm.partition_ms),
+            (Fault::Kill, self.swarm.kill_ms),
+            (Fault::Power, self.swarm.power_ms),
+            (Fault::Pause, self.swarm.pause_ms),
+            (Fault::ApiOut, self.swarm.api_out_ms),
+            (Fault::ApiTouch, self.swarm.api_touch_ms),
+            (Fault::Move, self.swarm.move_ms),
+            (Fault::Rot, self.swarm.rot_ms),
+            (Fault::SlowDisk, self.swarm.slow_disk_ms),
+        ];
+        for (fault, pause_ms) in pauses {
+            if pause_ms > 0 {
+                let at = self.rng.below(2 * pause_ms * MS);
+                self.at(at, Event::Fault(fault));
+            }
+        }
+        let calm_at = self.setup.faults_ms * MS;
+        while let Some(Reverse(queued)) = self.queue.pop() {
+            self.now_us = queued.at_us;
+            if !self.calm && self.now_us >= calm_at {
+                self.calm_down();
+            }
+            if self.calm && (self.is_well() || self.now_us > calm_at + WELL_AFTER_MS * MS) {
+                break;
+            }
+            self.outcome.events += 1;
+            self.note(&queued);
+            self.happens(queued.event);
+            if self.outcome.violation.is_some() {
+                break;
+            }
+        }
+        if self.outcome.violation.is_none() {
+            self.judge();
+        }
+        self.outcome.virtual_ms = self.now_us / MS;
+        self.outcome.trace = self.hasher.finish();
+        (self.outcome.reads, self.outcome.writes, self.outcome.flushes) =
+            (self.oracle.reads, self.oracle.writes, self.oracle.flushes);
+        self.outcome
+    }
+
+    fn note(&mut self, queued: &Queued) {
+        queued.at_us.hash(&mut self.hasher);
+        queued.order.hash(&mut self.hasher);
+        std::mem::discriminant(&queued.event).hash(&mut self.hasher);
+    }
+
+    fn at(&mut self, in_us: u64, event: Event) {
+        let at_us = self.now_us + in_us;
+        self.push(at_us, event);
+    }
+
+    fn push(&mut self, at_us: u64, event: Event) {
+        self.order += 1;
+        let order = self.order;
+        self.queue.push(Reverse(Queued { at_us, order, event }));
+    }
+
+    fn sometimes(&mut self, what: &'static str) {
+        *self.outcome.sometimes.entry(what).or_default() += 1;
+    }
+
+    fn violated(&mut self, what: String) {
+        self.outcome.violation.get_or_insert(what);
+    }
+
+    /// The node that an event happens on, if it is one that a pause of the node holds up.
+    fn place(event: &Event) -> Option<usize> {
+        match event {
+            Event::ToReplica(node, _)
+            | Event::FromReplica(node, _)
+            | Event::TickReplica(node, _)
+            | Event::TickPrimary(node, _)
+            | Event::GuestThinks(node, _)
+            | Event::Decided(node, ..)
+            | Event::ConfigRead(node, ..)
+            | Event::Reopen(node, ..) => Some(*node),
+            _ => None,
+        }
+    }
+
+    fn happens(&mut self, event: Event) {
+        if let Some(node) = World::place(&event)
+            && self.nodes[node].paused_until_us > self.now_us
+        {
+            let until = self.nodes[node].paused_until_us;
+            return self.push(until, event);
+        }
+        match event {
+            Event::ToReplica(node, message) => {
+                let now_ms = self.nodes[node].now_ms(self.now_us);
+                if let Some(replica) = &mut self.nodes[node].replica {
+                    replica.tick(now_ms);
+                    replica.received(message);
+                    self.drain_replica(node);
+                }
+            }
+            Event::FromReplica(node, message) => {
+                let now_ms = self.nodes[node].now_ms(self.now_us);
+                if let Some(serving) = &mut self.nodes[node].serving
+                    && serving.incarnation == message.incarnation
+                {
+                    serving.primary.tick(now_ms);
+                    serving.primary.received(message);
+                    self.drain_primary(node);
+                }
+            }
+            Event::Disk(node, boot, operation) => {
+                if self.nodes[node].boot == boot
+                    && let Some(store) = self.nodes[node].replica.as_mut().and_then(Replica::store_mut)
+                {
+                    store.finish(operation);
+                    self.drain_replica(node);
+                }
+            }
+            Event::TickReplica(node, boot) => {
+                let now_ms = self.nodes[node].now_ms(self.now_us);
+                if self.nodes[node].boot == boot
+                    && let Some(replica) = &mut self.nodes[node].replica
+                {
+                    replica.tick(now_ms);
+                    self.drain_replica(node);
+                    self.at(50 * MS, Event::TickReplica(node, boot));
+                }
+            }
+            Event::TickPrimary(node, incarnation) => {
+                let now_ms = self.nodes[node].now_ms(self.now_us);
+                if let Some(serving) = self.serving_mut(node, incarnation) {
+                    serving.primary.tick(now_ms);
+                    self.drain_primary(node);
+                    self.at(50 * MS, Event::TickPrimary(node, incarnation));
+                }
+            }
+            Event::GuestThinks(node, incarnation) => self.guest_thinks(node, incarnation),
+            Event::Put(node, incarnation, stamp, config, heard) => self.put(node, incarnation, stamp, *config, heard),
+            Event::Decided(node, incarnation, decision) => {
+                if let Some(serving) = self.serving_mut(node, incarnation) {
+                    serving.primary.decided(decision);
+                    self.drain_primary(node);
+                }
+            }
+            Event::ConfigRead(node, incarnation, found) => {
+                if let Some(serving) = self.serving_mut(node, incarnation) {
+                    serving
+                        .primary
+                        .config_read(found.map(|(stamp, config)| (stamp, *config)));
+                    self.drain_primary(node);
+                }
+            }
+            Event::Reopen(node, boot, ends) => self.reopen(node, boot, &ends),
+            Event::Boot(node) => self.boot(node),
+            Event::Fault(fault) => self.strike(fault),
+            Event::Heal(partition) => self.net.heal(partition),
+            Event::Control => self.control(),
+            Event::Checkpoint(node) => {
+                let gated = !self.setup.mutants.has(Mutant::NoGate);
+                if let Some(store) = self.nodes[node].replica.as_mut().and_then(Replica::store_mut) {
+                    store.checkpoint(gated);
+                    self.drain_replica(node);
+                }
+                let pause = self.rng.between(1, 2 * self.swarm.checkpoint_ms);
+                self.at(pause * MS, Event::Checkpoint(node));
+            }
+        }
+    }
+
+    fn serving_mut(&mut self, node: usize, incarnation: Incarnation) -> Option<&mut Serving> {
+        let serving = self.nodes[node].serving.as_mut();
+        serving.filter(|serving| serving.incarnation == incarnation)
+    }
+
+    /// Opens a node's replica, if it is down.
+    fn boot(&mut self, node: usize) {
+        let now_us = self.now_us;
+        let it = &mut self.nodes[node];
+        let Some(disk) = it.disk.take() else { return };
+        it.boot += 1;
+        let store = disk.open(None).expect("without ends to be told nothing is cut off");
+        let now_ms = it.now_ms(now_us);
+        let boot = it.boot;
+        it.replica = Some(Replica::new(store, boot, now_ms, self.setup.mutants));
+        self.at(0, Event::TickReplica(node, boot));
+        self.drain_replica(node);
+    }
+
+    fn reopen(&mut self, node: usize, boot: u64, ends: &[EpochEnd]) {
+        if self.nodes[node].boot != boot {
+            return;
+        }
+        let Some(replica) = &mut self.nodes[node].replica else {
+            return;
+        };
+        let Some(store) = replica.take_store() else { return };
+        match store.into_disk().open(Some(ends)) {
+            Ok(store) => {
+                replica.reopened(store);
+                self.sometimes("a tail that nobody else has is cut off");
+                self.drain_replica(node);
+            }
+            Err(why) => self.violated(format!("I11: {why}")),
+        }
+    }
+
+    fn drain_replica(&mut self, node: usize) {
+        loop {
+            let it = &mut self.nodes[node];
+            let (boot, slow) = (it.boot, it.disk_slow_until_us > self.now_us);
+            let Some(replica) = &mut it.replica else { return };
+            let output = replica.poll();
+            let started = replica.store_mut().map(SimStore::take_started).unwrap_or_default();
+            let idle = started.is_empty() && output.is_none();
+            for operation in started {
+                let most = if slow { 500_000 } else { 400 };
+                let takes = self.rng.between(20, most);
+                self.at(takes, Event::Disk(node, boot, operation));
+            }
+            match output {
+                None if idle => return,
+                None => {}
+                Some(ReplicaOutput::Reply(message)) => {
+                    match &message.reply {
+                        Reply::Gap { .. } => self.sometimes("a record does not come in its turn"),
+                        Reply::Refused {
+                            why: Refusal::Fenced, ..
+                        } => self.sometimes("an old primary is refused"),
+                        Reply::Refused {
+                            why: Refusal::NoSession,
+                            ..
+                        } => {
+                            self.sometimes("a replica was started again in the middle of an epoch");
+                        }
+                        _ => {}
+                    }
+                    let to = self.nodes.iter().position(|node| {
+                        let serving = node.serving.as_ref();
+                        serving.is_some_and(|serving| serving.incarnation == message.incarnation)
+                    });
+                    if let Some(to) = to {
+                        for delay in self.net.deliver(&mut self.rng, &self.swarm, self.calm, node, to) {
+                            self.at(delay, Event::FromReplica(to, message.clone()));
+                        }
+                    }
+                }
+                Some(ReplicaOutput::Reopen(ends)) => {
+                    // What is on its way to the disk ends first.
+                    self.at(2_000, Event::Reopen(node, boot, ends));
+                }
+            }
+        }
+    }
+
+    fn drain_primary(&mut self, node: usize) {
+        loop {
+            let Some(serving) = &mut self.nodes[node].serving else {
+                return;
+            };
+            let (incarnation, serves) = (serving.incarnation, serving.primary.is_serving());
+            if let Some(event) = serving.primary.poll_event() {
+                self.told(node, event);
+                continue;
+            }
+            let Some(output) = serving.primary.poll() else { return };
+            match output {
+                PrimaryOutput::Send(replica, message) => {
+                    match &message.ask {
+                        Ask::Copy { repair: true, .. } => self.sometimes("a damaged block is mended from another copy"),
+                        Ask::Copy { .. } if serves => self.sometimes("a block is copied beside new writes"),
+                        Ask::Copy { .. } => self.sometimes("a block is copied to make members equal"),
+                        _ => {}
+                    }
+                    let to = self.nodes.iter().position(|node| node.id == replica);
+                    let to = to.expect("replicas are on nodes");
+                    for delay in self.net.deliver(&mut self.rng, &self.swarm, self.calm, node, to) {
+                        self.at(delay, Event::ToReplica(to, message.clone()));
+                    }
+                }
+                PrimaryOutput::Propose { expected, config } => self.propose(node, incarnation, expected, config),
+                PrimaryOutput::ReadConfig => {
+                    let takes = self.rng.between(500, 20_000);
+                    let reachable = self.api_reachable(node);
+                    let found = reachable.then(|| (self.api.stamp, Box::new(self.api.config.clone())));
+                    self.at(takes, Event::ConfigRead(node, incarnation, found));
+                }
+            }
+        }
+    }
+
+    fn api_reachable(&self, node: usize) -> bool {
+        self.calm || self.api_out_until_us <= self.now_us && self.net.reaches_api(node)
+    }
+
+    /// A proposal leaves a node. It may never arrive, and whether it did may never be heard.
+    fn propose(&mut self, node: usize, incarnation: Incarnation, expected: Stamp, config: Config) {
+        let unknown = !self.calm && self.rng.ppm(self.swarm.api_unknown_ppm);
+        let late = !self.calm && self.rng.ppm(self.swarm.api_late_ppm);
+        if !self.api_reachable(node) || unknown || late {
+            self.at(1_000 * MS, Event::Decided(node, incarnation, Decision::Unknown));
+            let arrives = late || unknown && self.rng.percent(50);
+            if arrives {
+                let most = if late { 10_000 * MS } else { 900 * MS };
+                let takes = self.rng.between(500, most);
+                self.at(takes, Event::Put(node, incarnation, expected, Box::new(config), false));
+            }
+            return;
+        }
+        let takes = self.rng.between(500, 20_000);
+        self.at(takes, Event::Put(node, incarnation, expected, Box::new(config), true));
+    }
+
+    fn put(&mut self, node: usize, incarnation: Incarnation, stamp: Stamp, config: Config, heard: bool) {
+        let (before, after) = (self.api.config.clone(), config.clone());
+        let outcome = self.api.put(stamp, config);
+        let made = match outcome {
+            Ok(made) => made,
+            Err(broken) => return self.violated(broken),
+        };
+        if made.is_some() && after.epoch == before.epoch {
+            if after.in_sync.len() > before.in_sync.len() {
+                self.sometimes("a replica joins");
+            }
+            if after.in_sync.len() < before.in_sync.len() {
+                self.sometimes("a member is recorded as out");
+            }
+            if after.in_sync.len() < before.in_sync.len() && !before.syncing.is_empty() {
+                self.sometimes("a member is lost while another replica is brought up to date");
+            }
+        }
+        if made.is_some() && !heard {
+            self.sometimes("a change that nobody heard of was made");
+        }
+        if heard {
+            let decision = made.map_or(Decision::Conflict, Decision::Made);
+            let takes = self.rng.between(500, 20_000);
+            self.at(takes, Event::Decided(node, incarnation, decision));
+        }
+    }
+
+    /// What a primary tells its volume.
+    fn told(&mut self, node: usize, event: PrimaryEvent) {
+        let serving = self.nodes[node].serving.as_mut().expect("it just told something");
+        let incarnation = serving.incarnation;
+        match event {
+            PrimaryEvent::Serving(_) => {
+                if std::mem::take(&mut self.power_cut) {
+                    self.oracle.unflushed_may_be_gone();
+                }
+                let idle_us = if self.rng.percent(30) {
+                    self.rng.below(10_000 * MS)
+                } else {
+                    0
+                };
+                serving.guest.serving(&self.oracle, self.now_us + idle_us);
+                self.sometimes("a primary serves");
+                self.at(0, Event::GuestThinks(node, incarnation));
+            }
+            PrimaryEvent::Written(upto) => {
+                let done = serving.guest.written(&mut self.oracle, upto);
+                if let Err(violation) = done {
+                    self.violated(violation);
+                }
+            }
+            PrimaryEvent::Durable(upto) => serving.guest.durable(&mut self.oracle, upto),
+            PrimaryEvent::Read(token, found) => {
+                let done = serving.guest.read_ended(&mut self.oracle, token, found);
+                if let Err(violation) = done {
+                    self.violated(violation);
+                }
+            }
+            PrimaryEvent::Released => {
+                self.nodes[node].serving = None;
+                self.sometimes("a primary ends in order");
+            }
+            PrimaryEvent::Deposed(_) => {
+                let pending = serving.guest.has_writes();
+                self.sometimes("a primary is deposed");
+                if pending {
+                    self.sometimes("a primary is deposed with a write under way");
+                }
+                self.nodes[node].serving = None;
+            }
+        }
+    }
+
+    fn guest_thinks(&mut self, node: usize, incarnation: Incarnation) {
+        let moment = Moment {
+            blocks: self.blocks,
+            calm: self.calm,
+            now_us: self.now_us,
+        };
+        let (swarm, oracle, rng) = (&self.swarm, &mut self.oracle, &mut self.rng);
+        let serving = self.nodes[node].serving.as_mut();
+        let Some(serving) = serving.filter(|serving| serving.incarnation == incarnation) else {
+            return;
+        };
+        serving.guest.think(&mut serving.primary, oracle, rng, swarm, moment);
+        self.drain_primary(node);
+        let pause = self.rng.between(1, 2 * self.swarm.think_us);
+        self.at(pause, Event::GuestThinks(node, incarnation));
+    }
+
+    /// Sees to it that somebody serves the volume.
+    fn control(&mut self) {
+        let holder = self.api.config.incarnation;
+        // Whoever cannot be seen is taken for dead, which it often is not.
+        let alive = self.nodes.iter().enumerate().any(|(n, node)| {
+            let seen = node.paused_until_us <= self.now_us && self.api_reachable(n);
+            let serving = node.serving.as_ref();
+            seen && serving.is_some_and(|serving| Some(serving.incarnation) == holder && !serving.primary.is_over())
+        });
+        let claiming = self.nodes.iter().any(|node| {
+            let serving = node.serving.as_ref();
+            serving.is_some_and(|serving| {
+                serving.primary.epoch() <= self.api.config.epoch && !serving.primary.is_serving()
+            })
+        });
+        if !alive && (!claiming || self.rng.percent(10)) {
+            self.attach();
+        }
+        self.at(self.rng.clone().between(100, 1_000) * MS, Event::Control);
+        self.rng.next_u64();
+    }
+
+    /// Starts a primary somewhere; another one may still be there.
+    fn attach(&mut self) {
+        let node = self.rng.below(self.nodes.len() as u64) as usize;
+        if self.nodes[node].replica.is_none() || self.nodes[node].paused_until_us > self.now_us {
+            return;
+        }
+        if !self.api_reachable(node) {
+            return;
+        }
+        let incarnation = Incarnation(self.rng.uid());
+        let prefer = self.rng.percent(70).then_some(self.nodes[node].id);
+        let options = PrimaryOptions {
+            volume: self.volume,
+            incarnation,
+            min_in_sync: self.min_in_sync,
+            prefer,
+            row: None,
+            mutants: self.setup.mutants,
+        };
+        let now_ms = self.nodes[node].now_ms(self.now_us);
+        let primary = Primary::new(options, self.api.stamp, self.api.config.clone(), now_ms);
+        self.nodes[node].serving = Some(Serving {
+            incarnation,
+            primary,
+            guest: Guest::default(),
+        });
+        self.at(0, Event::TickPrimary(node, incarnation));
+        self.drain_primary(node);
+    }
+
+    fn strike(&mut self, fault: Fault) {
+        if self.calm {
+            return;
+        }
+        self.outcome.faults += 1;
+        let node = self.rng.below(self.nodes.len() as u64) as usize;
+        let pause_ms = match fault {
+            Fault::Partition => {
+                let lasts = self.rng.between(50, 15_000) * MS;
+                let partition = self.net.cut(&mut self.rng);
+                self.at(lasts, Event::Heal(partition));
+                self.swarm.partition_ms
+            }
+            Fault::Kill => {
+                self.take_down(node, false);
+                self.swarm.kill_ms
+            }
+            Fault::Power => {
+                self.take_down(node, true);
+                // A whole rack now and then.
+                if self.rng.percent(20) {
+                    (0..self.nodes.len()).for_each(|node| self.take_down(node, true));
+                    self.sometimes("all nodes lose power at once");
+                }
+                self.swarm.power_ms
+            }
+            Fault::Pause => {
+                let lasts = self.rng.between(50, 12_000) * MS;
+                self.nodes[node].paused_until_us = self.now_us + lasts;
+                self.swarm.pause_ms
+            }
+            Fault::ApiOut => {
+                self.api_out_until_us = self.now_us + self.rng.between(50, 15_000) * MS;
+                self.swarm.api_out_ms
+            }
+            Fault::ApiTouch => {
+                self.api.touch();
+                self.swarm.api_touch_ms
+            }
+            Fault::Move => {
+                if self.rng.percent(30)
+                    && let Some(serving) = &mut self.nodes[node].serving
+                {
+                    serving.guest.leave();
+                    serving.primary.release();
+                    self.drain_primary(node);
+                } else {
+                    self.attach();
+                }
+                self.swarm.move_ms
+            }
+            Fault::Rot => {
+                self.rot(node);
+                self.swarm.rot_ms
+            }
+            Fault::SlowDisk => {
+                self.nodes[node].disk_slow_until_us = self.now_us + self.rng.between(50, 8_000) * MS;
+                self.swarm.slow_disk_ms
+            }
+        };
+        let pause = self.rng.between(1, 2 * pause_ms) * MS;
+        self.at(pause, Event::Fault(fault));
+    }
+
+    /// The node's process ends, and with `power` the machine.
+    fn take_down(&mut self, node: usize, power: bool) {
+        let it = &mut self.nodes[node];
+        it.serving = None;
+        if let Some(mut replica) = it.replica.take() {
+            if let Some(store) = replica.take_store() {
+                let mut rng = self.rng.fork();
+                it.disk = Some(if power {
+                    store.cut_power(&mut rng)
+                } else {
+                    store.kill(&mut rng)
+                });
+            }
+            self.power_cut |= power;
+        }
+        let back = if self.rng.percent(70) { 3_000 } else { 20_000 };
+        let back = self.rng.between(10, back) * MS;
+        self.at(back, Event::Boot(node));
+    }
+
+    /// A block rots on one node, where all that are in sync have it, and no other node ever lost it.
+    fn rot(&mut self, node: usize) {
+        let lba = Lba(self.rng.below(self.blocks));
+        let in_sync = |it: &&Node| self.api.config.in_sync.contains(&it.id);
+        let store = |it: &Node| {
+            it.replica
+                .as_ref()
+                .and_then(Replica::store)
+                .map(|store| store.block(lba))
+        };
+        let mut versions: Vec<_> = self.nodes.iter().filter(in_sync).map(store).collect();
+        versions.dedup();
+        // And all have it on stable storage: so no power cut makes the one that rots the only one.
+        let agreed = self.nodes[node]
+            .replica
+            .as_ref()
+            .and_then(Replica::store)
+            .map(ReplicaStore::agreed);
+        let same = versions.len() == 1
+            && versions[0].is_some_and(|version| version > Version::default() && Some(version) <= agreed);
+        let only = self.damaged.get(&lba).is_none_or(|at| *at == node);
+        if self.min_in_sync < 2 || !same || !only || !in_sync(&&self.nodes[node]) {
+            return;
+        }
+        if let Some(store) = self.nodes[node].replica.as_mut().and_then(Replica::store_mut)
+            && store.damage(lba)
+        {
+            self.damaged.insert(lba, node);
+            self.sometimes("a block rots");
+        }
+    }
+
+    /// No more faults.
+    fn calm_down(&mut self) {
+        self.calm = true;
+        self.net.heal_all();
+        self.api_out_until_us = 0;
+        for node in 0..self.nodes.len() {
+            self.nodes[node].paused_until_us = 0;
+            self.nodes[node].disk_slow_until_us = 0;
+            self.boot(node);
+        }
+    }
+
+    fn holder(&self) -> Option<&Serving> {
+        let holder = self.api.config.incarnation?;
+        let serving = self.nodes.iter().filter_map(|node| node.serving.as_ref());
+        serving.into_iter().find(|serving| serving.incarnation == holder)
+    }
+
+    /// True when nothing is left to be done.
+    fn is_well(&self) -> bool {
+        let whole = self.api.config.in_sync.len() == self.nodes.len();
+        whole
+            && self
+                .holder()
+                .is_some_and(|serving| serving.primary.is_serving() && serving.guest.is_done())
+    }
+
+    /// The end: everything is well, and all copies are the same.
+    fn judge(&mut self) {
+        if !self.is_well() {
+            let config = self.api.config.clone();
+            let text = format!(
+                "I23: not well {WELL_AFTER_MS} ms after the faults stopped: {config:?}; {:?}",
+                self.holder().map(|serving| (&serving.primary, &serving.guest))
+            );
+            return self.violated(text);
+        }
+        let mut first: Option<BTreeMap<_, _>> = None;
+        for node in 0..self.nodes.len() {
+            let Some(store) = self.nodes[node].replica.as_ref().and_then(Replica::store) else {
+                return self.violated("a replica is not there in the end".into());
+            };
+            let contents = store.contents();
+            if let Err(violation) = self.oracle.check_copy(&contents) {
+                return self.violated(format!("node {node}: {violation}"));
+            }
+            match &first {
+                None => first = Some(contents),
+                Some(first) if *first != contents => {
+                    let other = contents.iter().find(|(lba, block)| first.get(lba) != Some(block));
+                    let other = other.or_else(|| first.iter().find(|(lba, block)| contents.get(lba) != Some(block)));
+                    let text = format!("I10: node 0 and node {node} differ in {other:?}");
+                    return self.violated(text);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}

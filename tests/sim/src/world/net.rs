@@ -1,0 +1,84 @@
+//! The network: what is lost, doubled and late, and who cannot reach whom.
+
+use std::collections::BTreeMap;
+
+use super::rng::Rng;
+use super::swarm::Swarm;
+
+/// See the module. The API server is the node behind the last one.
+#[derive(Debug)]
+pub struct Net {
+    nodes: usize,
+    next: u64,
+    /// Links that are cut, by partition: from, to.
+    cuts: BTreeMap<u64, Vec<(usize, usize)>>,
+}
+
+impl Net {
+    /// A network without faults.
+    pub fn new(nodes: usize) -> Net {
+        Net {
+            nodes,
+            next: 0,
+            cuts: BTreeMap::new(),
+        }
+    }
+
+    /// Cuts off a side from the other, or one direction of one link; it is healed by the number that comes back.
+    pub fn cut(&mut self, rng: &mut Rng) -> u64 {
+        let all = self.nodes + 1;
+        let mut cut = Vec::new();
+        if rng.percent(60) {
+            let side: Vec<bool> = (0..all).map(|_| rng.percent(50)).collect();
+            for from in 0..all {
+                cut.extend((0..all).filter(|to| side[from] != side[*to]).map(|to| (from, to)));
+            }
+        } else {
+            let from = rng.below(all as u64) as usize;
+            let to = rng.below(all as u64) as usize;
+            cut.push((from, to));
+        }
+        self.next += 1;
+        self.cuts.insert(self.next, cut);
+        self.next
+    }
+
+    /// Ends a partition.
+    pub fn heal(&mut self, partition: u64) {
+        self.cuts.remove(&partition);
+    }
+
+    /// Ends all of them.
+    pub fn heal_all(&mut self) {
+        self.cuts.clear();
+    }
+
+    fn reaches(&self, from: usize, to: usize) -> bool {
+        from == to || !self.cuts.values().any(|cut| cut.contains(&(from, to)))
+    }
+
+    /// Whether a node can ask the API server and hear the answer.
+    pub fn reaches_api(&self, node: usize) -> bool {
+        self.reaches(node, self.nodes) && self.reaches(self.nodes, node)
+    }
+
+    /// When a message arrives, in microseconds from now: never, once, or more than once.
+    pub fn deliver(&self, rng: &mut Rng, swarm: &Swarm, calm: bool, from: usize, to: usize) -> Vec<u64> {
+        if from == to {
+            // Within a process nothing is lost.
+            return vec![rng.between(1, 20)];
+        }
+        if !self.reaches(from, to) || !calm && rng.ppm(swarm.lose_ppm) {
+            return Vec::new();
+        }
+        let mut arrivals = vec![rng.between(20, swarm.delay_us)];
+        if !calm && rng.ppm(swarm.slow_ppm) {
+            // Long after everybody has given it up.
+            arrivals[0] = rng.between(1_000, 15_000_000);
+        }
+        if !calm && rng.ppm(swarm.repeat_ppm) {
+            arrivals.push(rng.between(20, 5_000_000));
+        }
+        arrivals
+    }
+}

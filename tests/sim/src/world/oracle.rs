@@ -1,0 +1,140 @@
+//! Whether a guest saw what a disk would have shown.
+//!
+//! The simulator knows in which order the writes of a block were put: by version. So a history is linearizable if every
+//! read finds the version of a write that was really made, no older than what was complete, or had been seen, when it
+//! began; and if no write completes in an order that time contradicts. After a power cut under a primary that ended, what
+//! no flush covered may be gone, and then stays gone.
+
+use std::collections::BTreeMap;
+
+use galleonfs_storage_engine::types::{Lba, Version};
+
+/// Something that must not happen.
+pub type Violation = String;
+
+/// What is known of one block.
+#[derive(Clone, Debug, Default)]
+struct Block {
+    /// What every write wrote; none: zeros.
+    writes: BTreeMap<Version, Option<u64>>,
+    /// What a read that begins now may find at the oldest.
+    floor: Version,
+    /// The same for writes alone.
+    completed: Version,
+    /// What a power cut may leave at the oldest.
+    flushed: Version,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Oracle {
+    blocks: BTreeMap<Lba, Block>,
+    /// Reads that were checked.
+    pub reads: u64,
+    /// Writes that completed.
+    pub writes: u64,
+    /// Flushes that completed.
+    pub flushes: u64,
+}
+
+/// What was true of some blocks at a time.
+pub type Floors = BTreeMap<Lba, Version>;
+
+impl Oracle {
+    /// A write begins; what comes back is to be handed in when it completes.
+    pub fn write_begins(&mut self, lba: Lba, version: Version, id: Option<u64>) -> Version {
+        let block = self.blocks.entry(lba).or_default();
+        let other = block.writes.insert(version, id);
+        assert!(other.is_none(), "I3: write {version} of block {} was made twice", lba.0);
+        block.floor
+    }
+
+    /// A write completed that began when `floor` was the oldest that could be read.
+    pub fn write_completes(&mut self, lba: Lba, version: Version, floor: Version) -> Result<(), Violation> {
+        self.writes += 1;
+        let block = self.blocks.entry(lba).or_default();
+        if version < floor {
+            return Err(format!(
+                "block {}: write {version} completed although {floor} was there when it began",
+                lba.0
+            ));
+        }
+        block.floor = block.floor.max(version);
+        block.completed = block.completed.max(version);
+        Ok(())
+    }
+
+    /// What a read of these blocks may find at the oldest, if it begins now.
+    pub fn floors(&self, start: Lba, blocks: u64) -> Floors {
+        let floor = |lba: Lba| self.blocks.get(&lba).map_or(Version::default(), |block| block.floor);
+        (start.0..start.0 + blocks)
+            .map(|lba| (Lba(lba), floor(Lba(lba))))
+            .collect()
+    }
+
+    /// A read ended.
+    pub fn read_ends(&mut self, floors: &Floors, lba: Lba, version: Version, id: Option<u64>) -> Result<(), Violation> {
+        self.reads += 1;
+        let floor = floors.get(&lba).copied().unwrap_or_default();
+        let block = self.blocks.entry(lba).or_default();
+        if version < floor {
+            return Err(format!(
+                "block {}: a read found {version} although {floor} was there",
+                lba.0
+            ));
+        }
+        if version > Version::default() {
+            match block.writes.get(&version) {
+                None => return Err(format!("block {}: a read found {version}, which nobody wrote", lba.0)),
+                Some(wrote) if *wrote != id => {
+                    return Err(format!(
+                        "I10: block {}: a read found {id:?} as {version}, which wrote {wrote:?}",
+                        lba.0
+                    ));
+                }
+                Some(_) => {}
+            }
+        }
+        block.floor = block.floor.max(version);
+        Ok(())
+    }
+
+    /// The newest write of each block that completed.
+    pub fn completed(&self) -> Floors {
+        self.blocks.iter().map(|(lba, block)| (*lba, block.completed)).collect()
+    }
+
+    /// A flush completed.
+    pub fn flush_completes(&mut self, covers: &Floors) {
+        self.flushes += 1;
+        for (lba, version) in covers {
+            let block = self.blocks.entry(*lba).or_default();
+            block.flushed = block.flushed.max(*version);
+        }
+    }
+
+    /// A new primary serves after a power cut: what no flush covered may be gone.
+    pub fn unflushed_may_be_gone(&mut self) {
+        for block in self.blocks.values_mut() {
+            block.floor = block.flushed;
+            block.completed = block.flushed;
+        }
+    }
+
+    /// Whether a copy has what it must have.
+    pub fn check_copy(&self, contents: &BTreeMap<Lba, (Version, Option<u64>)>) -> Result<(), Violation> {
+        for (lba, block) in &self.blocks {
+            let (version, id) = contents.get(lba).copied().unwrap_or_default();
+            if version < block.floor {
+                return Err(format!(
+                    "block {}: a copy in sync has {version} although {} was there",
+                    lba.0, block.floor
+                ));
+            }
+            if version > Version::default() && block.writes.get(&version) != Some(&id) {
+                return Err(format!("block {}: a copy in sync has {id:?} as {version}", lba.0));
+            }
+        }
+        Ok(())
+    }
+}
