@@ -55,10 +55,10 @@ crash:
 model:
 	$(CARGO) test --locked -p galleonfs-sim --test model -- --ignored --nocapture --test-threads 1
 
-# Replication on simulated nodes: SEEDS of them from FIRST on. A seed that fails is run again with SEEDS=1 FIRST=it.
+# Replication on simulated nodes: SEEDS of them from FIRST on, with REAL=1 on the real store. A seed that fails is run again with SEEDS=1 FIRST=it.
 SIM := $(CARGO) run --quiet --release --locked -p galleonfs-sim --
 sim:
-	$(SIM) --seeds $(or $(SEEDS),10000) --first $(or $(FIRST),1)
+	$(SIM) --seeds $(or $(SEEDS),10000) --first $(or $(FIRST),1) $(if $(REAL),--real)
 
 mutants:
 	$(SIM) --mutants --seeds $(or $(SEEDS),2000) --first $(or $(FIRST),1)

@@ -21,6 +21,8 @@ pub struct ToReplica {
     /// The epoch it is said in.
     pub epoch: Epoch,
     pub incarnation: Incarnation,
+    /// Which attempt it is to begin the epoch: members may be lost before it has begun, and then all is decided anew.
+    pub round: u64,
     /// The start of the replica that it is meant for; a promise is asked of any.
     pub boot: u64,
     pub ask: Ask,
@@ -35,8 +37,11 @@ pub enum Ask {
         /// Of a sealed volume: the salt of the epoch.
         row: Option<KeyRow>,
     },
-    /// The epochs before ended here: nothing behind is valid. What is behind is cut off.
-    Settle { ends: Vec<EpochEnd> },
+    /// The epochs before ended here: what is behind is cut off. It says nothing of what is before.
+    Trim { ends: Vec<EpochEnd> },
+    /// Write down that the epochs before ended here. If it is `whole`, everything before is here, too, and from now on it
+    /// says so.
+    Settle { ends: Vec<EpochEnd>, whole: bool },
     /// The stream of this epoch is taken up behind this write.
     Join { base: Seq },
     /// The next record.
@@ -68,6 +73,7 @@ pub struct FromReplica {
     /// The epoch and the incarnation that it was asked in.
     pub epoch: Epoch,
     pub incarnation: Incarnation,
+    pub round: u64,
     /// This start of the replica: what was only in its memory is gone with it.
     pub boot: u64,
     pub reply: Reply,
@@ -78,7 +84,7 @@ pub struct FromReplica {
 pub enum Reply {
     /// It promised.
     Promised {
-        /// Every write up to here is in its log, if it is in sync.
+        /// Every write up to here is in its log, if it is in sync. A write 0 of an epoch is its beginning.
         last: Version,
         /// Where the epochs before ended, as far as it was told.
         ends: Vec<EpochEnd>,
@@ -87,6 +93,8 @@ pub enum Reply {
     },
     /// It does not take orders of this epoch.
     Refused { promised: Epoch, why: Refusal },
+    /// Nothing is behind the ends.
+    Trimmed,
     /// The ends are on stable storage, and so is everything before them.
     Settled,
     /// Every record up to this write is in the log.

@@ -1,7 +1,7 @@
 //! One copy of a volume, and whom it obeys.
 //!
 //! ```text
-//!                    Promise(e)                      Settle(ends)
+//!                    Promise(e)                   Trim, Copy, Settle
 //!   no session ─────────────────► promised, for e ─────────────────► active: Write, Join, Flush
 //!       ▲                              │    ▲                            │
 //!       └───────── restart ────────────┘    └── Promise(e' > e) ◄────────┘   from here on e is refused
@@ -11,7 +11,10 @@
 //! - From the moment it hears of a higher epoch it takes no order of a lower one; it answers only when that is on stable
 //!   storage, and when no lease that it granted to a lower one runs any more (I2).
 //! - It appends record behind record without a gap (I10), and says that it has one only when it is in its log.
-//! - What lies behind the end of an epoch is cut off before it takes part in the next one (I11).
+//! - What lies behind the end of an epoch is cut off before it takes part in the next one (I11), and before it is given
+//!   what it lacks: a log is cut with everything that came later.
+//! - It says that it has everything before an epoch only with the beginning of that epoch in its log. That it knows where
+//!   the epochs before ended does not mean that.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -41,6 +44,7 @@ pub enum ReplicaOutput {
 struct Session {
     epoch: Epoch,
     incarnation: Incarnation,
+    round: u64,
     /// The ends of the epochs before are settled: records may come.
     active: bool,
 }
@@ -50,19 +54,63 @@ struct Session {
 struct Promising {
     epoch: Epoch,
     incarnation: Incarnation,
+    round: u64,
     row: Option<KeyRow>,
     durable: bool,
     /// The leases of lower epochs have run out.
     leases_over: bool,
 }
 
+/// How far the ends of the epochs before are written down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Settling {
+    /// The ends are being written. True: then the beginning of the epoch is to follow.
+    Ends(bool),
+    /// The beginning of the epoch is on its way to the log.
+    Begin,
+    /// It is there, and is being synced.
+    Sync,
+}
+
 /// What an answer of the store is for.
 #[derive(Clone, Copy, Debug)]
 struct Asked {
     id: u64,
+    to: Address,
+}
+
+/// Whom an answer is for.
+#[derive(Clone, Copy, Debug)]
+struct Address {
     epoch: Epoch,
     incarnation: Incarnation,
+    round: u64,
 }
+
+impl Address {
+    fn of(message: &ToReplica) -> Address {
+        let (epoch, incarnation, round) = (message.epoch, message.incarnation, message.round);
+        Address {
+            epoch,
+            incarnation,
+            round,
+        }
+    }
+}
+
+impl Session {
+    fn address(&self) -> Address {
+        let (epoch, incarnation, round) = (self.epoch, self.incarnation, self.round);
+        Address {
+            epoch,
+            incarnation,
+            round,
+        }
+    }
+}
+
+/// A store without room is asked again after so long.
+const WAIT_MS: u64 = 10;
 
 /// See the module.
 #[derive(Debug)]
@@ -79,11 +127,14 @@ pub struct Replica<S> {
     promising: Option<Promising>,
     /// Whoever was granted a lease may read until then.
     lease_until_ms: u64,
-    /// Records without room in the store.
+    /// Where the stream is to be taken up, and records behind it, without room in the store yet.
+    joining: Option<Seq>,
     queue: VecDeque<Arc<Batch>>,
     /// The highest write that a flush was asked for.
     flush: Option<Version>,
-    settling: bool,
+    settling: Option<Settling>,
+    /// Orders to write ends down that the store has not reported yet.
+    settles_out: usize,
     asked: BTreeMap<u64, Asked>,
     next_token: u64,
     stopped: Option<String>,
@@ -107,9 +158,11 @@ impl<S: ReplicaStore> Replica<S> {
             promising: None,
             // Nobody remembers what leases an earlier start granted.
             lease_until_ms: if fence > Epoch(0) { now_ms + LEASE_GRANTED_MS } else { 0 },
+            joining: None,
             queue: VecDeque::new(),
             flush: None,
-            settling: false,
+            settling: None,
+            settles_out: 0,
             asked: BTreeMap::new(),
             next_token: 0,
             stopped: None,
@@ -146,8 +199,10 @@ impl<S: ReplicaStore> Replica<S> {
         if let Some(session) = &mut self.session {
             session.active = false;
         }
-        self.settling = false;
+        self.settling = None;
+        self.settles_out = 0;
         self.queue.clear();
+        self.joining = None;
         self.flush = None;
         self.asked.clear();
     }
@@ -157,7 +212,7 @@ impl<S: ReplicaStore> Replica<S> {
         if let Some(session) = self.session {
             let why = Refusal::Diverged;
             let promised = self.fence;
-            self.reply(session.epoch, session.incarnation, Reply::Refused { promised, why });
+            self.reply(session.address(), Reply::Refused { promised, why });
         }
         self.stopped = Some(why);
     }
@@ -173,7 +228,8 @@ impl<S: ReplicaStore> Replica<S> {
     pub fn next_tick_ms(&self) -> Option<u64> {
         let promise = self.promising.filter(|promising| promising.durable);
         let lease = promise.map(|_| self.lease_until_ms);
-        let queue = (!self.queue.is_empty()).then_some(self.now_ms + 10);
+        let waits = !self.queue.is_empty() || self.joining.is_some();
+        let queue = waits.then_some(self.now_ms + WAIT_MS);
         [lease, queue].into_iter().flatten().min()
     }
 
@@ -186,12 +242,13 @@ impl<S: ReplicaStore> Replica<S> {
         self.out.pop_front()
     }
 
-    fn reply(&mut self, epoch: Epoch, incarnation: Incarnation, reply: Reply) {
+    fn reply(&mut self, to: Address, reply: Reply) {
         self.out.push_back(ReplicaOutput::Reply(FromReplica {
             volume: self.volume,
             replica: self.id,
-            epoch,
-            incarnation,
+            epoch: to.epoch,
+            incarnation: to.incarnation,
+            round: to.round,
             boot: self.boot,
             reply,
         }));
@@ -199,7 +256,7 @@ impl<S: ReplicaStore> Replica<S> {
 
     fn refuse(&mut self, message: &ToReplica, why: Refusal) {
         let promised = self.fence;
-        self.reply(message.epoch, message.incarnation, Reply::Refused { promised, why });
+        self.reply(Address::of(message), Reply::Refused { promised, why });
     }
 
     /// Takes an order.
@@ -214,7 +271,7 @@ impl<S: ReplicaStore> Replica<S> {
             return self.refuse(&message, Refusal::Fenced);
         }
         if let Some(why) = self.stopped.clone() {
-            return self.reply(message.epoch, message.incarnation, Reply::Failed { why });
+            return self.reply(Address::of(&message), Reply::Failed { why });
         }
         if let Ask::Promise { row } = message.ask {
             return self.promise(&message, row);
@@ -230,11 +287,10 @@ impl<S: ReplicaStore> Replica<S> {
         if session.incarnation != message.incarnation {
             return self.refuse(&message, Refusal::OtherIncarnation);
         }
-        let asked = Asked {
-            id: 0,
-            epoch: message.epoch,
-            incarnation: message.incarnation,
-        };
+        if session.round != message.round {
+            return; // it comes late, and what it was meant for was decided anew
+        }
+        let to = Address::of(&message);
         let needs_active = matches!(
             message.ask,
             Ask::Join { .. } | Ask::Write(_) | Ask::Flush { .. } | Ask::Beat { .. }
@@ -244,7 +300,12 @@ impl<S: ReplicaStore> Replica<S> {
         }
         match message.ask {
             Ask::Promise { .. } => unreachable!("it was taken care of"),
-            Ask::Settle { ends } => self.settle(&ends),
+            Ask::Trim { ends } => {
+                if self.trim(&ends) {
+                    self.reply(to, Reply::Trimmed);
+                }
+            }
+            Ask::Settle { ends, whole } => self.settle(&ends, whole),
             Ask::Join { base } => self.join(base),
             Ask::Write(batch) => self.write(batch),
             Ask::Flush { upto } => {
@@ -256,10 +317,10 @@ impl<S: ReplicaStore> Replica<S> {
                 if !self.mutants.has(Mutant::NoGate) {
                     self.open_store().agree(durable);
                 }
-                self.reply(asked.epoch, asked.incarnation, Reply::Beaten { sent_ms });
+                self.reply(to, Reply::Beaten { sent_ms });
             }
             Ask::Read { id, lba, blocks } => {
-                let token = self.token(Asked { id, ..asked });
+                let token = self.token(Asked { id, to });
                 self.open_store().read_stored(token, lba, blocks);
             }
             Ask::Rows {
@@ -268,11 +329,11 @@ impl<S: ReplicaStore> Replica<S> {
                 after,
                 rows_max,
             } => {
-                let token = self.token(Asked { id, ..asked });
+                let token = self.token(Asked { id, to });
                 self.open_store().rows(token, from, after, rows_max);
             }
             Ask::Copy { id, repair, blocks } => {
-                let token = self.token(Asked { id, ..asked });
+                let token = self.token(Asked { id, to });
                 let mode = match repair {
                     _ if self.mutants.has(Mutant::CopyWithoutVersions) => CopyMode::Any,
                     true => CopyMode::Repair,
@@ -299,7 +360,7 @@ impl<S: ReplicaStore> Replica<S> {
     }
 
     fn promise(&mut self, message: &ToReplica, row: Option<KeyRow>) {
-        let (epoch, incarnation) = (message.epoch, message.incarnation);
+        let (epoch, incarnation, round) = (message.epoch, message.incarnation, message.round);
         if epoch == self.fence {
             let known = self.session.map(|session| (session.epoch, session.incarnation));
             let pending = self.promising.map(|promising| (promising.epoch, promising.incarnation));
@@ -308,8 +369,7 @@ impl<S: ReplicaStore> Replica<S> {
                     return self.refuse(message, Refusal::OtherIncarnation);
                 }
                 // Asked again.
-                Some(_) if self.promising.is_some() => return,
-                Some(_) => return self.promised(epoch, incarnation),
+                Some(_) => return self.another_round(round),
                 None => {}
             }
         }
@@ -319,14 +379,16 @@ impl<S: ReplicaStore> Replica<S> {
         let leases_over = again && (epoch.0 <= 1 || end_of(&ends, Epoch(epoch.0 - 1)).is_some());
         self.fence = epoch;
         self.session = None;
-        self.settling = false;
+        self.settling = None;
         self.queue.clear();
+        self.joining = None;
         self.flush = None;
         let pending = self.promising.is_some_and(|promising| !promising.durable);
         let durable = self.open_store().promised() >= epoch;
         self.promising = Some(Promising {
             epoch,
             incarnation,
+            round,
             row,
             durable,
             leases_over,
@@ -338,6 +400,26 @@ impl<S: ReplicaStore> Replica<S> {
         self.answer_promise();
     }
 
+    /// The same primary asks again, or begins anew.
+    fn another_round(&mut self, round: u64) {
+        if let Some(promising) = &mut self.promising {
+            promising.round = promising.round.max(round);
+        } else if let Some(session) = &mut self.session {
+            if round < session.round {
+                return;
+            }
+            if round > session.round {
+                (session.round, session.active) = (round, false);
+                self.settling = None;
+                self.joining = None;
+                self.queue.clear();
+            }
+            if let Some(session) = self.session {
+                self.promised(session.address());
+            }
+        }
+    }
+
     /// Answers a promise that is on stable storage, once nobody who was granted a lease reads any more.
     fn answer_promise(&mut self) {
         let Some(promising) = self.promising else { return };
@@ -347,58 +429,82 @@ impl<S: ReplicaStore> Replica<S> {
             return;
         }
         self.promising = None;
-        self.session = Some(Session {
+        let session = Session {
             epoch: promising.epoch,
             incarnation: promising.incarnation,
+            round: promising.round,
             active: false,
-        });
-        self.promised(promising.epoch, promising.incarnation);
+        };
+        self.session = Some(session);
+        self.promised(session.address());
     }
 
-    fn promised(&mut self, epoch: Epoch, incarnation: Incarnation) {
-        let last = self.complete();
+    fn promised(&mut self, to: Address) {
         let store = self.open_store();
+        let (_, last) = store.last();
         let (ends, agreed) = (store.ends(), store.agreed());
-        self.reply(epoch, incarnation, Reply::Promised { last, ends, agreed });
+        self.reply(to, Reply::Promised { last, ends, agreed });
     }
 
-    /// Every write up to here is here, if this replica is in sync. What was copied in when an epoch began is not in the
-    /// stream, and the end that was settled then says that it is there.
-    fn complete(&self) -> Version {
-        let store = self.store.as_ref().expect("it is open");
-        let settled = store
-            .ends()
-            .into_iter()
-            .filter(|end| end.end > Seq(0))
-            .map(|end| Version {
-                epoch: end.last,
-                seq: end.end,
-            });
-        settled.chain([store.last().1]).max().unwrap_or_default()
+    /// Cuts off what is behind the ends; false if that takes a moment.
+    fn trim(&mut self, ends: &[EpochEnd]) -> bool {
+        if self.mutants.has(Mutant::EndNotSettled) || !self.open_store().is_behind(ends) {
+            return true;
+        }
+        // What it has and nobody else: it is as if it had never been written.
+        self.out.push_back(ReplicaOutput::Reopen(ends.to_vec()));
+        false
     }
 
-    fn settle(&mut self, ends: &[EpochEnd]) {
-        if self.settling {
+    fn settle(&mut self, ends: &[EpochEnd], whole: bool) {
+        if self.settling.is_some() {
             return;
         }
         if self.mutants.has(Mutant::EndNotSettled) {
+            self.settling = Some(Settling::Ends(whole));
+            return self.ends_written();
+        }
+        // Whoever was given what it lacks may not be cut any more: then it would lack it again.
+        assert!(
+            !whole || !self.open_store().is_behind(ends),
+            "I11: nothing is behind the ends of one that was trimmed"
+        );
+        if self.trim(ends) {
+            self.settling = Some(Settling::Ends(whole));
+            self.settles_out += 1;
+            self.open_store().settle(ends);
+        }
+    }
+
+    /// The ends are written down: the epoch begins, in the log of one that is whole.
+    fn ends_written(&mut self) {
+        let Some(Settling::Ends(whole)) = self.settling else {
+            return;
+        };
+        let (handed, _) = self.open_store().last();
+        if !whole {
             return self.settled();
         }
-        let store = self.store.as_mut().expect("it is open");
-        if store.is_behind(ends) {
-            // What it has and nobody else: it is as if it had never been written.
-            self.out.push_back(ReplicaOutput::Reopen(ends.to_vec()));
-            return;
+        if handed.epoch == self.fence {
+            return self.sync_beginning();
         }
-        self.settling = true;
-        store.settle(ends);
+        self.settling = Some(Settling::Begin);
+        self.joining = Some(Seq(0));
+        self.append_queued();
+    }
+
+    /// What it was given, and that the epoch began, has to be on stable storage before it says that it has it.
+    fn sync_beginning(&mut self) {
+        self.settling = Some(Settling::Sync);
+        self.open_store().sync();
     }
 
     fn settled(&mut self) {
+        self.settling = None;
         if let Some(session) = &mut self.session {
             session.active = true;
-            let (epoch, incarnation) = (session.epoch, session.incarnation);
-            self.reply(epoch, incarnation, Reply::Settled);
+            let to = session.address();
+            self.reply(to, Reply::Settled);
         }
     }
 
@@ -413,14 +519,19 @@ impl<S: ReplicaStore> Replica<S> {
             }
         };
         let queued = self.queue.back().map_or(Seq(0), |batch| batch.last_seq());
-        (of(handed).max(queued), of(written))
+        let joining = self.joining.unwrap_or_default();
+        (of(handed).max(queued).max(joining), of(written))
     }
 
     fn join(&mut self, base: Seq) {
         let (handed, _) = self.stream();
+        let has_stream = self.open_store().last().0.epoch == self.fence || self.joining.is_some();
         // An old one that comes late changes nothing: bases only grow.
-        if base > handed {
-            self.open_store().join(base);
+        if base > handed || !has_stream {
+            // What waited for room comes as copies.
+            self.queue.clear();
+            self.joining = Some(base);
+            self.append_queued();
         } else {
             self.written();
         }
@@ -443,8 +554,15 @@ impl<S: ReplicaStore> Replica<S> {
 
     fn append_queued(&mut self) {
         let Some(store) = &mut self.store else { return };
+        if let Some(base) = self.joining {
+            if store.room(0) != Room::Ready {
+                return;
+            }
+            self.joining = None;
+            store.join(base);
+        }
         while let Some(batch) = self.queue.front() {
-            if store.room(batch) != Room::Ready {
+            if store.room(batch.payload_pages()) != Room::Ready {
                 return;
             }
             let batch = self.queue.pop_front().expect("it is there");
@@ -454,7 +572,7 @@ impl<S: ReplicaStore> Replica<S> {
 
     fn reply_session(&mut self, reply: Reply) {
         if let Some(session) = self.session {
-            self.reply(session.epoch, session.incarnation, reply);
+            self.reply(session.address(), reply);
         }
     }
 
@@ -493,12 +611,29 @@ impl<S: ReplicaStore> Replica<S> {
                 self.answer_promise();
             }
             ReplicaEvent::Settled => {
-                if std::mem::take(&mut self.settling) {
-                    self.settled();
+                self.settles_out -= 1;
+                // Of several the last one counts.
+                if self.settles_out == 0 {
+                    self.ends_written();
                 }
             }
-            ReplicaEvent::Written(_) => self.written(),
-            ReplicaEvent::Durable(_) => self.answer_flush(),
+            ReplicaEvent::Written(version) => {
+                if self.settling == Some(Settling::Begin) && version.epoch == self.fence {
+                    self.sync_beginning();
+                }
+                self.written();
+            }
+            ReplicaEvent::Durable(version) => {
+                if self.settling == Some(Settling::Sync) {
+                    let copies = self.open_store().copies_durable();
+                    if copies && version.epoch == self.fence {
+                        self.settled();
+                    } else {
+                        self.sync_beginning();
+                    }
+                }
+                self.answer_flush();
+            }
             ReplicaEvent::Read(token, found) => {
                 self.answer(token, |id| Reply::Blocks { id, found });
             }
@@ -516,8 +651,8 @@ impl<S: ReplicaStore> Replica<S> {
             return;
         };
         // Whoever asked may not be obeyed any more.
-        if asked.epoch == self.fence {
-            self.reply(asked.epoch, asked.incarnation, reply(asked.id));
+        if asked.to.epoch == self.fence {
+            self.reply(asked.to, reply(asked.id));
         }
     }
 }

@@ -44,10 +44,10 @@ pub trait ReplicaStore {
     fn settle(&mut self, ends: &[EpochEnd]);
     /// True if something is here that is behind one of these ends.
     fn is_behind(&self, ends: &[EpochEnd]) -> bool;
-    /// The next record of the promised epoch is the one behind `base`. In the log when [`ReplicaEvent::Written`] says so.
+    /// The next record of the promised epoch is the one behind `base`; needs room without payload. In the log when [`ReplicaEvent::Written`] says so.
     fn join(&mut self, base: Seq);
-    /// Whether the next record has a place.
-    fn room(&mut self, batch: &Batch) -> Room;
+    /// Whether the next record has a place, with so many pages of payload.
+    fn room(&mut self, pages: usize) -> Room;
     /// Appends a record; ends as [`ReplicaEvent::Written`].
     fn append(&mut self, batch: Arc<Batch>);
     /// Everything in the log, on stable storage; ends as [`ReplicaEvent::Durable`].

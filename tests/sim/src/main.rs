@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use galleonfs_sim::world::{Setup, run};
+use galleonfs_sim::world::{Setup, StoreKind, run};
 use galleonfs_storage_engine::replication::{Mutant, Mutants};
 
 /// Run the replication protocol on simulated nodes that misbehave.
@@ -21,6 +21,9 @@ struct Args {
     /// The time of faults of each, in virtual milliseconds.
     #[arg(long, default_value_t = 60_000)]
     faults_ms: u64,
+    /// The real store under the replicas: slower, so each seed has fewer faults.
+    #[arg(long)]
+    real: bool,
     /// Go on after a violation.
     #[arg(long)]
     go_on: bool,
@@ -30,6 +33,10 @@ struct Args {
     /// Switch on one mistake after the other: each has to be found by one of the seeds.
     #[arg(long)]
     mutants: bool,
+}
+
+fn store_of(args: &Args) -> StoreKind {
+    if args.real { StoreKind::Real } else { StoreKind::Small }
 }
 
 /// Looks for a seed that finds each mistake.
@@ -45,6 +52,7 @@ fn hunt(args: &Args) -> ExitCode {
                 seed,
                 faults_ms,
                 mutants,
+                store: store_of(args),
             });
             outcome.violation.map(|violation| (seed, violation))
         });
@@ -97,6 +105,7 @@ fn main() -> ExitCode {
             seed,
             faults_ms,
             mutants,
+            store: store_of(&args),
         });
         events += outcome.events;
         virtual_ms += outcome.virtual_ms;
@@ -110,7 +119,8 @@ fn main() -> ExitCode {
         if let Some(violation) = outcome.violation {
             violations += 1;
             eprintln!("seed {seed}: {violation}");
-            eprintln!("  again: make sim SEEDS=1 FIRST={seed}");
+            let real = if args.real { " REAL=1" } else { "" };
+            eprintln!("  again: make sim SEEDS=1 FIRST={seed}{real}");
             if !args.go_on {
                 return ExitCode::FAILURE;
             }

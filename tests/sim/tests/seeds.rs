@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use galleonfs_sim::world::{Outcome, SOMETIMES, Setup, run};
+use galleonfs_sim::world::{Outcome, SOMETIMES, Setup, StoreKind, run};
 use galleonfs_storage_engine::replication::{Mutant, Mutants};
 
 const FAULTS_MS: u64 = 60_000;
@@ -20,17 +20,18 @@ fn number(name: &str, otherwise: u64) -> u64 {
     })
 }
 
-fn run_seed(seed: u64, mutants: Mutants) -> Outcome {
+fn run_seed(seed: u64, mutants: Mutants, store: StoreKind) -> Outcome {
     let faults_ms = FAULTS_MS;
     run(Setup {
         seed,
         faults_ms,
         mutants,
+        store,
     })
 }
 
 /// Runs seeds on both cores; each is one thread's from its beginning to its end.
-fn run_seeds(first: u64, seeds: u64, look: impl Fn(u64, Outcome) + Sync) {
+fn run_seeds(first: u64, seeds: u64, store: StoreKind, look: impl Fn(u64, Outcome) + Sync) {
     let next = AtomicU64::new(first);
     std::thread::scope(|scope| {
         for _ in 0..2 {
@@ -40,7 +41,7 @@ fn run_seeds(first: u64, seeds: u64, look: impl Fn(u64, Outcome) + Sync) {
                     if seed >= first + seeds {
                         return;
                     }
-                    look(seed, run_seed(seed, Mutants::NONE));
+                    look(seed, run_seed(seed, Mutants::NONE, store));
                 }
             });
         }
@@ -53,7 +54,7 @@ fn no_seed_finds_a_violation_and_every_rare_situation_occurs() {
     let violations = Mutex::new(Vec::new());
     let sometimes: Mutex<BTreeMap<&'static str, u64>> = Mutex::default();
     let totals = Mutex::new((0, 0, 0));
-    run_seeds(first, seeds, |seed, outcome| {
+    run_seeds(first, seeds, StoreKind::Small, |seed, outcome| {
         if let Some(violation) = outcome.violation {
             violations.lock().expect("no thread panics").push((seed, violation));
         }
@@ -85,9 +86,24 @@ fn no_seed_finds_a_violation_and_every_rare_situation_occurs() {
 }
 
 #[test]
+fn no_seed_finds_a_violation_on_the_real_store() {
+    let (first, seeds) = (number("FIRST", 1), number("REAL_SEEDS", 100));
+    let violations = Mutex::new(Vec::new());
+    run_seeds(first, seeds, StoreKind::Real, |seed, outcome| {
+        if let Some(violation) = outcome.violation {
+            let text = format!("{violation}\n  again: make sim SEEDS=1 FIRST={seed} REAL=1");
+            violations.lock().expect("no thread panics").push(text);
+        }
+    });
+    let violations = violations.into_inner().expect("no thread panics");
+    assert!(violations.is_empty(), "{}", violations.join("\n"));
+}
+
+#[test]
 fn the_same_seed_does_the_same_twice() {
     for seed in 1..=10 {
-        let (one, other) = (run_seed(seed, Mutants::NONE), run_seed(seed, Mutants::NONE));
+        let run = |seed| run_seed(seed, Mutants::NONE, StoreKind::Small);
+        let (one, other) = (run(seed), run(seed));
         assert_eq!((one.trace, one.events), (other.trace, other.events), "seed {seed}");
     }
 }
@@ -107,7 +123,11 @@ fn a_mistake_in_the_protocol_is_found() {
         (Mutant::UnknownIsNotMade, 1),
     ];
     for (mutant, first) in found {
-        let finds = |seed| run_seed(seed, Mutants::only(mutant)).violation.is_some();
+        let finds = |seed| {
+            run_seed(seed, Mutants::only(mutant), StoreKind::Small)
+                .violation
+                .is_some()
+        };
         assert!(
             (first..first + 100).any(finds),
             "{mutant:?} is not found by 100 seeds from {first} on"

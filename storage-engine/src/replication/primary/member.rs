@@ -3,6 +3,7 @@
 use super::super::timing::MEMBER_TIMEOUT_MS;
 use super::Primary;
 use crate::replication::ReplicaId;
+use crate::store::layout::EpochEnd;
 use crate::types::{Seq, Version};
 
 /// How far a replica is with an epoch.
@@ -10,9 +11,13 @@ use crate::types::{Seq, Version};
 pub(super) enum Standing {
     /// It was asked to promise.
     Asked,
-    /// It promised, and has every write up to here.
-    Promised(Version),
-    /// It was told where the epochs before ended.
+    /// It promised, and said what it has.
+    Promised,
+    /// It was told to cut off what is behind where the epochs before ended.
+    Trimming,
+    /// It has nothing there.
+    Trimmed,
+    /// It was told to write down where they ended.
     Settling,
     /// It knows: records may go there.
     Settled,
@@ -23,6 +28,10 @@ pub(super) enum Standing {
 #[derive(Debug)]
 pub(super) struct Member {
     pub standing: Standing,
+    /// What it said it has: every write up to here, if it is in sync.
+    pub last: Version,
+    /// Where it was told that epochs ended.
+    pub ends: Vec<EpochEnd>,
     /// The start that it promised in.
     pub boot: Option<u64>,
     /// Every write of this epoch up to here is in its log.
@@ -45,6 +54,8 @@ pub(super) struct Member {
     pub owes_session_ms: Option<u64>,
     /// Its store takes no more writes, or lost some.
     pub failed: Option<String>,
+    /// It said how far its stream is since it was taken up.
+    pub has_stream: bool,
     /// It is not waited for any longer while the epoch begins.
     pub given_up: bool,
 }
@@ -53,6 +64,8 @@ impl Member {
     pub fn new(now_ms: u64) -> Member {
         Member {
             standing: Standing::Asked,
+            last: Version::default(),
+            ends: Vec::new(),
             boot: None,
             acked: Seq(0),
             sent: Seq(0),
@@ -66,6 +79,7 @@ impl Member {
             owes_beat_ms: None,
             owes_session_ms: Some(now_ms),
             failed: None,
+            has_stream: false,
             given_up: false,
         }
     }

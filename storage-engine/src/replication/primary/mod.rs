@@ -1,10 +1,10 @@
 //! The one that serves a volume: it orders the writes, has them on all copies, and decides who counts as one.
 //!
 //! ```text
-//! Claiming ──► Promising ──► Equalising ──► Settling ──► Serving ──► Releasing ──► Released
-//!   epoch+1     all that are    all have       where the    │
-//!   by CAS      in sync, or     the longest    old epochs   ├─ a member is late: drop it by CAS, then complete without it
-//!               dropped by CAS  log            ended        └─ a replica is out: bring it up to date, let it join by CAS
+//! Claiming ──► Promising ──► Trimming ──► Equalising ──► Settling ──► Serving ──► Releasing ──► Released
+//!   epoch+1     all that are   nobody has    all have       where the    │
+//!   by CAS      in sync, or    more than     the longest    old epochs   ├─ a member is late: drop it by CAS, go on without it
+//!               dropped (CAS)  the longest   log            ended        └─ a replica is out: bring it up to date, let it join
 //! ```
 //!
 //! From any state it is [`Phase::Deposed`] for good when somebody else has claimed an epoch. What always holds:
@@ -88,6 +88,8 @@ enum Phase {
     Claiming,
     /// Members are waited for since then.
     Promising(u64),
+    /// Members cut off what is behind the end.
+    Trimming(Version),
     Equalising(Equalise),
     Settling,
     Serving,
@@ -105,6 +107,8 @@ pub struct Primary {
     config: Config,
     making: Option<Making>,
     phase: Phase,
+    /// Attempts to begin the epoch.
+    round: u64,
     members: BTreeMap<ReplicaId, Member>,
     /// Where epochs ended, as far as anybody told.
     ends: BTreeMap<Epoch, Seq>,
@@ -142,6 +146,7 @@ impl Primary {
             config,
             making: None,
             phase: Phase::Claiming,
+            round: 1,
             members: BTreeMap::new(),
             ends: BTreeMap::new(),
             agreed: Version::default(),
@@ -210,6 +215,7 @@ impl Primary {
         match self.phase {
             Phase::Claiming | Phase::Released | Phase::Deposed => {}
             Phase::Promising(_) => self.gather(),
+            Phase::Trimming(_) => self.trim(),
             Phase::Equalising(_) => self.equalise(),
             Phase::Settling => self.settle(),
             Phase::Serving => {
@@ -241,6 +247,7 @@ impl Primary {
         let boot = self.members.get(&replica).and_then(|member| member.boot);
         let message = ToReplica {
             volume: self.options.volume,
+            round: self.round,
             boot: boot.unwrap_or(0),
             replica,
             epoch: self.config.epoch,
@@ -261,7 +268,8 @@ impl Primary {
 
     /// Takes an answer.
     pub fn received(&mut self, message: FromReplica) {
-        let mine = (message.volume, message.epoch) == (self.options.volume, self.config.epoch)
+        let mine = (message.volume, message.epoch, message.round)
+            == (self.options.volume, self.config.epoch, self.round)
             && message.incarnation == self.options.incarnation;
         if !mine || self.is_over() || matches!(self.phase, Phase::Claiming) {
             return;
@@ -280,6 +288,7 @@ impl Primary {
         }
         match message.reply {
             Reply::Promised { last, ends, agreed } => self.promised(id, message.boot, last, &ends, agreed),
+            Reply::Trimmed => self.trimmed(id),
             Reply::Settled => self.settled(id),
             Reply::Written { upto } => self.acked(id, upto),
             Reply::Gap { last } => self.gap(id, last),
@@ -312,7 +321,7 @@ impl Primary {
                 {
                     member.lost_session(self.now_ms);
                     self.sync_lost(id);
-                    if let Phase::Equalising(_) | Phase::Settling = self.phase {
+                    if let Phase::Trimming(_) | Phase::Equalising(_) | Phase::Settling = self.phase {
                         self.start_over(self.now_ms);
                     }
                 }

@@ -107,6 +107,7 @@ impl Primary {
         if !member.streams() {
             return;
         }
+        member.has_stream = true;
         assert!(upto <= assigned, "I10: {id:?} has write {upto:?} of {assigned:?}");
         if upto > member.acked {
             member.acked = upto;
@@ -132,7 +133,7 @@ impl Primary {
         for id in self.config.in_sync.clone() {
             let standing = self.members.get(&id).map(|member| member.standing);
             match standing {
-                Some(Standing::Promised(_)) => self.ask_to_settle(id),
+                Some(Standing::Promised) => self.ask_to_settle(id, true),
                 Some(Standing::Settled) => self.stream_to(id),
                 _ => {}
             }

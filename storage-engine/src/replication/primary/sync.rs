@@ -102,7 +102,7 @@ impl Primary {
                     return false;
                 }
                 match standing {
-                    Standing::Promised(_) => self.ask_to_settle(id),
+                    Standing::Promised => self.ask_to_settle(id, false),
                     Standing::Settled if self.making.is_none() => {
                         sync.stage = Stage::Record;
                         self.make(Change::Sync(id));
@@ -115,7 +115,7 @@ impl Primary {
             }
             Stage::Join(base) => {
                 let base = *base;
-                if member.acked >= base {
+                if member.has_stream && member.acked >= base {
                     sync.stage = Stage::Barrier(base);
                 } else if now_ms > sync.since_ms + MEMBER_TIMEOUT_MS {
                     return false;
@@ -201,9 +201,8 @@ impl Primary {
         (member.standing, member.asked_ms) = (Standing::Streaming, self.now_ms);
         // What it has of this epoch from before is behind the base.
         (member.acked, member.sent, member.base) = (Seq(0), base, base);
-        if base > Seq(0) {
-            self.ask(id, Ask::Join { base });
-        }
+        member.has_stream = false;
+        self.ask(id, Ask::Join { base });
     }
 
     pub(super) fn joined(&mut self, id: ReplicaId) {

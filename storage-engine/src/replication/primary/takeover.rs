@@ -1,8 +1,8 @@
 //! The beginning of an epoch: all that are in sync promise, are made equal, and learn where the epochs before ended.
 //!
 //! The set that begins is fixed first: whoever does not answer is recorded as out, and only then is it decided how far
-//! the epochs before went: to the longest log among those that answered. All of them then get what they lack of it, and
-//! note the end. Writes that no client was told of may be kept or dropped, but only once, and before anything is read.
+//! the epochs before went: to the longest log among those that answered. Who has more, copied there by a takeover that
+//! ended half way, cuts it off; then all get what they lack; then they note the end. Writes that no client was told of may be kept or dropped, but only once, and before anything is read.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,6 @@ use crate::types::{Epoch, Seq, Version};
 /// Members being made equal.
 #[derive(Debug)]
 pub(super) struct Equalise {
-    end: Version,
     pub copiers: Vec<Copier>,
 }
 
@@ -46,12 +45,12 @@ impl Primary {
         }
     }
 
-    pub(super) fn ask_to_settle(&mut self, id: ReplicaId) {
+    pub(super) fn ask_to_settle(&mut self, id: ReplicaId, whole: bool) {
         let ends = self.epoch_ends();
         if let Some(member) = self.members.get_mut(&id) {
             member.standing = Standing::Settling;
             member.asked_ms = self.now_ms;
-            self.ask(id, Ask::Settle { ends });
+            self.ask(id, Ask::Settle { ends, whole });
         }
     }
 
@@ -67,8 +66,9 @@ impl Primary {
         for (id, standing) in owing {
             match standing {
                 Standing::Asked => self.ask_to_promise(id),
-                Standing::Settling => self.ask_to_settle(id),
-                Standing::Promised(_) | Standing::Settled | Standing::Streaming => {}
+                Standing::Trimming => self.ask_to_trim(id),
+                Standing::Settling => self.ask_to_settle(id, self.config.in_sync.contains(&id)),
+                Standing::Promised | Standing::Trimmed | Standing::Settled | Standing::Streaming => {}
             }
         }
     }
@@ -84,18 +84,14 @@ impl Primary {
         let global = self.agreed;
         if !serving && is_member {
             self.agreed = self.agreed.max(agreed);
-            for row in ends {
-                for epoch in (row.first.0..=row.last.0).map(Epoch) {
-                    self.know_end(epoch, row.end);
-                }
-            }
         }
         let member = self.members.get_mut(&id).expect("an answer is taken from members");
         if member.standing != Standing::Asked {
             return;
         }
         member.boot = Some(boot);
-        member.standing = Standing::Promised(last);
+        member.standing = Standing::Promised;
+        (member.last, member.ends) = (last, ends.to_vec());
         member.owes_session_ms = Some(now_ms);
         if !serving {
             return;
@@ -112,21 +108,8 @@ impl Primary {
             ));
         }
         if is_member {
-            self.ask_to_settle(id);
+            self.ask_to_settle(id, true);
         }
-    }
-
-    /// Takes note of where an epoch ended. A member that was told so once was told the truth: whoever decided it had asked
-    /// all that are members now, and more.
-    fn know_end(&mut self, epoch: Epoch, end: Seq) {
-        let known = *self.ends.entry(epoch).or_insert(end);
-        assert!(
-            known == end,
-            "I11: epoch {} ended at {} and at {}",
-            epoch.0,
-            known.0,
-            end.0
-        );
     }
 
     /// Waits for promises; goes on without those that do not come.
@@ -138,7 +121,7 @@ impl Primary {
         }
         let has_promised = |id: &ReplicaId| {
             let member = self.members.get(id);
-            member.is_some_and(|member| matches!(member.standing, Standing::Promised(_)) && member.failed.is_none())
+            member.is_some_and(|member| matches!(member.standing, Standing::Promised) && member.failed.is_none())
         };
         let missing: BTreeSet<ReplicaId> = self
             .config
@@ -148,7 +131,7 @@ impl Primary {
             .copied()
             .collect();
         if missing.is_empty() {
-            return self.begin_equalising();
+            return self.begin_trimming();
         }
         let there = self.config.in_sync.len() - missing.len();
         let enough = there >= self.options.min_in_sync.max(1);
@@ -158,36 +141,101 @@ impl Primary {
         }
     }
 
-    fn begin_equalising(&mut self) {
-        let lasts: Vec<(ReplicaId, Version)> = self
-            .config
-            .in_sync
-            .iter()
-            .filter_map(|id| match self.members.get(id)?.standing {
-                Standing::Promised(last) => Some((*id, last)),
-                _ => None,
-            })
-            .collect();
+    fn lasts(&self) -> Vec<(ReplicaId, Version)> {
+        let last = |id: &ReplicaId| Some((*id, self.members.get(id)?.last));
+        self.config.in_sync.iter().filter_map(last).collect()
+    }
+
+    fn begin_trimming(&mut self) {
+        let lasts = self.lasts();
         assert!(
             lasts.len() == self.config.in_sync.len(),
             "I8: an epoch begins with all members of its configuration"
         );
-        let (source, end) = lasts
+        let (longest, end) = lasts
             .iter()
             .copied()
             .max_by_key(|(_, last)| *last)
             .expect("I8: there is one");
+        let epoch = self.config.epoch;
         assert!(
-            end.epoch < self.config.epoch,
+            end.epoch < epoch || (end.epoch == epoch && end.seq == Seq(0)),
             "I3: nobody wrote in this epoch before it began"
         );
+        // What the longest was told of older epochs counts: it took part in the one behind them. What others were told
+        // of epochs that they did not get beyond may come from a takeover that ended half way.
+        self.ends.clear();
+        let told = std::mem::take(&mut self.members.get_mut(&longest).expect("it answered").ends);
+        for row in &told {
+            for epoch in (row.first.0..=row.last.0).map(Epoch).filter(|epoch| *epoch < end.epoch) {
+                self.ends.insert(epoch, row.end);
+            }
+        }
+        if end.epoch > Epoch(0) && end.epoch < epoch {
+            self.ends.insert(end.epoch, end.seq);
+        }
+        // In the epochs behind it nobody wrote anything that counts.
+        for epoch in (end.epoch.0 + 1..self.config.epoch.0).map(Epoch) {
+            self.ends.insert(epoch, Seq(0));
+        }
+        self.phase = Phase::Trimming(end);
+        for id in self.config.in_sync.clone() {
+            self.ask_to_trim(id);
+        }
+    }
+
+    fn ask_to_trim(&mut self, id: ReplicaId) {
+        let ends = self.epoch_ends();
+        if let Some(member) = self.members.get_mut(&id) {
+            member.standing = Standing::Trimming;
+            member.asked_ms = self.now_ms;
+            self.ask(id, Ask::Trim { ends });
+        }
+    }
+
+    pub(super) fn trimmed(&mut self, id: ReplicaId) {
+        let member = self.members.get_mut(&id).expect("an answer is taken from members");
+        if member.standing == Standing::Trimming {
+            member.standing = Standing::Trimmed;
+        }
+    }
+
+    pub(super) fn trim(&mut self) {
+        self.ask_again();
+        let Phase::Trimming(end) = self.phase else { return };
+        if self.give_up_on(Standing::Trimming) || self.begin_again() {
+            return;
+        }
+        let trimmed = |id: &ReplicaId| {
+            self.members
+                .get(id)
+                .is_some_and(|member| member.standing == Standing::Trimmed)
+        };
+        if !self.config.in_sync.iter().all(trimmed) {
+            return;
+        }
+        let lasts = self.lasts();
+        let source = lasts.iter().find(|(_, last)| *last == end);
+        let source = source.expect("it is the last of one of them").0;
         let mut copiers = Vec::new();
         if !self.mutant(Mutant::NotEqualised) {
             let behind = lasts.iter().filter(|(_, last)| *last < end);
             copiers.extend(behind.map(|(target, last)| Copier::new(source, *target, *last, end)));
         }
-        self.phase = Phase::Equalising(Equalise { end, copiers });
+        self.phase = Phase::Equalising(Equalise { copiers });
         self.equalise();
+    }
+
+    /// Gives up on members that stand there for too long: cutting off a log and opening it again takes its time.
+    fn give_up_on(&mut self, standing: Standing) -> bool {
+        let patience = self.now_ms.saturating_sub(TAKEOVER_MS);
+        let mut any = false;
+        for member in self.members.values_mut() {
+            if member.standing == standing && member.owes_session_ms.is_some_and(|since| since < patience) {
+                (member.given_up, any) = (true, true);
+            }
+        }
+        any && self.begin_again()
     }
 
     pub(super) fn equalise(&mut self) {
@@ -222,16 +270,8 @@ impl Primary {
             }
             return;
         }
-        let end = equalise.end;
-        if end.epoch > Epoch(0) {
-            self.know_end(end.epoch, end.seq);
-        }
-        // In the epochs behind it nobody wrote anything that counts.
-        for epoch in (end.epoch.0 + 1..self.config.epoch.0).map(Epoch) {
-            self.know_end(epoch, Seq(0));
-        }
         for id in self.config.in_sync.clone() {
-            self.ask_to_settle(id);
+            self.ask_to_settle(id, true);
         }
     }
 
@@ -253,6 +293,7 @@ impl Primary {
 
     /// Asks all members again what they have. Whoever is not there since `since_ms` is left out.
     pub(super) fn start_over(&mut self, since_ms: u64) {
+        self.round += 1;
         for member in self.members.values_mut() {
             member.standing = Standing::Asked;
             (member.asked_ms, member.given_up) = (0, false);
@@ -266,7 +307,7 @@ impl Primary {
         let now_ms = self.now_ms;
         let again = |id: &ReplicaId| {
             let member = self.members.get(id);
-            member.is_some_and(|member| matches!(member.standing, Standing::Promised(_)))
+            member.is_some_and(|member| matches!(member.standing, Standing::Promised))
         };
         if self.config.in_sync.iter().any(again) {
             // It was started again, and may have lost what it was given.
@@ -280,14 +321,7 @@ impl Primary {
         if self.config.in_sync.iter().all(settled) {
             return self.serve();
         }
-        for member in self.members.values_mut() {
-            // Cutting off a log and opening it again takes its time.
-            let patience = now_ms.saturating_sub(TAKEOVER_MS);
-            if member.standing == Standing::Settling && member.owes_session_ms.is_some_and(|since| since < patience) {
-                member.given_up = true;
-            }
-        }
-        self.begin_again();
+        let _ = self.give_up_on(Standing::Settling) || self.begin_again();
     }
 
     pub(super) fn settled(&mut self, id: ReplicaId) {
@@ -338,8 +372,8 @@ impl Primary {
 
     /// The set of members is another one.
     pub(super) fn members_changed(&mut self) {
-        if let Phase::Equalising(_) | Phase::Settling = self.phase {
-            self.phase = Phase::Promising(self.now_ms);
+        if let Phase::Trimming(_) | Phase::Equalising(_) | Phase::Settling = self.phase {
+            self.start_over(self.now_ms);
         }
     }
 }

@@ -62,8 +62,7 @@ impl ReplicaStore for Store {
         Store::join(self, base);
     }
 
-    fn room(&mut self, batch: &Batch) -> Room {
-        let pages = batch.payload_pages();
+    fn room(&mut self, pages: usize) -> Room {
         Store::room(self, pages, pages == 0)
     }
 

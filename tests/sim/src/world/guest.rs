@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use galleonfs_storage_engine::buffer::{Buf, BufMut};
 use galleonfs_storage_engine::replication::Primary;
 use galleonfs_storage_engine::store::{Batch, Stored, WriteEntry};
-use galleonfs_storage_engine::types::{Check, Lba, Seq, Version};
+use galleonfs_storage_engine::types::{Lba, Seq, Version};
 
+use super::backend::Backend;
 use super::oracle::{Floors, Oracle, Violation};
 use super::rng::Rng;
 use super::store::write_id;
@@ -32,6 +33,8 @@ struct Flush {
 /// What is around a guest when it thinks.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
+    /// Whose blocks are checked.
+    pub volume: [u8; 16],
     /// Blocks of the volume.
     pub blocks: u64,
     /// The faults have stopped.
@@ -81,8 +84,20 @@ impl Guest {
     }
 
     /// Makes a request, or none.
-    pub fn think(&mut self, primary: &mut Primary, oracle: &mut Oracle, rng: &mut Rng, swarm: &Swarm, moment: Moment) {
-        let Moment { blocks, calm, now_us } = moment;
+    pub fn think<B: Backend>(
+        &mut self,
+        primary: &mut Primary,
+        oracle: &mut Oracle,
+        rng: &mut Rng,
+        swarm: &Swarm,
+        moment: Moment,
+    ) {
+        let Moment {
+            volume,
+            blocks,
+            calm,
+            now_us,
+        } = moment;
         let busy = self.writes.len() + self.flushes.len() + self.reads.len() >= DEPTH;
         if !self.serving || self.leaving || busy || !primary.is_serving() || !primary.has_room() {
             return;
@@ -114,7 +129,7 @@ impl Guest {
             let count = rng.between(1, 8.min(blocks - start));
             self.read(primary, oracle, Lba(start), count);
         } else {
-            self.write(primary, oracle, rng, swarm, blocks);
+            self.write::<B>(primary, oracle, rng, swarm, (volume, blocks));
         }
     }
 
@@ -124,7 +139,14 @@ impl Guest {
         primary.read(self.next, lba, blocks);
     }
 
-    fn write(&mut self, primary: &mut Primary, oracle: &mut Oracle, rng: &mut Rng, swarm: &Swarm, blocks: u64) {
+    fn write<B: Backend>(
+        &mut self,
+        primary: &mut Primary,
+        oracle: &mut Oracle,
+        rng: &mut Rng,
+        swarm: &Swarm,
+        (volume, blocks): ([u8; 16], u64),
+    ) {
         let first_seq = primary.assigned().next();
         let (mut writes, mut checks, mut payload) = (Vec::new(), Vec::new(), Vec::new());
         let mut pending = Vec::new();
@@ -147,8 +169,9 @@ impl Guest {
             for lba in (start..start + count).map(Lba) {
                 let id = (!zero).then(|| rng.next_u64());
                 if let Some(id) = id {
-                    checks.push(Check::default());
-                    payload.push(block(id));
+                    let bytes = block(id);
+                    checks.push(B::check(volume, lba, version, &bytes));
+                    payload.push(bytes);
                 }
                 floors.push(oracle.write_begins(lba, version, id));
                 written.push((lba, version));

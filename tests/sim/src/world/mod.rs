@@ -9,9 +9,13 @@
 //! Safety is checked on every step. In the end the faults stop, and everything has to become well again within a bound.
 
 mod api;
+mod backend;
+mod faults;
 mod guest;
+mod judge;
 mod net;
 pub mod oracle;
+mod real;
 pub mod rng;
 pub mod store;
 pub mod swarm;
@@ -24,17 +28,20 @@ use galleonfs_storage_engine::replication::message::{Ask, Refusal, Reply};
 use galleonfs_storage_engine::replication::primary::{Decision, PrimaryEvent, PrimaryOptions, PrimaryOutput};
 use galleonfs_storage_engine::replication::replica::ReplicaOutput;
 use galleonfs_storage_engine::replication::{
-    Config, FromReplica, Incarnation, Mutant, Mutants, Primary, Replica, ReplicaId, ReplicaStore, Stamp, ToReplica,
+    Config, FromReplica, Incarnation, Mutant, Mutants, Primary, Replica, ReplicaId, Stamp, ToReplica,
 };
 use galleonfs_storage_engine::store::layout::EpochEnd;
-use galleonfs_storage_engine::types::{Lba, Version};
+use galleonfs_storage_engine::types::Lba;
 
 use api::Api;
+use backend::Backend;
+use faults::Fault;
 use guest::{Guest, Moment};
 use net::Net;
 use oracle::Oracle;
+use real::RealStore;
 use rng::Rng;
-use store::{SimDisk, SimStore};
+use store::SimStore;
 use swarm::Swarm;
 
 /// How a run is to be.
@@ -44,6 +51,17 @@ pub struct Setup {
     /// The time of faults, in milliseconds.
     pub faults_ms: u64,
     pub mutants: Mutants,
+    /// Which store is under the replicas.
+    pub store: StoreKind,
+}
+
+/// A store to run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreKind {
+    /// One in memory that keeps the promises of the real one, and no more.
+    Small,
+    /// The real one.
+    Real,
 }
 
 /// What a run came to.
@@ -110,19 +128,6 @@ enum Event {
     Checkpoint(usize),
 }
 
-#[derive(Clone, Copy, Debug)]
-enum Fault {
-    Partition,
-    Kill,
-    Power,
-    Pause,
-    ApiOut,
-    ApiTouch,
-    Move,
-    Rot,
-    SlowDisk,
-}
-
 struct Queued {
     at_us: u64,
     order: u64,
@@ -153,35 +158,35 @@ struct Serving {
     guest: Guest,
 }
 
-struct Node {
+struct Node<B: Backend> {
     id: ReplicaId,
     /// In thousandths: 1000 goes right.
     rate: u64,
     offset_ms: u64,
     boot: u64,
     /// The replica's store while nobody has it open.
-    disk: Option<SimDisk>,
-    replica: Option<Replica<SimStore>>,
+    disk: Option<B::Disk>,
+    replica: Option<Replica<B>>,
     serving: Option<Serving>,
     paused_until_us: u64,
     disk_slow_until_us: u64,
 }
 
-impl Node {
+impl<B: Backend> Node<B> {
     fn now_ms(&self, now_us: u64) -> u64 {
         self.offset_ms + now_us * self.rate / 1000 / MS
     }
 }
 
 /// See the module.
-struct World {
+struct World<B: Backend> {
     setup: Setup,
     swarm: Swarm,
     rng: Rng,
     now_us: u64,
     order: u64,
     queue: BinaryHeap<Reverse<Queued>>,
-    nodes: Vec<Node>,
+    nodes: Vec<Node<B>>,
     net: Net,
     api: Api,
     api_out_until_us: u64,
@@ -200,7 +205,10 @@ struct World {
 
 /// Runs a seed to its end, or to the first violation. An assertion that fails is one.
 pub fn run(setup: Setup) -> Outcome {
-    let outcome = std::panic::catch_unwind(|| World::new(setup).run());
+    let outcome = std::panic::catch_unwind(|| match setup.store {
+        StoreKind::Small => World::<SimStore>::new(setup).run(),
+        StoreKind::Real => World::<RealStore>::new(setup).run(),
+    });
     outcome.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -211,10 +219,12 @@ pub fn run(setup: Setup) -> Outcome {
     })
 }
 
-impl World {
-    fn new(setup: Setup) -> World {
+impl<B: Backend> World<B> {
+    fn new(mut setup: Setup) -> World<B> {
         let mut rng = Rng::new(setup.seed);
         let swarm = Swarm::draw(&mut rng);
+        setup.faults_ms /= B::SLOWER;
+        let blocks = *rng.pick(&[4, 16, 64, 256]);
         let replicas = *rng.pick(&[1, 2, 2, 3, 3, 3, 3, 3, 4, 5]);
         // A volume of two may choose to go on with one.
         let min_in_sync = match replicas {
@@ -229,17 +239,17 @@ impl World {
             rate: rng.between(1000 - swarm.skew, 1000 + swarm.skew),
             offset_ms: rng.below(1_000_000),
             boot: 0,
-            disk: Some(SimDisk::new(volume, id.0)),
+            disk: Some(B::blank(volume, id.0, blocks)),
             replica: None,
             serving: None,
             paused_until_us: 0,
             disk_slow_until_us: 0,
         });
-        let nodes: Vec<Node> = nodes.collect();
+        let nodes: Vec<Node<B>> = nodes.collect();
         World {
             net: Net::new(nodes.len()),
             api: Api::new(Config::new(ids)),
-            blocks: *rng.pick(&[4, 16, 64, 256]),
+            blocks,
             swarm,
             now_us: 0,
             order: 0,
@@ -349,7 +359,7 @@ impl World {
     }
 
     fn happens(&mut self, event: Event) {
-        if let Some(node) = World::place(&event)
+        if let Some(node) = Self::place(&event)
             && self.nodes[node].paused_until_us > self.now_us
         {
             let until = self.nodes[node].paused_until_us;
@@ -387,6 +397,9 @@ impl World {
                 if self.nodes[node].boot == boot
                     && let Some(replica) = &mut self.nodes[node].replica
                 {
+                    if let Some(store) = replica.store_mut() {
+                        store.tick(now_ms);
+                    }
                     replica.tick(now_ms);
                     self.drain_replica(node);
                     self.at(50 * MS, Event::TickReplica(node, boot));
@@ -444,7 +457,7 @@ impl World {
         let it = &mut self.nodes[node];
         let Some(disk) = it.disk.take() else { return };
         it.boot += 1;
-        let store = disk.open(None).expect("without ends to be told nothing is cut off");
+        let store = B::open(disk, None).expect("without ends to be told nothing is cut off");
         let now_ms = it.now_ms(now_us);
         let boot = it.boot;
         it.replica = Some(Replica::new(store, boot, now_ms, self.setup.mutants));
@@ -460,7 +473,8 @@ impl World {
             return;
         };
         let Some(store) = replica.take_store() else { return };
-        match store.into_disk().open(Some(ends)) {
+        let mut rng = self.rng.fork();
+        match B::open(store.into_disk(&mut rng), Some(ends)) {
             Ok(store) => {
                 replica.reopened(store);
                 self.sometimes("a tail that nobody else has is cut off");
@@ -476,7 +490,7 @@ impl World {
             let (boot, slow) = (it.boot, it.disk_slow_until_us > self.now_us);
             let Some(replica) = &mut it.replica else { return };
             let output = replica.poll();
-            let started = replica.store_mut().map(SimStore::take_started).unwrap_or_default();
+            let started = replica.store_mut().map(B::take_started).unwrap_or_default();
             let idle = started.is_empty() && output.is_none();
             for operation in started {
                 let most = if slow { 500_000 } else { 400 };
@@ -652,6 +666,7 @@ impl World {
 
     fn guest_thinks(&mut self, node: usize, incarnation: Incarnation) {
         let moment = Moment {
+            volume: self.volume,
             blocks: self.blocks,
             calm: self.calm,
             now_us: self.now_us,
@@ -661,7 +676,9 @@ impl World {
         let Some(serving) = serving.filter(|serving| serving.incarnation == incarnation) else {
             return;
         };
-        serving.guest.think(&mut serving.primary, oracle, rng, swarm, moment);
+        serving
+            .guest
+            .think::<B>(&mut serving.primary, oracle, rng, swarm, moment);
         self.drain_primary(node);
         let pause = self.rng.between(1, 2 * self.swarm.think_us);
         self.at(pause, Event::GuestThinks(node, incarnation));
@@ -717,180 +734,5 @@ impl World {
         });
         self.at(0, Event::TickPrimary(node, incarnation));
         self.drain_primary(node);
-    }
-
-    fn strike(&mut self, fault: Fault) {
-        if self.calm {
-            return;
-        }
-        self.outcome.faults += 1;
-        let node = self.rng.below(self.nodes.len() as u64) as usize;
-        let pause_ms = match fault {
-            Fault::Partition => {
-                let lasts = self.rng.between(50, 15_000) * MS;
-                let partition = self.net.cut(&mut self.rng);
-                self.at(lasts, Event::Heal(partition));
-                self.swarm.partition_ms
-            }
-            Fault::Kill => {
-                self.take_down(node, false);
-                self.swarm.kill_ms
-            }
-            Fault::Power => {
-                self.take_down(node, true);
-                // A whole rack now and then.
-                if self.rng.percent(20) {
-                    (0..self.nodes.len()).for_each(|node| self.take_down(node, true));
-                    self.sometimes("all nodes lose power at once");
-                }
-                self.swarm.power_ms
-            }
-            Fault::Pause => {
-                let lasts = self.rng.between(50, 12_000) * MS;
-                self.nodes[node].paused_until_us = self.now_us + lasts;
-                self.swarm.pause_ms
-            }
-            Fault::ApiOut => {
-                self.api_out_until_us = self.now_us + self.rng.between(50, 15_000) * MS;
-                self.swarm.api_out_ms
-            }
-            Fault::ApiTouch => {
-                self.api.touch();
-                self.swarm.api_touch_ms
-            }
-            Fault::Move => {
-                if self.rng.percent(30)
-                    && let Some(serving) = &mut self.nodes[node].serving
-                {
-                    serving.guest.leave();
-                    serving.primary.release();
-                    self.drain_primary(node);
-                } else {
-                    self.attach();
-                }
-                self.swarm.move_ms
-            }
-            Fault::Rot => {
-                self.rot(node);
-                self.swarm.rot_ms
-            }
-            Fault::SlowDisk => {
-                self.nodes[node].disk_slow_until_us = self.now_us + self.rng.between(50, 8_000) * MS;
-                self.swarm.slow_disk_ms
-            }
-        };
-        let pause = self.rng.between(1, 2 * pause_ms) * MS;
-        self.at(pause, Event::Fault(fault));
-    }
-
-    /// The node's process ends, and with `power` the machine.
-    fn take_down(&mut self, node: usize, power: bool) {
-        let it = &mut self.nodes[node];
-        it.serving = None;
-        if let Some(mut replica) = it.replica.take() {
-            if let Some(store) = replica.take_store() {
-                let mut rng = self.rng.fork();
-                it.disk = Some(if power {
-                    store.cut_power(&mut rng)
-                } else {
-                    store.kill(&mut rng)
-                });
-            }
-            self.power_cut |= power;
-        }
-        let back = if self.rng.percent(70) { 3_000 } else { 20_000 };
-        let back = self.rng.between(10, back) * MS;
-        self.at(back, Event::Boot(node));
-    }
-
-    /// A block rots on one node, where all that are in sync have it, and no other node ever lost it.
-    fn rot(&mut self, node: usize) {
-        let lba = Lba(self.rng.below(self.blocks));
-        let in_sync = |it: &&Node| self.api.config.in_sync.contains(&it.id);
-        let store = |it: &Node| {
-            it.replica
-                .as_ref()
-                .and_then(Replica::store)
-                .map(|store| store.block(lba))
-        };
-        let mut versions: Vec<_> = self.nodes.iter().filter(in_sync).map(store).collect();
-        versions.dedup();
-        // And all have it on stable storage: so no power cut makes the one that rots the only one.
-        let agreed = self.nodes[node]
-            .replica
-            .as_ref()
-            .and_then(Replica::store)
-            .map(ReplicaStore::agreed);
-        let same = versions.len() == 1
-            && versions[0].is_some_and(|version| version > Version::default() && Some(version) <= agreed);
-        let only = self.damaged.get(&lba).is_none_or(|at| *at == node);
-        if self.min_in_sync < 2 || !same || !only || !in_sync(&&self.nodes[node]) {
-            return;
-        }
-        if let Some(store) = self.nodes[node].replica.as_mut().and_then(Replica::store_mut)
-            && store.damage(lba)
-        {
-            self.damaged.insert(lba, node);
-            self.sometimes("a block rots");
-        }
-    }
-
-    /// No more faults.
-    fn calm_down(&mut self) {
-        self.calm = true;
-        self.net.heal_all();
-        self.api_out_until_us = 0;
-        for node in 0..self.nodes.len() {
-            self.nodes[node].paused_until_us = 0;
-            self.nodes[node].disk_slow_until_us = 0;
-            self.boot(node);
-        }
-    }
-
-    fn holder(&self) -> Option<&Serving> {
-        let holder = self.api.config.incarnation?;
-        let serving = self.nodes.iter().filter_map(|node| node.serving.as_ref());
-        serving.into_iter().find(|serving| serving.incarnation == holder)
-    }
-
-    /// True when nothing is left to be done.
-    fn is_well(&self) -> bool {
-        let whole = self.api.config.in_sync.len() == self.nodes.len();
-        whole
-            && self
-                .holder()
-                .is_some_and(|serving| serving.primary.is_serving() && serving.guest.is_done())
-    }
-
-    /// The end: everything is well, and all copies are the same.
-    fn judge(&mut self) {
-        if !self.is_well() {
-            let config = self.api.config.clone();
-            let text = format!(
-                "I23: not well {WELL_AFTER_MS} ms after the faults stopped: {config:?}; {:?}",
-                self.holder().map(|serving| (&serving.primary, &serving.guest))
-            );
-            return self.violated(text);
-        }
-        let mut first: Option<BTreeMap<_, _>> = None;
-        for node in 0..self.nodes.len() {
-            let Some(store) = self.nodes[node].replica.as_ref().and_then(Replica::store) else {
-                return self.violated("a replica is not there in the end".into());
-            };
-            let contents = store.contents();
-            if let Err(violation) = self.oracle.check_copy(&contents) {
-                return self.violated(format!("node {node}: {violation}"));
-            }
-            match &first {
-                None => first = Some(contents),
-                Some(first) if *first != contents => {
-                    let other = contents.iter().find(|(lba, block)| first.get(lba) != Some(block));
-                    let other = other.or_else(|| first.iter().find(|(lba, block)| contents.get(lba) != Some(block)));
-                    let text = format!("I10: node 0 and node {node} differ in {other:?}");
-                    return self.violated(text);
-                }
-                Some(_) => {}
-            }
-        }
     }
 }

@@ -16,6 +16,7 @@ use galleonfs_storage_engine::store::Room;
 use galleonfs_storage_engine::store::layout::EpochEnd;
 use galleonfs_storage_engine::types::{Check, Epoch, Lba, Seq, Version};
 
+use super::backend::{Backend, Contents};
 use super::rng::Rng;
 
 /// What a block is: since when, and its bytes; none: zeros.
@@ -179,103 +180,10 @@ pub struct SimStore {
     replaced: u64,
     copies: u64,
     copies_durable: u64,
-    stopped: bool,
     events: VecDeque<ReplicaEvent>,
 }
 
-impl SimDisk {
-    /// An empty replica.
-    pub fn new(volume: [u8; 16], replica: [u8; 16]) -> SimDisk {
-        SimDisk {
-            volume,
-            replica,
-            superblock: Superblock::default(),
-            log: VecDeque::new(),
-            written: 0,
-            durable: 0,
-            damaged: BTreeMap::new(),
-        }
-    }
-
-    /// Opens it. Entries behind the told ends are cut off; an error if they are in the checkpoint already.
-    pub fn open(mut self, told: Option<&[EpochEnd]>) -> Result<SimStore, String> {
-        if let Some(ends) = told {
-            let versions = self.superblock.blocks.values().map(|(version, _)| *version);
-            if let Some(version) = versions
-                .chain([self.superblock.last])
-                .find(|version| behind(ends, *version))
-            {
-                return Err(format!(
-                    "write {version} is in the checkpoint, and its epoch ended before"
-                ));
-            }
-            if let Some(cut) = self.log.iter().position(|entry| entry.is_behind(ends)) {
-                self.log.truncate(cut);
-            }
-            for row in ends {
-                for epoch in (row.first.0..=row.last.0).map(Epoch) {
-                    self.superblock.ends.insert(epoch, row.end);
-                }
-            }
-        }
-        let mut applied = self.superblock.blocks.clone();
-        let mut last = self.superblock.last;
-        for entry in &self.log {
-            entry.apply(&mut applied);
-            last = entry.last().unwrap_or(last);
-        }
-        // Whoever opens a store syncs what it found.
-        (self.written, self.durable) = (self.log.len(), self.log.len());
-        Ok(SimStore {
-            agreed: self.superblock.last,
-            disk: self,
-            head: applied.clone(),
-            applied,
-            handed: last,
-            last,
-            durable: last,
-            operations: BTreeMap::new(),
-            done: BTreeMap::new(),
-            tokens: VecDeque::new(),
-            next: 0,
-            started: Vec::new(),
-            superblocks: VecDeque::new(),
-            writing_superblock: false,
-            syncing: false,
-            sync_again: false,
-            replaced: 0,
-            copies: 0,
-            copies_durable: 0,
-            stopped: false,
-            events: VecDeque::new(),
-        })
-    }
-
-    /// The highest epoch promised.
-    pub fn promised(&self) -> Epoch {
-        self.superblock.promised
-    }
-}
-
 impl SimStore {
-    /// The process dies: what is in the kernel's hands stays, and of what was on its way any prefix.
-    pub fn kill(mut self, rng: &mut Rng) -> SimDisk {
-        self.end_superblock(rng);
-        let keep = rng.between(self.disk.written as u64, self.disk.log.len() as u64) as usize;
-        self.disk.log.truncate(keep);
-        (self.disk.written, self.disk.durable) = (keep, self.disk.durable.min(keep));
-        self.disk
-    }
-
-    /// The power is cut: what was synced stays, and of the rest any prefix.
-    pub fn cut_power(mut self, rng: &mut Rng) -> SimDisk {
-        self.end_superblock(rng);
-        let keep = rng.between(self.disk.durable as u64, self.disk.log.len() as u64) as usize;
-        self.disk.log.truncate(keep);
-        (self.disk.written, self.disk.durable) = (keep, keep);
-        self.disk
-    }
-
     /// A superblock that was being written may be there or not.
     fn end_superblock(&mut self, rng: &mut Rng) {
         let running = self.operations.values().find(|operation| {
@@ -297,73 +205,12 @@ impl SimStore {
         }
     }
 
-    /// Takes the disk as it is, after everything has ended: to open it again.
-    pub fn into_disk(self) -> SimDisk {
-        let mut disk = self.disk;
-        disk.log.truncate(disk.written);
-        disk
-    }
-
-    /// Operations that were started since this was asked last: each is to be finished some time.
-    pub fn take_started(&mut self) -> Vec<u64> {
-        std::mem::take(&mut self.started)
-    }
-
     fn start(&mut self, operation: Operation) -> u64 {
         let id = self.next;
         self.next += 1;
         self.operations.insert(id, operation);
         self.started.push(id);
         id
-    }
-
-    /// An operation ended.
-    pub fn finish(&mut self, id: u64) {
-        let Some(operation) = self.operations.remove(&id) else {
-            return;
-        };
-        if self.stopped {
-            return;
-        }
-        match operation {
-            Operation::Write => {
-                self.done.insert(id, true);
-                self.write_ended();
-            }
-            Operation::Sync(upto) => {
-                let upto = upto.saturating_sub(self.replaced) as usize;
-                self.disk.durable = self.disk.durable.max(upto);
-                self.note_durable();
-                self.syncing = false;
-                if std::mem::take(&mut self.sync_again) {
-                    self.start_sync();
-                }
-            }
-            Operation::Promise(_) | Operation::Settle(_) | Operation::Checkpoint(..) => {
-                self.writing_superblock = false;
-                let event = match &operation {
-                    Operation::Promise(epoch) => Some(ReplicaEvent::Promised(*epoch)),
-                    Operation::Settle(_) => Some(ReplicaEvent::Settled),
-                    _ => None,
-                };
-                self.superblock_written(operation);
-                self.events.extend(event);
-                self.next_superblock();
-            }
-            Operation::Read { token, lba, blocks } => {
-                let found = self.look(lba, blocks);
-                self.events.push_back(ReplicaEvent::Read(token, found));
-            }
-            Operation::Rows {
-                token,
-                from,
-                after,
-                max,
-            } => {
-                let found = self.list(from, after, max);
-                self.events.push_back(ReplicaEvent::Rows(token, Ok(found)));
-            }
-        }
     }
 
     fn write_ended(&mut self) {
@@ -469,28 +316,6 @@ impl SimStore {
         }
     }
 
-    /// Makes what is written and durable everywhere a checkpoint; nothing if there is none such, or another superblock is
-    /// being written.
-    pub fn checkpoint(&mut self, gated: bool) {
-        if self.writing_superblock || !self.superblocks.is_empty() {
-            return;
-        }
-        let mut superblock = self.disk.superblock.clone();
-        let mut entries = 0;
-        for entry in self.disk.log.iter().take(self.disk.durable) {
-            let last = entry.last().unwrap_or(superblock.last);
-            if gated && last > self.agreed {
-                break;
-            }
-            entry.apply(&mut superblock.blocks);
-            superblock.last = last;
-            entries += 1;
-        }
-        if entries > 0 {
-            self.queue_superblock(Operation::Checkpoint(Box::new(superblock), entries));
-        }
-    }
-
     fn look(&self, lba: Lba, blocks: u64) -> Result<Vec<Stored>, String> {
         let look_at = |lba: Lba| match self.applied.get(&lba) {
             Some((version, _)) if self.disk.damaged.get(&lba) == Some(version) => {
@@ -536,22 +361,186 @@ impl SimStore {
         }
         Rows { rows, next: None }
     }
+}
 
-    /// Everything that is there: for comparing replicas.
-    pub fn contents(&self) -> BTreeMap<Lba, (Version, Option<u64>)> {
+/// The write that these bytes are of.
+pub fn write_id(bytes: &Buf) -> u64 {
+    let bytes = bytes.as_ref();
+    let id = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
+    assert_eq!(bytes[4088..], id.to_le_bytes(), "a torn block passed for a whole one");
+    id
+}
+
+impl Backend for SimStore {
+    type Disk = SimDisk;
+    const SLOWER: u64 = 1;
+
+    fn blank(volume: [u8; 16], replica: [u8; 16], _blocks: u64) -> SimDisk {
+        SimDisk {
+            volume,
+            replica,
+            superblock: Superblock::default(),
+            log: VecDeque::new(),
+            written: 0,
+            durable: 0,
+            damaged: BTreeMap::new(),
+        }
+    }
+
+    fn open(mut disk: SimDisk, told: Option<&[EpochEnd]>) -> Result<SimStore, String> {
+        if let Some(ends) = told {
+            let versions = disk.superblock.blocks.values().map(|(version, _)| *version);
+            if let Some(version) = versions
+                .chain([disk.superblock.last])
+                .find(|version| behind(ends, *version))
+            {
+                return Err(format!(
+                    "write {version} is in the checkpoint, and its epoch ended before"
+                ));
+            }
+            if let Some(cut) = disk.log.iter().position(|entry| entry.is_behind(ends)) {
+                disk.log.truncate(cut);
+            }
+            for row in ends {
+                for epoch in (row.first.0..=row.last.0).map(Epoch) {
+                    disk.superblock.ends.insert(epoch, row.end);
+                }
+            }
+        }
+        let mut applied = disk.superblock.blocks.clone();
+        let mut last = disk.superblock.last;
+        for entry in &disk.log {
+            entry.apply(&mut applied);
+            last = entry.last().unwrap_or(last);
+        }
+        // Whoever opens a store syncs what it found.
+        (disk.written, disk.durable) = (disk.log.len(), disk.log.len());
+        Ok(SimStore {
+            agreed: disk.superblock.last,
+            disk,
+            head: applied.clone(),
+            applied,
+            handed: last,
+            last,
+            durable: last,
+            operations: BTreeMap::new(),
+            done: BTreeMap::new(),
+            tokens: VecDeque::new(),
+            next: 0,
+            started: Vec::new(),
+            superblocks: VecDeque::new(),
+            writing_superblock: false,
+            syncing: false,
+            sync_again: false,
+            replaced: 0,
+            copies: 0,
+            copies_durable: 0,
+            events: VecDeque::new(),
+        })
+    }
+
+    fn kill(mut self, rng: &mut Rng) -> SimDisk {
+        self.end_superblock(rng);
+        let keep = rng.between(self.disk.written as u64, self.disk.log.len() as u64) as usize;
+        self.disk.log.truncate(keep);
+        (self.disk.written, self.disk.durable) = (keep, self.disk.durable.min(keep));
+        self.disk
+    }
+
+    fn cut_power(mut self, rng: &mut Rng) -> SimDisk {
+        self.end_superblock(rng);
+        let keep = rng.between(self.disk.durable as u64, self.disk.log.len() as u64) as usize;
+        self.disk.log.truncate(keep);
+        (self.disk.written, self.disk.durable) = (keep, keep);
+        self.disk
+    }
+
+    fn into_disk(self, _rng: &mut Rng) -> SimDisk {
+        let mut disk = self.disk;
+        disk.log.truncate(disk.written);
+        disk
+    }
+
+    fn take_started(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.started)
+    }
+
+    fn finish(&mut self, id: u64) {
+        let Some(operation) = self.operations.remove(&id) else {
+            return;
+        };
+        match operation {
+            Operation::Write => {
+                self.done.insert(id, true);
+                self.write_ended();
+            }
+            Operation::Sync(upto) => {
+                let upto = upto.saturating_sub(self.replaced) as usize;
+                self.disk.durable = self.disk.durable.max(upto);
+                self.note_durable();
+                self.syncing = false;
+                if std::mem::take(&mut self.sync_again) {
+                    self.start_sync();
+                }
+            }
+            Operation::Promise(_) | Operation::Settle(_) | Operation::Checkpoint(..) => {
+                self.writing_superblock = false;
+                let event = match &operation {
+                    Operation::Promise(epoch) => Some(ReplicaEvent::Promised(*epoch)),
+                    Operation::Settle(_) => Some(ReplicaEvent::Settled),
+                    _ => None,
+                };
+                self.superblock_written(operation);
+                self.events.extend(event);
+                self.next_superblock();
+            }
+            Operation::Read { token, lba, blocks } => {
+                let found = self.look(lba, blocks);
+                self.events.push_back(ReplicaEvent::Read(token, found));
+            }
+            Operation::Rows {
+                token,
+                from,
+                after,
+                max,
+            } => {
+                let found = self.list(from, after, max);
+                self.events.push_back(ReplicaEvent::Rows(token, Ok(found)));
+            }
+        }
+    }
+
+    fn checkpoint(&mut self, gated: bool) {
+        if self.writing_superblock || !self.superblocks.is_empty() {
+            return;
+        }
+        let mut superblock = self.disk.superblock.clone();
+        let mut entries = 0;
+        for entry in self.disk.log.iter().take(self.disk.durable) {
+            let last = entry.last().unwrap_or(superblock.last);
+            if gated && last > self.agreed {
+                break;
+            }
+            entry.apply(&mut superblock.blocks);
+            superblock.last = last;
+            entries += 1;
+        }
+        if entries > 0 {
+            self.queue_superblock(Operation::Checkpoint(Box::new(superblock), entries));
+        }
+    }
+
+    fn contents(&self) -> Contents {
         let id = |block: &Block| (block.0, block.1.as_ref().map(|(_, bytes)| write_id(bytes)));
         self.applied.iter().map(|(lba, block)| (*lba, id(block))).collect()
     }
 
-    /// The version of a block.
-    pub fn block(&self, lba: Lba) -> Version {
-        self.applied
-            .get(&lba)
-            .map_or(Version::default(), |(version, _)| *version)
+    fn block(&self, lba: Lba) -> Option<Version> {
+        let found = self.applied.get(&lba);
+        Some(found.map_or(Version::default(), |(version, _)| *version))
     }
 
-    /// A block rots.
-    pub fn damage(&mut self, lba: Lba) -> bool {
+    fn damage(&mut self, lba: Lba) -> bool {
         match self.applied.get(&lba) {
             Some((version, Some(_))) => {
                 self.disk.damaged.insert(lba, *version);
@@ -561,29 +550,9 @@ impl SimStore {
         }
     }
 
-    /// Blocks that do not pass their check.
-    pub fn damaged(&self) -> Vec<Lba> {
-        let still = |(lba, version): &(&Lba, &Version)| {
-            self.applied
-                .get(lba)
-                .is_some_and(|(now, block)| now == *version && block.is_some())
-        };
-        self.disk.damaged.iter().filter(still).map(|(lba, _)| *lba).collect()
+    fn check(_volume: [u8; 16], _lba: Lba, _version: Version, _bytes: &Buf) -> Check {
+        Check::default()
     }
-
-    /// The disk fails: nothing is written any more.
-    pub fn fail(&mut self) {
-        self.stopped = true;
-        self.events.push_back(ReplicaEvent::Stopped("the disk failed".into()));
-    }
-}
-
-/// The write that these bytes are of.
-pub fn write_id(bytes: &Buf) -> u64 {
-    let bytes = bytes.as_ref();
-    let id = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"));
-    assert_eq!(bytes[4088..], id.to_le_bytes(), "a torn block passed for a whole one");
-    id
 }
 
 impl ReplicaStore for SimStore {
@@ -652,7 +621,7 @@ impl ReplicaStore for SimStore {
         self.append_entry(Entry::Join(Version { epoch, seq: base }), None);
     }
 
-    fn room(&mut self, _batch: &Batch) -> Room {
+    fn room(&mut self, _pages: usize) -> Room {
         Room::Ready
     }
 

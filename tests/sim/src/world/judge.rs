@@ -1,0 +1,55 @@
+//! Whether everything is well again in the end, and all copies are the same.
+
+use galleonfs_storage_engine::replication::Replica;
+
+use super::backend::{Backend, Contents};
+use super::{Serving, WELL_AFTER_MS, World};
+
+impl<B: Backend> World<B> {
+    fn holder(&self) -> Option<&Serving> {
+        let holder = self.api.config.incarnation?;
+        let serving = self.nodes.iter().filter_map(|node| node.serving.as_ref());
+        serving.into_iter().find(|serving| serving.incarnation == holder)
+    }
+
+    /// True when nothing is left to be done.
+    pub(super) fn is_well(&self) -> bool {
+        let whole = self.api.config.in_sync.len() == self.nodes.len();
+        whole
+            && self
+                .holder()
+                .is_some_and(|serving| serving.primary.is_serving() && serving.guest.is_done())
+    }
+
+    /// The end: everything is well, and all copies are the same.
+    pub(super) fn judge(&mut self) {
+        if !self.is_well() {
+            let config = self.api.config.clone();
+            let text = format!(
+                "I23: not well {WELL_AFTER_MS} ms after the faults stopped: {config:?}; {:?}",
+                self.holder().map(|serving| (&serving.primary, &serving.guest))
+            );
+            return self.violated(text);
+        }
+        let mut first: Option<Contents> = None;
+        for node in 0..self.nodes.len() {
+            let Some(store) = self.nodes[node].replica.as_ref().and_then(Replica::store) else {
+                return self.violated("a replica is not there in the end".into());
+            };
+            let contents = store.contents();
+            if let Err(violation) = self.oracle.check_copy(&contents) {
+                return self.violated(format!("node {node}: {violation}"));
+            }
+            match &first {
+                None => first = Some(contents),
+                Some(first) if *first != contents => {
+                    let other = contents.iter().find(|(lba, block)| first.get(lba) != Some(block));
+                    let other = other.or_else(|| first.iter().find(|(lba, block)| contents.get(lba) != Some(block)));
+                    let text = format!("I10: node 0 and node {node} differ in {other:?}");
+                    return self.violated(text);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
