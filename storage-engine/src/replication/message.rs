@@ -82,6 +82,8 @@ pub struct FromReplica {
 /// What a replica answers.
 #[derive(Clone, Debug)]
 pub enum Reply {
+    /// It has heard, and will promise: when it is on stable storage, and when its leases have run out.
+    Promising,
     /// It promised.
     Promised {
         /// Every write up to here is in its log, if it is in sync. A write 0 of an epoch is its beginning.

@@ -23,7 +23,7 @@ pub enum Mutant {
     CopyWithoutVersions,
     /// Zeroes are not copied.
     ZeroesNotCopied,
-    /// A flush is answered before anybody has flushed.
+    /// A flush is answered, and nobody is asked to flush.
     FlushTooEarly,
     /// Members are not made equal when an epoch begins.
     NotEqualised,

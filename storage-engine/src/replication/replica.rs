@@ -398,12 +398,27 @@ impl<S: ReplicaStore> Replica<S> {
             self.open_store().promise(epoch, row);
         }
         self.answer_promise();
+        self.tell_promising();
+    }
+
+    /// Tells that it is there, while an answer takes its time: so whoever is not there can be told apart.
+    fn tell_promising(&mut self) {
+        if let Some(promising) = self.promising {
+            let (epoch, incarnation, round) = (promising.epoch, promising.incarnation, promising.round);
+            let to = Address {
+                epoch,
+                incarnation,
+                round,
+            };
+            self.reply(to, Reply::Promising);
+        }
     }
 
     /// The same primary asks again, or begins anew.
     fn another_round(&mut self, round: u64) {
         if let Some(promising) = &mut self.promising {
             promising.round = promising.round.max(round);
+            self.tell_promising();
         } else if let Some(session) = &mut self.session {
             if round < session.round {
                 return;

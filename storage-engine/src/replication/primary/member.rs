@@ -46,6 +46,8 @@ pub(super) struct Member {
     pub lease_until_ms: u64,
     /// When something was last asked that is asked again if nothing comes.
     pub asked_ms: u64,
+    /// When it said that it will promise.
+    pub promising_ms: Option<u64>,
     pub beat_ms: u64,
     /// Since when it owes an answer to writes, to a flush, to a beat, to be in session at all.
     pub owes_write_ms: Option<u64>,
@@ -73,6 +75,7 @@ impl Member {
             flushed: Version::default(),
             lease_until_ms: 0,
             asked_ms: now_ms,
+            promising_ms: None,
             beat_ms: 0,
             owes_write_ms: None,
             owes_flush_ms: None,

@@ -283,10 +283,11 @@ impl Primary {
         }
         // What another start of it answers says nothing about this one.
         let other = member.boot != Some(message.boot) && !self.options.mutants.has(Mutant::BootIgnored);
-        if other && !matches!(message.reply, Reply::Promised { .. }) {
+        if other && !matches!(message.reply, Reply::Promising | Reply::Promised { .. }) {
             return;
         }
         match message.reply {
+            Reply::Promising => self.promising(id),
             Reply::Promised { last, ends, agreed } => self.promised(id, message.boot, last, &ends, agreed),
             Reply::Trimmed => self.trimmed(id),
             Reply::Settled => self.settled(id),

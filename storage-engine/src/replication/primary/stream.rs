@@ -211,7 +211,7 @@ impl Primary {
         if !self.is_serving() {
             return;
         }
-        let (now_ms, upto) = (self.now_ms, self.flush_to);
+        let (now_ms, upto, early) = (self.now_ms, self.flush_to, self.mutant(Mutant::FlushTooEarly));
         let mut asked = Vec::new();
         for id in self.streaming() {
             let member = self.members.get_mut(&id).expect("it streams");
@@ -220,7 +220,7 @@ impl Primary {
                 epoch: upto.epoch,
                 seq: member.acked,
             };
-            if member.flushed < upto && has >= upto && !again {
+            if member.flushed < upto && has >= upto && !again && !early {
                 member.owes_flush_ms.get_or_insert(now_ms);
                 member.asked_ms = now_ms;
                 asked.push(id);
@@ -235,11 +235,7 @@ impl Primary {
                 .map_or(Version::default(), |member| member.flushed)
         });
         let flushed = flushed.min();
-        let durable = if self.mutant(Mutant::FlushTooEarly) {
-            Some(upto)
-        } else {
-            flushed
-        };
+        let durable = if early { Some(upto) } else { flushed };
         if let Some(durable) = durable.filter(|durable| *durable > self.agreed) {
             // What is on stable storage everywhere is completed, or will be.
             self.agreed = durable;

@@ -119,26 +119,32 @@ impl Primary {
         if self.making.is_some() {
             return;
         }
-        let has_promised = |id: &ReplicaId| {
-            let member = self.members.get(id);
-            member.is_some_and(|member| matches!(member.standing, Standing::Promised) && member.failed.is_none())
-        };
-        let missing: BTreeSet<ReplicaId> = self
-            .config
-            .in_sync
-            .iter()
-            .filter(|id| !has_promised(id))
-            .copied()
-            .collect();
-        if missing.is_empty() {
+        let now_ms = self.now_ms;
+        let member = |id: &&ReplicaId| self.members.get(*id).filter(|member| member.failed.is_none());
+        let has_promised = |id: &&ReplicaId| member(id).is_some_and(|member| member.standing == Standing::Promised);
+        if self.config.in_sync.iter().all(|id| has_promised(&id)) {
             return self.begin_trimming();
         }
+        // Whoever is there may have to wait for a lease to run out; whoever is not is not waited for as long.
+        let is_there = |id: &&ReplicaId| {
+            let heard_ms = member(id).and_then(|member| member.promising_ms);
+            let patient = now_ms < since_ms + TAKEOVER_MS;
+            has_promised(id) || patient && heard_ms.is_some_and(|heard| now_ms < heard + MEMBER_TIMEOUT_MS)
+        };
+        let missing = self.config.in_sync.iter().filter(|id| !is_there(id));
+        let missing: BTreeSet<ReplicaId> = missing.copied().collect();
         let there = self.config.in_sync.len() - missing.len();
         let enough = there >= self.options.min_in_sync.max(1);
-        if enough && self.now_ms >= since_ms + TAKEOVER_MS {
+        if enough && !missing.is_empty() && now_ms >= since_ms + MEMBER_TIMEOUT_MS {
             let agreed = self.agreed;
             self.make(Change::Drop(missing, agreed));
         }
+    }
+
+    pub(super) fn promising(&mut self, id: ReplicaId) {
+        let now_ms = self.now_ms;
+        let member = self.members.get_mut(&id).expect("an answer is taken from members");
+        member.promising_ms = Some(now_ms);
     }
 
     fn lasts(&self) -> Vec<(ReplicaId, Version)> {
@@ -287,7 +293,7 @@ impl Primary {
         if !self.config.in_sync.iter().any(late) {
             return false;
         }
-        self.start_over(now_ms.saturating_sub(TAKEOVER_MS - MEMBER_TIMEOUT_MS));
+        self.start_over(now_ms);
         true
     }
 
@@ -296,7 +302,7 @@ impl Primary {
         self.round += 1;
         for member in self.members.values_mut() {
             member.standing = Standing::Asked;
-            (member.asked_ms, member.given_up) = (0, false);
+            (member.asked_ms, member.given_up, member.promising_ms) = (0, false, None);
         }
         self.phase = Phase::Promising(since_ms);
         self.gather();
