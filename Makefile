@@ -53,7 +53,7 @@ crash:
 
 # The model of replication in the bounds that take too long for `make test`.
 model:
-	$(CARGO) test --locked -p galleonfs-sim --test model -- --ignored --nocapture --test-threads 1
+	$(CARGO) test --locked -p galleonfs-sim --test model larger -- --ignored --nocapture --test-threads 1
 
 # Replication on simulated nodes: SEEDS of them from FIRST on, with REAL=1 on the real store. A seed that fails is run again with SEEDS=1 FIRST=it.
 SIM := $(CARGO) run --quiet --release --locked -p galleonfs-sim --

@@ -210,9 +210,9 @@ fn resyncs(bounds: &Bounds) -> Vec<Property<Model>> {
         }),
         Property::sometimes(
             "a replica that was out is a member again, and has a write",
-            |_, state: &State| {
+            |model: &Model, state: &State| {
                 let again = |it: &Primary| it.session.is_none() && it.known == state.api.in_sync;
-                state.resyncs > 0 && state.completed != 0 && state.api.in_sync.len() == 3 && serving(state, again)
+                state.resyncs > 0 && state.completed != 0 && state.api.in_sync == model.all() && serving(state, again)
             },
         ),
         Property::sometimes("it is not known whether a replica was let in", |_, state: &State| {
