@@ -26,6 +26,7 @@ pub mod mutant;
 pub mod primary;
 pub mod replica;
 mod replica_store;
+pub mod wire;
 
 use std::fmt;
 
@@ -101,8 +102,8 @@ pub mod limits {
     pub const REPLAY_RECORDS_MAX: usize = 1_000;
     /// Rows compared at a time when a replica is brought up to date.
     pub const ROWS_MAX: usize = 1_024;
-    /// Blocks copied in one message.
-    pub const COPY_BLOCKS_MAX: usize = 64;
+    /// Blocks copied in one message: 2 MiB of the largest.
+    pub const COPY_BLOCKS_MAX: usize = 32;
     /// Records that a replica holds which its store has no room for yet.
     pub const REPLICA_QUEUE_MAX: usize = 64;
 }

@@ -37,7 +37,7 @@ use api::Api;
 use backend::Backend;
 use faults::Fault;
 use guest::{Guest, Moment};
-use net::Net;
+use net::{Net, ask_over_the_wire, reply_over_the_wire};
 use oracle::Oracle;
 use real::RealStore;
 use rng::Rng;
@@ -519,6 +519,11 @@ impl<B: Backend> World<B> {
                         serving.is_some_and(|serving| serving.incarnation == message.incarnation)
                     });
                     if let Some(to) = to {
+                        let message = if to == node {
+                            message
+                        } else {
+                            reply_over_the_wire(&message)
+                        };
                         for delay in self.net.deliver(&mut self.rng, &self.swarm, self.calm, node, to) {
                             self.at(delay, Event::FromReplica(to, message.clone()));
                         }
@@ -553,6 +558,11 @@ impl<B: Backend> World<B> {
                     }
                     let to = self.nodes.iter().position(|node| node.id == replica);
                     let to = to.expect("replicas are on nodes");
+                    let message = if to == node {
+                        message
+                    } else {
+                        ask_over_the_wire(&message)
+                    };
                     for delay in self.net.deliver(&mut self.rng, &self.swarm, self.calm, node, to) {
                         self.at(delay, Event::ToReplica(to, message.clone()));
                     }

@@ -2,8 +2,41 @@
 
 use std::collections::BTreeMap;
 
+use galleonfs_storage_engine::buffer::{Buf, BufMut};
+use galleonfs_storage_engine::replication::wire::{pack_ask, pack_reply, unpack_ask, unpack_reply};
+use galleonfs_storage_engine::replication::{FromReplica, ToReplica};
+
 use super::rng::Rng;
 use super::swarm::Swarm;
+
+/// What arrives of a message: it is sent as bytes.
+pub fn ask_over_the_wire(message: &ToReplica) -> ToReplica {
+    let packed = pack_ask(message);
+    let (volume, replica, epoch) = (message.volume, message.replica, message.epoch);
+    let payload = in_one_piece(&packed.payload);
+    let arrived = unpack_ask(volume, replica, epoch, packed.kind, &packed.body, payload);
+    arrived.expect("what was packed can be unpacked")
+}
+
+/// What arrives of an answer.
+pub fn reply_over_the_wire(message: &FromReplica) -> FromReplica {
+    let packed = pack_reply(message);
+    let (volume, replica, epoch) = (message.volume, message.replica, message.epoch);
+    let payload = in_one_piece(&packed.payload);
+    let arrived = unpack_reply(volume, replica, epoch, packed.kind, &packed.body, payload);
+    arrived.expect("what was packed can be unpacked")
+}
+
+fn in_one_piece(parts: &[Buf]) -> Option<Buf> {
+    match parts {
+        [] => None,
+        [one] => Some(one.clone()),
+        parts => {
+            let bytes: Vec<u8> = parts.iter().flat_map(|part| part.as_ref()).copied().collect();
+            Some(BufMut::copy_of(&bytes).freeze())
+        }
+    }
+}
 
 /// See the module. The API server is the node behind the last one.
 #[derive(Debug)]
