@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::checkpoint::Relocated;
-use super::pace::Pressure;
+use super::pace::{Pressure, Search};
 use super::page::{Page, PageKind, PageName, TreeId};
 use super::read::Waiter;
 use super::record::{
@@ -17,13 +17,14 @@ use super::record::{
 use super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use super::snapshot::Holder;
 use super::superblock::StreamPosition;
+use super::turn::{PAGE, ROW};
 use super::{Purpose, Store};
 use crate::buffer::{Buf, BufMut};
 use crate::io::{FileId, Io, IoFailure, SegmentId};
 use crate::types::{Lba, Location, PAGE_BYTES, Seq};
 
-/// Candidates looked at in one turn.
-const CANDIDATES_PER_TURN: usize = 256;
+/// Bytes read at a time, unless a record is longer.
+const READ_BYTES: u64 = 256 << 10;
 
 /// Pages to be written anew: their tree, a block below each, and their level.
 pub type Touched = BTreeSet<(TreeId, Lba, u8)>;
@@ -40,6 +41,8 @@ pub struct Cleaner {
     /// Something happened that may make a segment worth cleaning: a commit, a full pool. Looking costs a walk over all
     /// segments, too much to do it after every request.
     due: bool,
+    /// Looking for the next segment to clean takes more than a turn.
+    pub(super) search: Option<Search>,
     work: Option<Work>,
     /// The last victim was given up because a full pool had no segment for what is needed of it: cleaning gives nothing
     /// back until a checkpoint does, or the pool.
@@ -54,8 +57,9 @@ pub struct Cleaner {
 struct Work {
     victim: SegmentId,
     kind: SegmentKind,
-    /// Next byte to read.
+    /// Next byte to read, and how many at once: the record there may be longer than what is read else.
     at: u64,
+    read_bytes: u64,
     candidates: VecDeque<Candidate>,
     batch: Vec<Moving>,
     /// Pages in it.
@@ -107,10 +111,10 @@ impl Cleaner {
         }
     }
 
-    /// A checkpoint has to wait. It need not while the cleaner itself waits between two reads: nothing that was read is
-    /// undecided then.
+    /// A checkpoint has to wait. It need not while the cleaner itself waits between two reads and has nothing in its hands:
+    /// who needs what it found is as of the last checkpoint.
     pub fn is_busy(&self) -> bool {
-        let waits = |work: &Work| work.state == State::WaitingForCredit;
+        let waits = |work: &Work| work.state == State::WaitingForCredit && work.batch.is_empty();
         self.work.as_ref().is_some_and(|work| !waits(work))
     }
 
@@ -148,6 +152,12 @@ impl Cleaner {
         self.skip.len()
     }
 
+    /// True while it uses up its turns.
+    pub fn works(&self) -> bool {
+        let sifts = |work: &Work| work.state == State::Sifting;
+        self.search.is_some() || self.work.as_ref().is_some_and(sifts)
+    }
+
     /// False for segments that were cleaned, and for those that were written to since the last checkpoint: what was
     /// moved there is not counted yet.
     pub fn may_take(&self, segment: SegmentId) -> bool {
@@ -165,10 +175,7 @@ impl Store {
         let starved = self.cleaner.starved && self.segments.exhausted;
         if self.frozen.is_none() && !starved {
             self.cleaner.due = true;
-            if self.cleaner.work.is_some()
-                || self.cleaner.cleaned_count() > 0
-                || self.victim(Pressure::Waiting).is_some()
-            {
+            if self.cleaner.work.is_some() || self.cleaner.cleaned_count() > 0 || self.has_victim(Pressure::Waiting) {
                 self.background_due = true;
                 return true;
             }
@@ -199,8 +206,11 @@ impl Store {
         match work.state {
             State::Sifting => self.sift(),
             State::WaitingForCredit => {
+                let in_the_way = !work.batch.is_empty() && self.merge_is_due();
                 let pressure = self.pressure();
-                if self.may_clean(pressure) || pressure == Pressure::None {
+                if in_the_way {
+                    self.write_moved();
+                } else if self.may_clean(pressure) || pressure == Pressure::None {
                     self.read_victim();
                 }
             }
@@ -212,7 +222,13 @@ impl Store {
         let pressure = self.pressure();
         let victim = match pressure {
             Pressure::None => None,
-            _ => self.victim(pressure),
+            _ => match self.look_for_victim(pressure) {
+                Some(victim) => victim,
+                None => {
+                    self.background_due = true; // the next turn looks on
+                    return;
+                }
+            },
         };
         let waiting = self.cleaner.cleaned_count() > 0;
         if waiting && (victim.is_none() || self.commit_is_due()) {
@@ -236,6 +252,7 @@ impl Store {
             victim,
             kind,
             at: SEGMENT_HEADER_BYTES,
+            read_bytes: READ_BYTES,
             candidates,
             batch,
             batch_pages: 0,
@@ -249,8 +266,7 @@ impl Store {
     fn read_victim(&mut self) {
         let work = self.cleaner.work.as_mut().expect("there is a victim");
         let left = self.superblock.geometry.segment_bytes - work.at;
-        // The longest record fits, so every read makes progress.
-        let len = left.min(record_bytes(HEADER_BYTES_MAX, PAGES_MAX));
+        let len = left.min(work.read_bytes);
         work.state = State::Reading;
         let (file, offset) = (FileId::Segment(work.victim), work.at);
         self.cleaner_spent(len);
@@ -276,6 +292,7 @@ impl Store {
         };
         let mut at = 0;
         let total = buf.len();
+        let mut longer = 0;
         while at + HEADER_BYTES <= total {
             let place = work.at + at as u64;
             let there = total.min(at + HEADER_BYTES_MAX);
@@ -302,6 +319,7 @@ impl Store {
             let header_bytes = seals.header_bytes(&header.body);
             let end = at + record_bytes(header_bytes, header.body.payload_pages()) as usize;
             if end > total && work.at + end as u64 <= segment_bytes {
+                longer = (end - at) as u64;
                 break; // the next read brings it whole
             }
             if end > total || matches!(header.body, Body::Next { .. }) {
@@ -318,11 +336,16 @@ impl Store {
             at = end;
         }
         work.at += at as u64;
+        work.read_bytes = READ_BYTES.max(longer);
+        debug_assert!(
+            at > 0 || work.read_bytes > total as u64,
+            "the next read brings more than this one"
+        );
     }
 
     fn sift(&mut self) {
         let mut work = self.cleaner.work.take().expect("there is a victim");
-        for _ in 0..CANDIDATES_PER_TURN {
+        while self.turn.goes_on() {
             if work.is_batch_full() {
                 break;
             }
@@ -335,7 +358,10 @@ impl Store {
             };
             let holder = match holder {
                 Holder::Tree(holder) => holder,
-                Holder::Nobody => continue,
+                Holder::Nobody => {
+                    self.turn.spend(2 * ROW);
+                    continue;
+                }
                 Holder::NeedPage(name, pointer) => {
                     work.candidates.push_front(candidate);
                     work.state = State::WaitingForPage;
@@ -345,6 +371,7 @@ impl Store {
                     break;
                 }
             };
+            self.turn.spend(PAGE);
             match candidate {
                 Candidate::Page(name, _) => {
                     self.cleaner.touched.insert((holder, name.first(), name.level));
@@ -370,8 +397,9 @@ impl Store {
             }
         }
         let sifted = work.candidates.is_empty();
-        let flush = work.is_batch_full() || sifted && !work.batch.is_empty();
+        // Records are filled: each header of a few blocks is a page that the cleaner loses to itself.
         let read_all = work.at >= self.superblock.geometry.segment_bytes;
+        let flush = work.is_batch_full() || sifted && read_all && !work.batch.is_empty();
         self.cleaner.work = Some(work);
         if flush {
             self.write_moved();

@@ -1,6 +1,6 @@
 //! Finding a block: the tree of pages on the disk through a cache of bounded size.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use rustc_hash::FxHashMap;
 
@@ -86,9 +86,11 @@ impl Map {
         self.cache.insert(location, page);
     }
 
-    /// Forgets the pages of a segment that is about to hold something else.
-    pub fn forget(&mut self, segment: SegmentId) {
-        self.cache.forget(|location| location.segment() == segment);
+    /// Forgets the pages of segments that are about to hold something else.
+    pub fn forget(&mut self, segments: &BTreeSet<SegmentId>) {
+        if !segments.is_empty() {
+            self.cache.forget(|location| segments.contains(&location.segment()));
+        }
     }
 
     /// Forgets the pages of a segment from `offset` on: they were never committed, others will take their places.

@@ -34,6 +34,7 @@ mod segment;
 mod snapshot;
 mod superblock;
 mod supply;
+mod turn;
 
 use std::collections::VecDeque;
 
@@ -77,6 +78,7 @@ use scrub::Scrub;
 use segment::Segments;
 use snapshot::{Origins, Recent, Scans};
 use supply::{RESERVE_SEGMENTS, Supply};
+use turn::{Turn, Work};
 
 /// Whether the next record has a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -207,6 +209,7 @@ pub struct Store {
     options: OpenOptions,
     segments: Segments,
     supply: Supply,
+    turn: Turn,
     pace: Pace,
     scrub: Scrub,
     map: Map,
@@ -242,7 +245,9 @@ pub struct Store {
     pool_tight: bool,
     /// Operations that are out, by their [`IoId`].
     pending: Slab<Purpose>,
+    /// Those that are to be performed: what a guest waits for goes first.
     out: VecDeque<(IoId, Io)>,
+    out_behind: VecDeque<(IoId, Io)>,
     events: VecDeque<Event>,
     stats: StoreStats,
     /// Bytes of everything that was written to the disk.
@@ -316,12 +321,20 @@ impl Store {
         self.stopped.as_deref()
     }
 
-    /// The next disk operation.
+    /// The next disk operation. Before it is `None`, background work has a [turn](turn).
     pub fn poll_io(&mut self) -> Option<(IoId, Io)> {
-        if self.out.is_empty() {
+        if self.out.is_empty() && self.out_behind.is_empty() {
             self.upkeep();
         }
-        self.out.pop_front()
+        if let Some(guests) = self.out.pop_front() {
+            self.turn.guest_goes_first();
+            return Some(guests);
+        }
+        let next = self.out_behind.pop_front();
+        if next.is_none() {
+            self.turn.end();
+        }
+        next
     }
 
     /// The next event.
@@ -436,8 +449,14 @@ impl Store {
                 self.stats.filled_bytes += bytes as u64;
             }
         }
+        // No operation relies on an earlier one that has not ended, so those that a guest waits for may overtake the rest.
+        let out = if purpose.is_guests() {
+            &mut self.out
+        } else {
+            &mut self.out_behind
+        };
         let id = IoId(self.pending.insert(purpose) as u64);
-        self.out.push_back((id, io));
+        out.push_back((id, io));
     }
 
     /// Reports how a disk operation ended.
@@ -524,7 +543,17 @@ impl Store {
             return;
         }
         self.start_sync();
-        if std::mem::take(&mut self.background_due) {
+        if !self.background_due {
+            return;
+        }
+        let works = self.checkpoint_works() || self.cleaner.works();
+        let pace = match works {
+            false => Work::Short,
+            true if self.pressure() == pace::Pressure::Waiting => Work::Awaited,
+            true => Work::Long,
+        };
+        if self.turn.begin(pace, self.merge_cost()) {
+            self.background_due = false;
             self.mark_flush();
             self.run_amendments();
             self.run_copies();
@@ -536,6 +565,14 @@ impl Store {
         }
     }
 
+    /// What merging the memtable into the map will cost, in units of a turn.
+    fn merge_cost(&self) -> u64 {
+        let once =
+            self.recent.rows() as u64 * u64::from(turn::ROW) + self.recent.leaves() as u64 * u64::from(turn::LEAF);
+        // What is replaced goes into the tables of snapshots.
+        if self.recent.catalog.is_empty() { once } else { 3 * once }
+    }
+
     fn lookup_memory(&self, lba: Lba) -> Option<page::Entry> {
         self.recent
             .get(lba)
@@ -544,6 +581,25 @@ impl Store {
 }
 
 impl Purpose {
+    /// True if a guest may wait for it.
+    fn is_guests(&self) -> bool {
+        match self {
+            Purpose::LogWrite { .. } | Purpose::LogSync | Purpose::BlockRead(_) | Purpose::PageRead { .. } => true,
+            Purpose::CreateSegment(_)
+            | Purpose::RemoveSegment(_)
+            | Purpose::FillWrite
+            | Purpose::FillSync
+            | Purpose::MetaWrite
+            | Purpose::CheckpointSync
+            | Purpose::Superblock { .. }
+            | Purpose::Amend
+            | Purpose::AmendWrite
+            | Purpose::CleanerRead
+            | Purpose::CleanerWrite
+            | Purpose::ScrubRead { .. } => false,
+        }
+    }
+
     fn doing(&self) -> &'static str {
         match self {
             Purpose::LogWrite { .. } => "writing the log",

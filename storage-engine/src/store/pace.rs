@@ -26,6 +26,7 @@
 use super::Store;
 use super::segment::{SegmentKind, Used, pages_per_segment};
 use super::supply::promised_bytes;
+use super::turn::ROW;
 use crate::io::SegmentId;
 use crate::types::PAGE_BYTES;
 
@@ -46,6 +47,8 @@ const LOOK_AGAIN_BYTES: u64 = 256 << 10;
 const DEAD_PERCENT_MIN: u64 = 5;
 /// The same while nobody writes.
 const DEAD_PERCENT_QUIET: u64 = 25;
+/// Segments that are looked at at a time in search of one to clean.
+const SEARCH_PIECE: usize = 64;
 /// A volume is quiet while it writes less than this part of a segment within the pause that makes a checkpoint.
 const QUIET_DIVISOR: u64 = 4;
 
@@ -215,44 +218,90 @@ impl Store {
         (!self.pace.settled && !self.is_quiet()).then(|| self.quiet_at_ms())
     }
 
-    /// The segment to clean next, if one is worth it.
-    pub(super) fn victim(&self, pressure: Pressure) -> Option<SegmentId> {
-        let capacity = pages_per_segment(self.superblock.geometry.segment_bytes);
-        let replay = self.superblock.checkpoint.replay.log_index;
-        let now = self.log.position.log_index;
-        let closed = |used: &Used| match used.kind {
-            SegmentKind::Data => !used.open && used.log_index < replay,
+    /// What cleaning a segment is worth, if it is.
+    fn worth(&self, id: SegmentId, used: &Used, pressure: Pressure) -> Option<f64> {
+        let closed = match used.kind {
+            SegmentKind::Data => !used.open && used.log_index < self.superblock.checkpoint.replay.log_index,
             SegmentKind::Moved | SegmentKind::Meta | SegmentKind::Linked => !used.open,
         };
-        let dead_min = capacity
-            * if pressure == Pressure::Quiet {
-                DEAD_PERCENT_QUIET
-            } else {
-                DEAD_PERCENT_MIN
+        if !closed || !self.cleaner.may_take(id) {
+            return None;
+        }
+        let capacity = pages_per_segment(self.superblock.geometry.segment_bytes);
+        let live = u64::from(used.live).min(capacity);
+        let dead = capacity - live;
+        // Pages are written anew all the time: what is left of them is soon dead by itself.
+        let patient = used.kind == SegmentKind::Meta && pressure != Pressure::Waiting;
+        let percent = match pressure {
+            _ if patient => 50,
+            Pressure::Quiet => DEAD_PERCENT_QUIET,
+            Pressure::None | Pressure::Paced(_) | Pressure::Waiting => DEAD_PERCENT_MIN,
+        };
+        if dead < (capacity * percent / 100).max(1) {
+            return None;
+        }
+        let now = self.log.position.log_index;
+        let age = match used.kind {
+            SegmentKind::Data | SegmentKind::Moved => now.saturating_sub(used.log_index) + 1,
+            SegmentKind::Meta => 1,
+            SegmentKind::Linked => now + 1,
+        };
+        Some(score(dead, live, age))
+    }
+
+    /// True if there is a segment that is worth cleaning.
+    pub(super) fn has_victim(&self, pressure: Pressure) -> bool {
+        let mut used = self.segments.used().iter();
+        used.any(|(id, used)| self.worth(*id, used, pressure).is_some())
+    }
+
+    /// Looks for the segment to clean next as long as the turn goes on; `None` while it has not looked at all of them.
+    pub(super) fn look_for_victim(&mut self, pressure: Pressure) -> Option<Option<SegmentId>> {
+        let mut search = self.cleaner.search.take().unwrap_or_else(|| Search::new(pressure));
+        loop {
+            let mut last = None;
+            for (id, used) in self.segments.used().range(search.next..).take(SEARCH_PIECE) {
+                let worth = self.worth(*id, used, search.pressure).map(|worth| (worth, *id));
+                // Of equals the lowest number.
+                let best = [search.best, worth].into_iter().flatten();
+                search.best = best.max_by(|(one, a), (other, b)| one.total_cmp(other).then(b.cmp(a)));
+                last = Some(*id);
             }
-            / 100;
-        let worth = |used: &Used| {
-            let live = u64::from(used.live).min(capacity);
-            let dead = capacity - live;
-            // Pages are written anew all the time: what is left of them is soon dead by itself.
-            let patient = used.kind == SegmentKind::Meta && pressure != Pressure::Waiting;
-            let least = if patient { capacity / 2 } else { dead_min };
-            if dead < least.max(1) {
+            let Some(last) = last else { break };
+            search.next = SegmentId(last.0.saturating_add(1));
+            self.turn.spend(SEARCH_PIECE as u32 / 4 * ROW);
+            if !self.turn.goes_on() {
+                self.cleaner.search = Some(search);
                 return None;
             }
-            let age = match used.kind {
-                SegmentKind::Data | SegmentKind::Moved => now.saturating_sub(used.log_index) + 1,
-                SegmentKind::Meta => 1,
-                SegmentKind::Linked => now + 1,
-            };
-            Some(score(dead, live, age))
+        }
+        // A checkpoint may have come in between.
+        let is_worth = |id: &SegmentId| {
+            let used = self.segments.get(*id);
+            used.is_some_and(|used| self.worth(*id, used, search.pressure).is_some())
         };
-        let candidates = self.segments.used().iter();
-        candidates
-            .filter(|(id, used)| closed(used) && self.cleaner.may_take(**id))
-            .filter_map(|(id, used)| worth(used).map(|worth| (worth, *id)))
-            .max_by(|(one, a), (other, b)| one.total_cmp(other).then(b.cmp(a)))
-            .map(|(_, id)| id)
+        match search.best.map(|(_, id)| id) {
+            Some(id) if !is_worth(&id) => None,
+            best => Some(best),
+        }
+    }
+}
+
+/// Looking for the segment to clean next: a piece at a time, because there may be a great many.
+#[derive(Debug)]
+pub(super) struct Search {
+    pressure: Pressure,
+    next: SegmentId,
+    best: Option<(f64, SegmentId)>,
+}
+
+impl Search {
+    fn new(pressure: Pressure) -> Search {
+        Search {
+            pressure,
+            next: SegmentId(0),
+            best: None,
+        }
     }
 }
 

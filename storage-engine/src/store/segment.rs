@@ -148,6 +148,8 @@ pub fn from_row(entry: Entry) -> Option<(SegmentId, Used)> {
 #[derive(Debug, Default)]
 pub struct Segments {
     used: BTreeMap<SegmentId, Used>,
+    /// Used ones of which nothing was needed at the last checkpoint.
+    idle: BTreeSet<SegmentId>,
     written: VecDeque<SegmentId>,
     fresh: VecDeque<SegmentId>,
     /// Files that are being made, or asked about.
@@ -161,6 +163,8 @@ pub struct Segments {
     removing: BTreeSet<SegmentId>,
     /// How many reads of each are out. A damaged pointer may name any number, so this is no array.
     pins: FxHashMap<SegmentId, u32>,
+    /// Used ones whose numbers say that they are linked.
+    linked: usize,
     /// Their files have, or may have, a second name in another replica: nobody writes into them any more.
     shared: BTreeSet<SegmentId>,
     /// Shared ones that nobody here needs: their names go.
@@ -186,6 +190,8 @@ impl Segments {
     /// Takes what recovery found.
     pub fn load(&mut self, id: SegmentId, used: Used) {
         let before = self.used.insert(id, used);
+        self.note_idle(id, used.live);
+        self.linked += usize::from(id.0 >= LINKED && before.is_none());
         for (used, sign) in before.iter().map(|used| (used, -1)).chain([(&used, 1)]) {
             let sum = self.sum_of(used.kind);
             *sum = sum.strict_add_signed(sign * i64::from(used.live));
@@ -207,6 +213,19 @@ impl Segments {
 
     pub fn get(&self, id: SegmentId) -> Option<&Used> {
         self.used.get(&id)
+    }
+
+    /// Used ones of which nothing was needed at the last checkpoint.
+    pub fn idle(&self) -> &BTreeSet<SegmentId> {
+        &self.idle
+    }
+
+    fn note_idle(&mut self, id: SegmentId, live: u32) {
+        if live == 0 {
+            self.idle.insert(id);
+        } else {
+            self.idle.remove(&id);
+        }
     }
 
     /// Segments that a stream may take now.
@@ -232,7 +251,7 @@ impl Segments {
 
     /// Used ones that belong to another replica too.
     pub fn linked_count(&self) -> usize {
-        self.used.range(SegmentId(LINKED)..).count()
+        self.linked
     }
 
     /// Gives a free segment to a stream: the log gets one that is cheap to sync, if there is one.
@@ -260,6 +279,7 @@ impl Segments {
             },
         );
         assert!(before.is_none(), "segment {} was free and used", id.0);
+        self.idle.insert(id);
         Some(id)
     }
 
@@ -357,7 +377,8 @@ impl Segments {
     pub fn add_live(&mut self, id: SegmentId, delta: i64) {
         let used = self.used.get_mut(&id).expect("the map points only into used segments");
         used.live = u32::try_from(i64::from(used.live) + delta).expect("a segment's live count stays in range");
-        let kind = used.kind;
+        let (kind, live) = (used.kind, used.live);
+        self.note_idle(id, live);
         let sum = self.sum_of(kind);
         *sum = sum.strict_add_signed(delta);
     }
@@ -379,6 +400,8 @@ impl Segments {
     pub fn release(&mut self, id: SegmentId) {
         let used = self.used.remove(&id).expect("only a used segment is released");
         debug_assert_eq!(used.live, 0, "nobody needs anything in segment {}", id.0);
+        self.idle.remove(&id);
+        self.linked -= usize::from(id.0 >= LINKED);
         if self.is_pinned(id) || self.holds > 0 {
             self.leaving.insert(id);
         } else {

@@ -43,9 +43,10 @@ const SURPLUS_ROOMY_DIVISOR: u64 = 8;
 /// What the cleaner gives back besides.
 const CLEANED_AT_ONCE: u64 = 8;
 
-/// Zeros written in one operation while a segment is filled: about a millisecond of a disk's time.
-const FILL_BYTES: u64 = 1 << 20;
-const FILL_PART_BYTES: u64 = 256 << 10;
+/// Zeros written in one operation while a segment is filled: some hundred microseconds of a disk's time, which a guest's
+/// operation may have to wait for.
+const FILL_BYTES: u64 = 256 << 10;
+const FILL_PART_BYTES: u64 = 64 << 10;
 /// A record into a fresh segment costs about as much more as zeroing so many bytes, and a sync as so many records.
 const RECORD_WORTH_BYTES: u64 = 32 << 10;
 const SYNC_WORTH_RECORDS: u64 = 8;

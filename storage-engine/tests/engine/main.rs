@@ -26,3 +26,4 @@ mod steady;
 #[path = "../../benches/synthetic.rs"]
 mod synthetic;
 mod torn;
+mod turns;

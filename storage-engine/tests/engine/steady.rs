@@ -71,9 +71,13 @@ impl Guest {
         answered
     }
 
-    fn complete_one(&mut self) -> bool {
+    /// Ends the oldest operation of the disk, or tells the time if the engine waits for nothing but its next turn; false
+    /// if there is neither.
+    pub fn complete_one(&mut self) -> bool {
         let Some((id, io)) = self.outstanding.pop_front() else {
-            return false;
+            let due = self.engine.next_tick_ms().is_some_and(|at| at <= self.now_ms);
+            self.engine.tick(self.now_ms);
+            return due;
         };
         let made = matches!(io, Io::Create { .. });
         let pool_tight = self.pool_tight;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 
-use super::super::segment::SegmentKind;
 use super::super::{Event, Purpose, Store};
 use super::Phase;
 use crate::io::{FileId, Io, SegmentId};
@@ -14,9 +13,11 @@ impl Store {
             return self.begin_superblocks();
         }
         let Some(job) = self.job.as_mut() else { return };
-        let ready = matches!(job.phase, Phase::Table) && job.next.is_some() && job.out.writes_out == 0;
+        if !matches!(job.phase, Phase::Table) || job.next.is_none() || job.out.writes_out > 0 {
+            return;
+        }
         let frozen = self.frozen.as_ref().expect("a checkpoint has a frozen table");
-        if !ready || self.log.synced < frozen.written {
+        if self.log.synced < frozen.written {
             return;
         }
         if !self.is_kept(frozen.highest) {
@@ -102,39 +103,22 @@ impl Store {
         }
     }
 
+    /// From here on everybody sees the new trees. What is in proportion to the checkpoint is left to [`Store::wind_up`].
     fn commit(&mut self) {
-        let job = *self.job.take().expect("a commit belongs to a checkpoint");
-        let freed = self.freed_by(&job);
+        let mut job = self.job.take().expect("a commit belongs to a checkpoint");
         let frozen = self.frozen.take().expect("a checkpoint has a frozen table");
-        self.superblock = job.next.expect("it was written");
-        self.superblock_table_pages = job.table_pages;
+        let meta_before = self.superblock.checkpoint.meta.map(|at| at.segment);
+        self.superblock = job.next.take().expect("it was written");
+        self.superblock_table_pages = std::mem::take(&mut job.table_pages);
         self.map.root = job.head.root;
         self.map.height = job.head.height;
         self.recent.catalog.committed(frozen.position.last, &job.catalog);
-        for (id, delta) in job.out.live {
-            self.segments.add_live(id, delta);
-        }
         let meta_open = job.out.meta.map(|at| at.segment);
-        let metas: Vec<SegmentId> = self
-            .segments
-            .used()
-            .iter()
-            .filter(|(id, used)| used.kind == SegmentKind::Meta && used.open && Some(**id) != meta_open)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in metas {
-            self.segments.close(id);
+        for id in meta_before.into_iter().chain(job.out.taken.iter().copied()) {
+            if Some(id) != meta_open {
+                self.segments.close(id);
+            }
         }
-        for id in freed {
-            self.map.forget(id);
-            self.segments.release(id);
-        }
-        let segments = &self.segments;
-        self.cleaner
-            .committed(&frozen.moved_dirty, |id| segments.get(id).is_some());
-        self.stats.checkpoints += 1;
-        self.pace.settled = false;
-        self.ask_for_pool();
         if job.revert.is_some() {
             self.recent.revert = None;
             self.events.push_back(Event::Reverted);
@@ -146,6 +130,9 @@ impl Store {
         } else if self.grow_to.is_some() {
             self.checkpoint_wanted = true;
         }
+        self.stats.checkpoints += 1;
+        self.begin_winding_up(&mut job, frozen);
+        self.job = Some(job);
         self.background_due = true;
     }
 }

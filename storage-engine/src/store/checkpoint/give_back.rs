@@ -5,9 +5,10 @@
 //! next engine after a crash, goes on where this one stopped.
 
 use super::super::Store;
-use super::super::page::{Entry, PageName};
+use super::super::page::{Entry, FANOUT, PageName};
+use super::super::turn::ROW;
 use super::tree::{Pages, Tree};
-use super::{Dropped, Job, Phase, ROWS_PER_TURN, Step};
+use super::{Dropped, Job, Phase, Step};
 use crate::types::{Lba, Version};
 
 /// Pages of deleted tables that one checkpoint takes apart, so that it stays short and needs little space.
@@ -43,11 +44,11 @@ impl Store {
                 }
                 continue;
             };
-            let Some(slot) = top.entries.iter().position(|entry| !entry.is_vacant()) else {
+            let Some(slot) = (0..FANOUT).find(|slot| !top.page.entry(*slot).is_vacant()) else {
                 self.finish_page(out, tree);
                 continue;
             };
-            let (name, pointer) = (top.name, top.entries[slot]);
+            let (name, pointer) = (top.name, top.page.entry(slot));
             if name.level > 0 && !pointer.location.is_none() {
                 let first = name.lba_of(slot);
                 debug_assert_eq!(PageName::of(id, name.level, first), name);
@@ -58,21 +59,27 @@ impl Store {
             }
             let is_row = |entry: &Entry| !entry.is_vacant() && (name.level == 0 || entry.location.is_none());
             let mut rows = Vec::new();
-            for (slot, place) in top.entries.iter_mut().enumerate().filter(|(_, entry)| is_row(entry)) {
-                rows.push(Row {
-                    lba: name.lba_of(slot),
-                    level: name.level,
-                    entry: std::mem::take(place),
-                });
+            for slot in slot..FANOUT {
+                let entry = top.page.entry(slot);
+                if is_row(&entry) {
+                    top.page.put(slot, Entry::default());
+                    rows.push(Row {
+                        lba: name.lba_of(slot),
+                        level: name.level,
+                        entry,
+                    });
+                }
             }
             top.changed = true;
+            self.turn.spend(3 * ROW * rows.len() as u32);
             return Taken::Rows(rows);
         }
     }
 
     /// Fills `job.rows` from the table at `index`; false when the table is empty.
     fn next_rows(&mut self, job: &mut Job, index: usize) -> Result<bool, Step> {
-        let (_, tree) = job.walk.get_or_insert_with(|| job.catalog.open(index, 0));
+        let replica = self.superblock.geometry.identity.replica;
+        let (_, tree) = job.walk.get_or_insert_with(|| job.catalog.open(index, replica, 0));
         match self.meta_room(&mut job.out, tree.step_pages()) {
             Step::Done => {}
             other => return Err(other),
@@ -102,7 +109,7 @@ impl Store {
 
     /// Takes the tables of deleted snapshots apart: what an older one still needs goes there, the rest is dead.
     pub(super) fn delete_tables(&mut self, job: &mut Job) -> Step {
-        for _ in 0..ROWS_PER_TURN / 8 {
+        while self.turn.goes_on() {
             if job.kept.is_full() {
                 return Step::Done;
             }
@@ -137,10 +144,11 @@ impl Store {
     /// oldest row of each block, and that is what it was at the snapshot.
     pub(super) fn revert_head(&mut self, job: &mut Job) -> Step {
         let Some(to) = job.revert else {
-            job.phase = Phase::Table;
+            job.phase = Phase::FindFree;
             return Step::Done;
         };
-        for _ in 0..ROWS_PER_TURN {
+        while self.turn.goes_on() {
+            self.turn.spend(ROW);
             let Some(row) = job.rows.front().copied() else {
                 let mut tables = job.catalog.all().iter();
                 let newest = tables.rposition(|kept| kept.version >= to && !kept.root.is_vacant());
@@ -170,8 +178,7 @@ impl Store {
             let page = job.head.lowest();
             let slot = page.name.slot(row.lba);
             let name = page.name;
-            let old = std::mem::replace(&mut page.entries[slot], row.entry.unmarked());
-            page.changed = true;
+            let old = page.put(row.lba, row.entry.unmarked());
             if row.level > 0 && !old.location.is_none() {
                 job.dropped.push(Dropped {
                     name: name.child(slot),

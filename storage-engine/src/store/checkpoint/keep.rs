@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use super::super::Store;
 use super::super::page::Entry;
+use super::super::turn::ROW;
 use super::tree::{Dirty, Pages, Tree};
-use super::{Job, ROWS_PER_TURN, Step};
+use super::{Job, Step};
 use crate::types::{Check, Lba, Location};
 
 /// Rows gathered for the tables of snapshots before they are written into them.
@@ -23,16 +24,14 @@ pub struct Relocated {
 impl Relocated {
     /// Lets the leaf point to the copy, unless the block was replaced meanwhile.
     pub(super) fn apply(self, out: &mut Pages, leaf: &mut Dirty, lba: Lba) {
-        let slot = leaf.name.slot(lba);
-        let old = leaf.entries[slot];
+        let old = leaf.page.entry(leaf.name.slot(lba));
         if old.location == self.from {
             let new = Entry {
                 location: self.to,
                 check: self.check,
                 ..old
             };
-            leaf.entries[slot] = new;
-            leaf.changed = true;
+            leaf.put(lba, new);
             out.count(old, -1);
             out.count(new, 1);
         }
@@ -90,7 +89,8 @@ impl Kept {
 impl Store {
     /// Takes the gathered rows a step further into their tables.
     pub(super) fn keep_rows(&mut self, job: &mut Job) -> Step {
-        for _ in 0..ROWS_PER_TURN {
+        while self.turn.goes_on() {
+            self.turn.spend(3 * ROW);
             let next = job.kept.rows.first_key_value();
             let Some((index, lba, slot, change)) =
                 next.map(|(&(index, lba, slot), &change)| (index, lba, slot, change))
@@ -102,9 +102,10 @@ impl Store {
             if job.table.as_ref().is_some_and(|(open, _)| *open != index) {
                 self.close_table(job);
             }
+            let replica = self.superblock.geometry.identity.replica;
             let (_, table) = job
                 .table
-                .get_or_insert_with(|| job.catalog.open(index, job.head.height));
+                .get_or_insert_with(|| job.catalog.open(index, replica, job.head.height));
             match self.meta_room(&mut job.out, table.step_pages()) {
                 Step::Done => {}
                 other => return other,
@@ -119,10 +120,8 @@ impl Store {
                 Change::Touch => page.changed |= !page.old.location.is_none(),
                 Change::Relocate(relocated) => relocated.apply(&mut job.out, page, lba),
                 Change::Put(entry) => {
-                    let place = &mut page.entries[page.name.slot(lba)];
-                    assert!(place.is_vacant(), "a snapshot keeps a block once");
-                    *place = entry;
-                    page.changed = true;
+                    let before = page.put(lba, entry);
+                    assert!(before.is_vacant(), "a snapshot keeps a block once");
                     job.catalog.get_mut(index).pages += entry.location.pages();
                 }
             }
@@ -140,9 +139,9 @@ impl Store {
 
 impl super::super::snapshot::Catalog {
     /// The table of a snapshot, at least as high as the map.
-    pub(super) fn open(&self, index: usize, height: u8) -> (usize, Tree) {
+    pub(super) fn open(&self, index: usize, replica: [u8; 16], height: u8) -> (usize, Tree) {
         let snapshot = &self.all()[index];
-        let tree = Tree::new(snapshot.id.into(), snapshot.root, snapshot.height, height);
+        let tree = Tree::new(snapshot.id.into(), replica, snapshot.root, snapshot.height, height);
         (index, tree)
     }
 

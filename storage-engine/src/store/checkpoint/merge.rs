@@ -6,21 +6,56 @@
 use super::super::Store;
 use super::super::map::Found;
 use super::super::memtable::{Memtable, tombstone};
-use super::super::page::{Entry, PageName, TreeId, span};
-use super::{Dropped, Frozen, Job, Phase, ROWS_PER_TURN, Step};
+use super::super::page::{Entry, FANOUT, PageName, TreeId, span};
+use super::super::turn::ROW;
+use super::{Dropped, Frozen, Job, Phase, Step};
 use crate::types::{Lba, Version};
 
 /// Leaves read ahead of the merge.
 const READ_AHEAD: usize = 16;
 
 impl Store {
+    /// Hands what the cleaner did in the tables of snapshots over to where rows for them are gathered.
+    pub(super) fn sort_moves(&mut self, job: &mut Job) -> Step {
+        let frozen = self.frozen.as_ref().expect("a checkpoint has frozen tables");
+        if job.next_move == (TreeId::HEAD, Lba(0)) {
+            // Pages are few: the cleaner waits for a segment of them to be mostly dead.
+            let of_tables = |(tree, ..): &&(TreeId, Lba, u8)| *tree != TreeId::HEAD;
+            for (tree, lba, level) in frozen.touched.iter().filter(of_tables) {
+                let index = job.catalog.of_tree(*tree).expect("the head was left out");
+                job.kept.touch(index, *lba, *level);
+            }
+            job.next_move = (TreeId::HEAD, Lba(u64::MAX));
+        }
+        let mut table = None;
+        for (&(tree, lba), relocated) in frozen.relocated.range(job.next_move..) {
+            if tree == TreeId::HEAD {
+                continue; // the very last block that there can be
+            }
+            job.next_move = (tree, lba);
+            if !self.turn.goes_on() || job.kept.is_full() {
+                return Step::Done;
+            }
+            let index = match table {
+                Some((of, index)) if of == tree => index,
+                _ => job.catalog.of_tree(tree).expect("the head was left out"),
+            };
+            table = Some((tree, index));
+            job.kept.relocate(index, lba, *relocated);
+            job.next_move = (tree, Lba(lba.0 + 1));
+            self.turn.spend(2 * ROW);
+        }
+        job.phase = Phase::Merge;
+        Step::Done
+    }
+
     pub(super) fn merge(&mut self, job: &mut Job) -> Step {
         let Some(frozen) = self.frozen.take() else {
             unreachable!("a checkpoint has frozen tables")
         };
         let mut outcome = Step::Done;
-        for _ in 0..ROWS_PER_TURN {
-            outcome = self.merge_one(job, &frozen);
+        while self.turn.goes_on() {
+            outcome = self.merge_some(job, &frozen);
             if !matches!(outcome, Step::Done) || !matches!(job.phase, Phase::Merge) || job.kept.is_full() {
                 break;
             }
@@ -34,26 +69,28 @@ impl Store {
         outcome
     }
 
-    fn merge_one(&mut self, job: &mut Job, frozen: &Frozen) -> Step {
+    /// Merges what comes next: a page to be written anew, rows of one leaf, or a piece of a zeroed range.
+    fn merge_some(&mut self, job: &mut Job, frozen: &Frozen) -> Step {
         match self.meta_room(&mut job.out, job.head.step_pages()) {
             Step::Done => {}
             other => return other,
         }
+        self.turn.spend(2 * ROW);
         let table = frozen.tables.get(job.pass);
         let block = table.and_then(|table| table.next_block(job.next_block));
+        let block = block.map(|(lba, _)| lba);
         let zero = table.and_then(|table| table.next_zero(job.next_zero));
-        let touch = job.touched.first().copied();
-        let relocated = job
-            .relocated
-            .first_key_value()
-            .map(|(lba, relocated)| (*lba, *relocated));
-        let first = [
-            block.map(|(lba, _)| lba),
-            zero.map(|(lba, ..)| lba),
-            touch.map(|(lba, _)| lba),
-            relocated.map(|(lba, _)| lba),
-        ];
-        let Some(first) = first.into_iter().flatten().min() else {
+        let zero_at = zero.map(|(lba, ..)| lba);
+        let (touched, level) = job.next_touch;
+        let mut touches = frozen.touched.range((TreeId::HEAD, touched, level)..);
+        let touch = touches.next().filter(|(tree, ..)| *tree == TreeId::HEAD);
+        let touch = touch.map(|(_, lba, level)| (*lba, *level));
+        let touch_at = touch.map(|(lba, _)| lba);
+        let mut moves = frozen.relocated.range((TreeId::HEAD, job.next_relocated)..);
+        let relocated = moves.next().filter(|((tree, _), _)| *tree == TreeId::HEAD);
+        let relocated = relocated.map(|((_, lba), relocated)| (*lba, *relocated));
+        let relocated_at = relocated.map(|(lba, _)| lba);
+        let Some(first) = [block, zero_at, touch_at, relocated_at].into_iter().flatten().min() else {
             self.finish_path(&mut job.out, &mut job.head);
             (job.next_block, job.next_zero, job.read_ahead) = (Lba(0), Lba(0), Lba(0));
             job.pass += 1;
@@ -68,38 +105,55 @@ impl Store {
             }
             let page = job.head.lowest();
             page.changed |= !page.old.location.is_none();
-            job.touched.remove(&(lba, level));
+            job.next_touch = (lba, level + 1);
             return Step::Done;
         }
-        if let Some((lba, relocated)) = relocated.filter(|(lba, _)| *lba == first) {
-            if !self.descend(&mut job.out, &mut job.head, lba, 0) {
-                return Step::Wait;
-            }
-            job.relocated.remove(&lba);
-            relocated.apply(&mut job.out, job.head.lowest(), lba);
-            return Step::Done;
-        }
-        if let Some((start, end, version)) = zero.filter(|(lba, ..)| *lba == first) {
+        if zero_at == Some(first) && relocated_at != Some(first) {
+            let (start, end, version) = zero.expect("it is the first");
             // Blocks in between are newer and come in order, and what the cleaner moved is known before it is replaced.
-            let next = [block.map(|(lba, _)| lba), relocated.map(|(lba, _)| lba)];
-            return self.merge_zero(job, start, end, version, next.into_iter().flatten().min());
+            let next = block.into_iter().chain(relocated_at).min();
+            return self.merge_zero(job, start, end, version, next);
         }
-        let (lba, entry) = block.expect("one of the four is first");
-        if !self.descend(&mut job.out, &mut job.head, lba, 0) {
+        if !self.descend(&mut job.out, &mut job.head, first, 0) {
             return Step::Wait;
         }
-        let page = job.head.lowest();
-        let slot = page.name.slot(lba);
-        let old = page.entries[slot];
-        debug_assert!(
-            entry.version > old.version,
-            "a table is newer than what it is merged into"
-        );
-        page.entries[slot] = entry;
-        page.changed = true;
-        job.out.count(entry, 1);
-        job.replaced(lba, 0, old, entry.version);
-        job.next_block = Lba(lba.0 + 1);
+        // The rest of the leaf at once, up to what comes in between.
+        let leaf_end = Lba(PageName::of(TreeId::HEAD, 0, first).first().0 + span(0));
+        let bound = [touch_at, zero_at].into_iter().flatten().fold(leaf_end, Lba::min);
+        let mut rows = 0;
+        if relocated_at == Some(first) {
+            // At one and the same block they come before the others.
+            let bound = block.map_or(bound, |block| bound.min(Lba(block.0 + 1)));
+            let bound = if zero_at == Some(first) {
+                Lba(first.0 + 1)
+            } else {
+                bound
+            };
+            let rest = moves.take_while(|((tree, _), _)| *tree == TreeId::HEAD);
+            let rest = rest.map(|((_, lba), relocated)| (*lba, *relocated));
+            let page = job.head.path.last_mut().expect("descend leaves a path");
+            for (lba, relocated) in relocated.into_iter().chain(rest).take_while(|(lba, _)| *lba < bound) {
+                relocated.apply(&mut job.out, page, lba);
+                job.next_relocated = Lba(lba.0 + 1);
+                rows += ROW;
+            }
+        } else {
+            let bound = relocated_at.map_or(bound, |relocated| bound.min(relocated));
+            let table = table.expect("a block comes from a table");
+            for (lba, entry) in table.blocks_in_leaf(first).take_while(|(lba, _)| *lba < bound) {
+                let old = job.head.lowest().put(lba, entry);
+                debug_assert!(
+                    entry.version > old.version,
+                    "a table is newer than what it is merged into"
+                );
+                job.out.count(entry, 1);
+                job.replaced(lba, 0, old, entry.version);
+                job.next_block = Lba(lba.0 + 1);
+                rows += ROW;
+            }
+        }
+        debug_assert!(rows > 0, "the first row was merged");
+        self.turn.spend(rows);
         Step::Done
     }
 
@@ -123,10 +177,8 @@ impl Store {
                     return Step::Wait;
                 }
                 let page = job.head.lowest();
-                let slot = page.name.slot(start);
-                let name = page.name.child(slot);
-                let old = std::mem::replace(&mut page.entries[slot], tombstone(version));
-                page.changed = true;
+                let name = page.name.child(page.name.slot(start));
+                let old = page.put(start, tombstone(version));
                 if old.location.is_none() {
                     job.replaced(start, level + 1, old, version);
                 } else {
@@ -146,14 +198,13 @@ impl Store {
                 let stop = chunk_end.min(leaf_end);
                 for lba in (start.0..stop.0).map(Lba) {
                     let page = job.head.lowest();
-                    let slot = page.name.slot(lba);
-                    let old = page.entries[slot];
+                    let old = page.page.entry(page.name.slot(lba));
                     if old.version < version {
-                        page.entries[slot] = tombstone(version);
-                        page.changed = true;
+                        page.put(lba, tombstone(version));
                         job.replaced(lba, 0, old, version);
                     }
                 }
+                self.turn.spend(ROW * (stop.0 - start.0) as u32);
                 job.next_zero = stop;
             }
         }
@@ -179,7 +230,7 @@ impl Store {
 
     /// Walks the subtrees that were cut off: each block in them goes to the snapshot that needs it, or is dead.
     pub(super) fn drop_subtrees(&mut self, job: &mut Job, then: Phase) -> Step {
-        for _ in 0..ROWS_PER_TURN / 8 {
+        while self.turn.goes_on() {
             let Some(dropped) = job.dropped.last().copied() else {
                 job.phase = then;
                 return Step::Done;
@@ -189,6 +240,7 @@ impl Store {
             };
             job.dropped.pop();
             job.out.count(dropped.pointer, -1);
+            self.turn.spend(2 * ROW * FANOUT as u32);
             for (slot, entry) in page.entries().into_iter().enumerate() {
                 if dropped.name.level > 0 && !entry.location.is_none() {
                     job.dropped.push(Dropped {

@@ -2,8 +2,12 @@
 //!
 //! ```text
 //! freeze ─► merge (new pages, leaf by leaf, up to a new root) ─► drop what zeroes cut off ─► deleted snapshots' tables
-//!        ─► revert ─► segment table, catalog ─► sync pages and log ─► superblock 0, sync ─► superblock 1, sync ─► commit
+//!        ─► revert ─► what becomes free ─► segment table, catalog ─► sync pages and log ─► superblock 0, sync
+//!        ─► superblock 1, sync ─► commit ─► wind up
 //! ```
+//!
+//! All of it but the syncs is done in pieces, a [turn](super::turn) at a time, so that guest requests get their turns in
+//! between: nothing here goes over all rows, all pages or all segments at once.
 //!
 //! Until the commit nothing in memory or on the disk points to the new pages, so a checkpoint that fails for want of
 //! space is dropped and tried again later. The merge goes through the volume in ascending order and holds one path of
@@ -16,6 +20,7 @@ mod keep;
 mod merge;
 mod tables;
 mod tree;
+mod wind_up;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -25,7 +30,6 @@ pub(super) use tables::listed_page;
 use super::Store;
 use super::memtable::Memtable;
 use super::page::{Entry, PageName, TreeId, height_for};
-use super::segment::SegmentKind;
 use super::snapshot::{Catalog, SEALED_DUE};
 use super::superblock::{LogPosition, StreamPosition, Superblock};
 use crate::io::SegmentId;
@@ -34,9 +38,6 @@ pub(super) use give_back::DELETED_PAGES_FULL;
 use give_back::{DELETED_PAGES_MAX, Row};
 use keep::Kept;
 use tree::{Pages, Tree};
-
-/// Rows merged in one turn, so that guest requests get their turns in between.
-const ROWS_PER_TURN: usize = 512;
 
 /// A guest that never pauses for long gets a checkpoint after so many of the pauses that would make one.
 const MERGE_PAUSES_MAX: u64 = 3;
@@ -58,8 +59,6 @@ pub struct Frozen {
     touched: BTreeSet<(TreeId, Lba, u8)>,
     /// Blocks that the cleaner copied.
     relocated: BTreeMap<(TreeId, Lba), Relocated>,
-    /// Segments that no stream appended to any more: those that nothing needs then become free.
-    closed: BTreeSet<SegmentId>,
     moved: Option<StreamPosition>,
     moved_dirty: BTreeSet<SegmentId>,
 }
@@ -85,18 +84,40 @@ impl Frozen {
 
 #[derive(Debug)]
 enum Phase {
+    SortMoves,
     Merge,
     Drop,
     Delete,
     Revert,
     DropReverted,
+    FindFree,
     Table,
     Sync {
         outstanding: usize,
     },
     Superblocks,
+    /// Committed; what it counted is being put down, and what it held let go of.
+    WindUp,
     /// Given up; its last writes are still out.
     Abandoned,
+}
+
+impl Phase {
+    /// There is something to do that waits for nothing but its turn.
+    fn is_working(&self) -> bool {
+        match self {
+            Phase::SortMoves
+            | Phase::Merge
+            | Phase::Drop
+            | Phase::Delete
+            | Phase::Revert
+            | Phase::DropReverted
+            | Phase::FindFree
+            | Phase::Table
+            | Phase::WindUp => true,
+            Phase::Sync { .. } | Phase::Superblocks | Phase::Abandoned => false,
+        }
+    }
 }
 
 impl std::fmt::Display for Job {
@@ -120,9 +141,11 @@ pub struct Job {
     next_block: Lba,
     next_zero: Lba,
     read_ahead: Lba,
-    /// Of the head; those of snapshots are in `kept`.
-    touched: BTreeSet<(Lba, u8)>,
-    relocated: BTreeMap<Lba, Relocated>,
+    /// How far what the cleaner did in the tables of snapshots was handed to `kept`.
+    next_move: (TreeId, Lba),
+    /// How far what it did in the head was merged.
+    next_touch: (Lba, u8),
+    next_relocated: Lba,
     /// Subtrees of the head that were cut off.
     dropped: Vec<Dropped>,
     /// The snapshots as this checkpoint leaves them.
@@ -138,8 +161,15 @@ pub struct Job {
     delete_pages: usize,
     /// The head becomes what it was at this snapshot.
     revert: Option<Version>,
+    /// Segments whose counts change, or that nothing needed before: those that are still to be looked at.
+    unsettled: Option<Vec<SegmentId>>,
+    /// Segments that this checkpoint leaves without anything needed in them.
+    freed: BTreeSet<SegmentId>,
+    listing: Option<tables::Listing>,
     table_pages: Vec<Location>,
     next: Option<Superblock>,
+    /// What was frozen, once it is committed.
+    leftover: Option<Frozen>,
 }
 
 /// A subtree of the head that was cut off.
@@ -165,33 +195,37 @@ impl Store {
             self.start_checkpoint();
         }
         let Some(mut job) = self.job.take() else { return };
-        if job.kept.is_full() && !matches!(job.phase, Phase::Abandoned) {
-            job.keeping = true;
-        }
-        let working = |job: &Job| {
-            matches!(
-                job.phase,
-                Phase::Merge | Phase::Drop | Phase::Delete | Phase::Revert | Phase::DropReverted
-            )
+        let outcome = loop {
+            if job.kept.is_full() && !matches!(job.phase, Phase::Abandoned) {
+                job.keeping = true;
+            }
+            let phase = std::mem::discriminant(&job.phase);
+            let outcome = match job.phase {
+                _ if job.keeping => self.keep_rows(&mut job),
+                Phase::SortMoves => self.sort_moves(&mut job),
+                Phase::Merge => self.merge(&mut job),
+                Phase::Drop => self.drop_subtrees(&mut job, Phase::Delete),
+                Phase::Delete => self.delete_tables(&mut job),
+                Phase::Revert => self.revert_head(&mut job),
+                Phase::DropReverted => self.drop_subtrees(&mut job, Phase::FindFree),
+                Phase::FindFree => self.find_free(&mut job),
+                Phase::Table => self.write_table(&mut job),
+                Phase::WindUp => match self.wind_up(&mut job) {
+                    true => return,
+                    false => Step::Done,
+                },
+                Phase::Sync { .. } | Phase::Superblocks | Phase::Abandoned => Step::Wait,
+            };
+            // Tables are taken apart, reverted and listed only when everything that belongs into them is there.
+            let entered = std::mem::discriminant(&job.phase) != phase;
+            let whole = matches!(job.phase, Phase::Delete | Phase::Revert | Phase::FindFree);
+            job.keeping |= entered && whole && !job.kept.is_empty();
+            if !matches!(outcome, Step::Done) || !self.turn.goes_on() {
+                break outcome;
+            }
         };
-        let (was_working, keeping) = (working(&job), job.keeping);
-        let phase = std::mem::discriminant(&job.phase);
-        let outcome = match job.phase {
-            _ if job.keeping => self.keep_rows(&mut job),
-            Phase::Merge => self.merge(&mut job),
-            Phase::Drop => self.drop_subtrees(&mut job, Phase::Delete),
-            Phase::Delete => self.delete_tables(&mut job),
-            Phase::Revert => self.revert_head(&mut job),
-            Phase::DropReverted => self.drop_subtrees(&mut job, Phase::Table),
-            Phase::Table => self.write_table(&mut job),
-            Phase::Sync { .. } | Phase::Superblocks | Phase::Abandoned => Step::Wait,
-        };
-        // Tables are taken apart, reverted and listed only when everything that belongs into them is there.
-        let entered = std::mem::discriminant(&job.phase) != phase;
-        let whole = matches!(job.phase, Phase::Delete | Phase::Revert | Phase::Table);
-        job.keeping |= entered && whole && !job.kept.is_empty();
         // Another turn, after the guest had one.
-        self.background_due |= matches!(outcome, Step::Done) && (was_working || working(&job) || keeping);
+        self.background_due |= matches!(outcome, Step::Done);
         match outcome {
             Step::NoSpace => self.abandon(*job),
             Step::Done | Step::Wait => {
@@ -199,6 +233,11 @@ impl Store {
                 self.maybe_sync_checkpoint();
             }
         }
+    }
+
+    /// True while a checkpoint uses up its turns.
+    pub(super) fn checkpoint_works(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| job.phase.is_working())
     }
 
     fn checkpoint_due(&self) -> bool {
@@ -213,12 +252,18 @@ impl Store {
         if self.retry_create_ms.is_some() && self.frozen.is_some() {
             return false;
         }
+        self.merge_is_due()
+    }
+
+    /// Enough has come together for a checkpoint, or somebody wants one.
+    pub(super) fn merge_is_due(&self) -> bool {
         let rows = self.recent.rows() + self.frozen.as_ref().map_or(0, Frozen::rows);
         let tail = self.log.appended.log_index - self.superblock.checkpoint.replay.log_index;
         let idle = !self.recent.is_empty() && self.now_ms >= self.merge_at_ms();
         let snapshots =
             self.recent.sealed.len() >= SEALED_DUE || self.recent.revert.is_some() || self.recent.catalog.has_deleted();
         self.checkpoint_wanted
+            || self.closing
             || rows >= self.options.memtable_rows_max
             || tail >= self.options.tail_segments_max
             || idle
@@ -242,15 +287,22 @@ impl Store {
         let mut job = Job {
             number,
             size_blocks,
-            phase: Phase::Merge,
+            phase: Phase::SortMoves,
             out: Pages::new(number, self.superblock.checkpoint.meta),
-            head: Tree::new(TreeId::HEAD, self.map.root, self.map.height, height_for(size_blocks)),
+            head: Tree::new(
+                TreeId::HEAD,
+                self.superblock.geometry.identity.replica,
+                self.map.root,
+                self.map.height,
+                height_for(size_blocks),
+            ),
             pass: 0,
             next_block: Lba(0),
             next_zero: Lba(0),
             read_ahead: Lba(0),
-            touched: BTreeSet::new(),
-            relocated: BTreeMap::new(),
+            next_move: (TreeId::HEAD, Lba(0)),
+            next_touch: (Lba(0), 0),
+            next_relocated: Lba(0),
             dropped: Vec::new(),
             catalog: frozen.catalog.clone(),
             kept: Kept::default(),
@@ -267,21 +319,13 @@ impl Store {
                 .revert
                 .and_then(|id| frozen.catalog.find(id))
                 .map(|to| to.version),
+            unsettled: None,
+            freed: BTreeSet::new(),
+            listing: None,
             table_pages: Vec::new(),
             next: None,
+            leftover: None,
         };
-        for (tree, lba, level) in &frozen.touched {
-            match job.catalog.of_tree(*tree) {
-                Some(index) => job.kept.touch(index, *lba, *level),
-                None => drop(job.touched.insert((*lba, *level))),
-            }
-        }
-        for ((tree, lba), relocated) in &frozen.relocated {
-            match job.catalog.of_tree(*tree) {
-                Some(index) => job.kept.relocate(index, *lba, *relocated),
-                None => drop(job.relocated.insert(*lba, *relocated)),
-            }
-        }
         if job.revert.is_some() {
             job.delete_pages = 0; // one thing at a time: reverting empties the tables of later ones anyway
         }
@@ -295,14 +339,6 @@ impl Store {
         self.checkpoint_wanted = false;
         self.unmerged_since_ms = None;
         let position = self.log.appended;
-        let closed = self
-            .segments
-            .used()
-            .iter()
-            .filter(|(_, used)| !used.open)
-            .filter(|(_, used)| used.kind != SegmentKind::Data || used.log_index < position.log_index)
-            .map(|(id, _)| *id)
-            .collect();
         let mut tables = std::mem::take(&mut self.recent.sealed);
         if !self.recent.active.is_empty() {
             tables.push(std::mem::take(&mut self.recent.active));
@@ -318,7 +354,6 @@ impl Store {
             highest: self.log.highest,
             touched,
             relocated,
-            closed,
             moved,
             moved_dirty,
         });
@@ -333,8 +368,8 @@ impl Store {
             return;
         }
         self.close_unclean = self.closing;
+        self.map.forget(&job.out.taken);
         for segment in job.out.taken {
-            self.map.forget(segment);
             self.segments.release(segment);
         }
         if let Some(meta) = self.superblock.checkpoint.meta {

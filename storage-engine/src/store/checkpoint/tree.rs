@@ -1,19 +1,22 @@
 //! Writing trees: the pages that a checkpoint makes, and the path of pages that a walk in ascending order holds.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use super::super::page::{Entry, FANOUT, Page, PageKind, PageName, TreeId};
+use rustc_hash::FxHashMap;
+
+use super::super::page::{Entry, Page, PageMut, PageName, TreeId, span};
 use super::super::read::Waiter;
 use super::super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
 use super::super::superblock::StreamPosition;
+use super::super::turn::PAGE;
 use super::super::{Purpose, Store};
 use super::Step;
 use crate::buffer::Buf;
 use crate::io::{FileId, Io, SegmentId};
 use crate::types::{Lba, Location, PAGE_BYTES};
 
-/// Pages written in one operation: 256 KiB.
-const PAGES_PER_WRITE: usize = 64;
+/// Pages written in one operation: 128 KiB. What a turn makes is no more, so a guest's write waits for one of them at most.
+const PAGES_PER_WRITE: usize = 32;
 
 /// The pages that a checkpoint writes, and what it changes in the counts of needed blocks.
 #[derive(Debug)]
@@ -29,7 +32,7 @@ pub(in super::super) struct Pages {
     pub writes_out: usize,
     /// Segments to sync.
     pub dirty: BTreeSet<SegmentId>,
-    pub live: BTreeMap<SegmentId, i64>,
+    pub live: FxHashMap<SegmentId, i64>,
 }
 
 impl Pages {
@@ -42,7 +45,7 @@ impl Pages {
             waiting_at: None,
             writes_out: 0,
             dirty: BTreeSet::new(),
-            live: BTreeMap::new(),
+            live: FxHashMap::default(),
         }
     }
 
@@ -68,14 +71,39 @@ pub(in super::super) struct Tree {
 #[derive(Debug)]
 pub(in super::super) struct Dirty {
     pub name: PageName,
-    pub entries: Vec<Entry>,
+    /// The block behind the last one below it.
+    end: Lba,
+    pub page: PageMut,
     pub old: Entry,
     pub changed: bool,
 }
 
+impl Dirty {
+    fn new(name: PageName, page: PageMut, old: Entry) -> Dirty {
+        Dirty {
+            name,
+            end: Lba(name.first().0.saturating_add(span(name.level))),
+            page,
+            old,
+            changed: false,
+        }
+    }
+
+    fn covers(&self, lba: Lba) -> bool {
+        (self.name.first()..self.end).contains(&lba)
+    }
+
+    /// Writes the entry for `lba` over; returns what it was.
+    pub fn put(&mut self, lba: Lba, entry: Entry) -> Entry {
+        self.changed = true;
+        self.page.put(self.name.slot(lba), entry)
+    }
+}
+
 impl Tree {
-    /// The tree at `root`, made `height` levels high: the old root becomes the first child of new pages above it.
-    pub fn new(id: TreeId, root: Entry, old_height: u8, height: u8) -> Tree {
+    /// The tree of `replica` at `root`, made `height` levels high: the old root becomes the first child of new pages above
+    /// it.
+    pub fn new(id: TreeId, replica: [u8; 16], root: Entry, old_height: u8, height: u8) -> Tree {
         let height = height.max(old_height);
         let mut tree = Tree {
             id,
@@ -85,20 +113,16 @@ impl Tree {
         };
         if !root.is_vacant() && height > old_height {
             for level in (old_height..height).rev() {
-                tree.path.push(Dirty {
-                    name: PageName {
-                        tree: id,
-                        level,
-                        index: 0,
-                    },
-                    entries: vec![Entry::default(); FANOUT],
-                    old: Entry::default(),
-                    changed: false,
-                });
+                let name = PageName {
+                    tree: id,
+                    level,
+                    index: 0,
+                };
+                let page = PageMut::filled(name, replica, false, Entry::default());
+                tree.path.push(Dirty::new(name, page, Entry::default()));
             }
             let lowest = tree.path.last_mut().expect("there is at least one new level");
-            lowest.entries[0] = std::mem::take(&mut tree.root);
-            lowest.changed = true;
+            lowest.put(Lba(0), std::mem::take(&mut tree.root));
         }
         tree
     }
@@ -165,6 +189,7 @@ impl Store {
         }
         at.offset += location.len();
         out.waiting.push(page.bytes().clone());
+        self.turn.spend(PAGE * location.pages() as u32);
         *out.live.entry(location.segment()).or_default() += location.pages() as i64;
         out.dirty.insert(location.segment());
         self.stats.map_bytes += location.len();
@@ -214,7 +239,7 @@ impl Store {
     /// Makes the path end in the page of `level` above `lba`; false if a page has to be read first.
     pub(super) fn descend(&mut self, out: &mut Pages, tree: &mut Tree, lba: Lba, level: u8) -> bool {
         while let Some(top) = tree.path.last() {
-            if top.name.level >= level && PageName::of(tree.id, top.name.level, lba) == top.name {
+            if top.name.level >= level && top.covers(lba) {
                 break;
             }
             self.finish_page(out, tree);
@@ -224,7 +249,7 @@ impl Store {
                 Some(top) if top.name.level == level => return true,
                 Some(top) => {
                     let slot = top.name.slot(lba);
-                    (top.name.child(slot), top.entries[slot])
+                    (top.name.child(slot), top.page.entry(slot))
                 }
                 None => (PageName::of(tree.id, tree.height - 1, lba), tree.root),
             };
@@ -233,20 +258,17 @@ impl Store {
                 "the tree reaches block {}",
                 lba.0
             );
-            let entries = if pointer.location.is_none() {
-                vec![pointer; FANOUT]
+            let page = if pointer.location.is_none() {
+                let replica = self.superblock.geometry.identity.replica;
+                PageMut::filled(name, replica, self.seals.tagged(), pointer)
             } else {
                 match self.page_at(out, name, pointer) {
-                    Some(page) => page.entries(),
+                    Some(page) => PageMut::of(&page),
                     None => return false,
                 }
             };
-            tree.path.push(Dirty {
-                name,
-                entries,
-                old: pointer,
-                changed: false,
-            });
+            self.turn.spend(1);
+            tree.path.push(Dirty::new(name, page, pointer));
         }
     }
 
@@ -256,30 +278,23 @@ impl Store {
         if !dirty.changed {
             return;
         }
-        let first = dirty.entries[0];
-        let entry = if first.location.is_none() && dirty.entries.iter().all(|entry| *entry == first) {
-            first
-        } else {
-            let replica = self.superblock.geometry.identity.replica;
-            let page = if self.seals.tagged() {
-                Page::encode_tagged(dirty.name, replica, out.number, &dirty.entries)
-            } else {
-                Page::encode(PageKind::Map, dirty.name, replica, out.number, &dirty.entries)
-            };
-            let version = dirty.entries.iter().map(|entry| entry.version).max();
-            let entry = Entry {
-                version: version.unwrap_or_default(),
-                ..self.place(out, &page)
-            };
-            self.map.add(entry.location, page);
-            entry
+        let entry = match dirty.page.uniform() {
+            Some(entry) => entry,
+            None => {
+                let version = dirty.page.version();
+                let page = dirty.page.seal(out.number);
+                let entry = Entry {
+                    version,
+                    ..self.place(out, &page)
+                };
+                self.map.add(entry.location, page);
+                entry
+            }
         };
         out.count(dirty.old, -1);
         match tree.path.last_mut() {
             Some(parent) => {
-                let slot = parent.name.slot(dirty.name.first());
-                parent.entries[slot] = entry;
-                parent.changed = true;
+                parent.put(dirty.name.first(), entry);
             }
             None => tree.root = entry,
         }

@@ -292,9 +292,13 @@ impl Catalog {
     /// Takes over what a checkpoint that was frozen at `frozen` made of the tables.
     pub fn committed(&mut self, frozen: Version, committed: &Catalog) {
         self.list.retain_mut(|snapshot| {
-            let Some(after) = committed.list.iter().find(|other| other.version == snapshot.version) else {
+            let Ok(index) = committed
+                .list
+                .binary_search_by_key(&snapshot.version, |other| other.version)
+            else {
                 return snapshot.version > frozen;
             };
+            let after = &committed.list[index];
             (snapshot.root, snapshot.height, snapshot.pages) = (after.root, after.height, after.pages);
             true
         });

@@ -99,6 +99,11 @@ impl Recent {
         self.active.len() + self.sealed.iter().map(Memtable::len).sum::<usize>()
     }
 
+    /// Leaves of the map that these are in, at most.
+    pub fn leaves(&self) -> usize {
+        self.tables().map(Memtable::leaves).sum()
+    }
+
     /// Blocks in zeroed ranges.
     pub fn zeroed_blocks(&self) -> u64 {
         self.tables().map(Memtable::zeroed_blocks).sum()

@@ -9,6 +9,10 @@
 //! What a snapshot keeps is a tree of the same pages under the snapshot's name. There an entry of zeros means that the
 //! snapshot keeps nothing, and a block or a whole subtree that reads as zeros in it is a [`Entry::hole`].
 
+mod changing;
+
+pub use changing::PageMut;
+
 use super::format::{FORMAT_VERSION, Get, Put, check_around};
 use crate::buffer::{Buf, BufMut};
 use crate::seal::{TAG_BYTES, Tag};
@@ -18,6 +22,7 @@ use crate::types::{Check, Epoch, Lba, Location, Seq, SnapshotId, Version};
 pub const PAGE_BYTES: usize = 4096;
 const HEADER_BYTES: usize = 64;
 const ENTRY_BYTES: usize = 24;
+const CHECKPOINT_AT: usize = 32;
 const COUNT_AT: usize = 40;
 const TREE_AT: usize = 44;
 const CHECK_AT: usize = 60;
@@ -170,8 +175,19 @@ pub struct PageName {
 
 /// Blocks below one page of `level`; saturates at `u64::MAX`.
 pub fn span(level: u8) -> u64 {
-    (FANOUT as u64).saturating_pow(u32::from(level) + 1)
+    SPANS[usize::from(level.min(HEIGHT_MAX))]
 }
+
+/// For each level; the last one stands for all above. Every step down the tree divides by one of them.
+const SPANS: [u64; HEIGHT_MAX as usize + 1] = {
+    let mut spans = [0; HEIGHT_MAX as usize + 1];
+    let mut level = 0;
+    while level < spans.len() {
+        spans[level] = (FANOUT as u64).saturating_pow(level as u32 + 1);
+        level += 1;
+    }
+    spans
+};
 
 /// Most levels that there can be: these reach over every number of a block.
 pub const HEIGHT_MAX: u8 = 9;
@@ -281,20 +297,9 @@ impl Page {
         rows: impl FnOnce(&mut Put<'_>),
     ) -> Page {
         let bytes = buf.as_mut();
-        let mut put = Put::new(bytes);
-        put.u32(MAGIC)
-            .u16(FORMAT_VERSION)
-            .u8(kind)
-            .u8(name.level)
-            .u64(name.index);
-        put.bytes(&replica)
-            .u64(checkpoint)
-            .u32(count as u32)
-            .bytes(&name.tree.0)
-            .seek(HEADER_BYTES);
-        rows(&mut put);
-        let check = check_around(0, bytes, CHECK_AT);
-        bytes[CHECK_AT..CHECK_AT + 4].copy_from_slice(&check.to_le_bytes());
+        put_header(bytes, kind, name, replica, checkpoint, count);
+        rows(Put::new(bytes).seek(HEADER_BYTES));
+        put_check(bytes);
         Page { bytes: buf.freeze() }
     }
 
@@ -377,13 +382,7 @@ impl Page {
 
     /// The entry in `slot`.
     pub fn entry(&self, slot: usize) -> Entry {
-        debug_assert!(slot < FANOUT);
-        let bytes = self.bytes.as_ref();
-        let mut entry = Entry::get(Get::new(bytes).seek(HEADER_BYTES + slot * ENTRY_BYTES));
-        if self.has_tags() {
-            entry.check.tag = Tag(Get::new(bytes).seek(PAGE_BYTES + slot * TAG_BYTES).array());
-        }
-        entry
+        entry_of(self.bytes.as_ref(), slot)
     }
 
     /// All entries.
@@ -403,6 +402,34 @@ impl Page {
     pub fn bytes(&self) -> &Buf {
         &self.bytes
     }
+}
+
+fn entry_of(bytes: &[u8], slot: usize) -> Entry {
+    debug_assert!(slot < FANOUT);
+    let at = HEADER_BYTES + slot * ENTRY_BYTES;
+    let mut entry = Entry::get(&mut Get::new(&bytes[at..at + ENTRY_BYTES]));
+    if bytes.len() == TAGGED_LEAF_BYTES {
+        entry.check.tag = Tag(Get::new(bytes).seek(PAGE_BYTES + slot * TAG_BYTES).array());
+    }
+    entry
+}
+
+fn put_header(bytes: &mut [u8], kind: u8, name: PageName, replica: [u8; 16], checkpoint: u64, count: usize) {
+    let mut put = Put::new(bytes);
+    put.u32(MAGIC)
+        .u16(FORMAT_VERSION)
+        .u8(kind)
+        .u8(name.level)
+        .u64(name.index);
+    put.bytes(&replica)
+        .u64(checkpoint)
+        .u32(count as u32)
+        .bytes(&name.tree.0);
+}
+
+fn put_check(bytes: &mut [u8]) {
+    let check = check_around(0, bytes, CHECK_AT);
+    bytes[CHECK_AT..CHECK_AT + 4].copy_from_slice(&check.to_le_bytes());
 }
 
 #[cfg(test)]
