@@ -12,6 +12,7 @@
 
 pub mod class;
 pub mod condition;
+pub mod identity;
 pub mod name;
 pub mod pool;
 pub mod replica;
@@ -22,6 +23,7 @@ pub mod words;
 
 pub use class::{ClassError, ClassParameters};
 pub use condition::Condition;
+pub use identity::NodeIdentity;
 pub use pool::{MediaType, Reservation, StoragePool, StoragePoolSpec, StoragePoolStatus};
 pub use replica::{GalleonReplica, GalleonReplicaSpec, GalleonReplicaStatus, ReplicaPhase};
 pub use volume::{

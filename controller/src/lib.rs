@@ -10,6 +10,7 @@
 //! what was read, and every operation may be cut off at any await and done again by this process or another one. Writes
 //! follow changes, never a timer, but for the renewal of the leader's Lease.
 
+pub mod certificates;
 mod cluster;
 mod config;
 mod csi;

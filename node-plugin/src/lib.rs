@@ -15,6 +15,7 @@ pub mod csi;
 pub mod disk;
 pub mod engine;
 pub mod frontend;
+pub mod identity;
 pub mod mount;
 mod node;
 pub mod pool;
@@ -25,5 +26,6 @@ pub mod staging;
 pub mod state;
 #[cfg(test)]
 mod testing;
+pub mod transport;
 
 pub use node::{NodeConfig, run};
