@@ -1,7 +1,7 @@
 //! Who a node is when nodes talk to each other: the words that the controller, which issues certificates, and the node
 //! plugin, which asks for one, must agree on.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use uuid::Uuid;
 
@@ -15,6 +15,12 @@ pub const NODE_CA_BUNDLE: &str = "ca.crt";
 /// Claims of a service account's token that was given to a pod: the API server writes them into what the pod asks for.
 pub const CLAIM_NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 pub const CLAIM_NODE_UID: &str = "authentication.kubernetes.io/node-uid";
+
+/// Certificates are valid from so long before they were made: clocks of nodes differ.
+pub const BACKDATED: Duration = Duration::from_secs(300);
+
+/// What a certificate of a node is for, in the words of CertificateSigningRequests.
+pub const NODE_USAGES: [&str; 3] = ["digital signature", "client auth", "server auth"];
 
 /// A node of a cluster, written `galleon://<cluster>/node/<uid>` in its certificate.
 ///

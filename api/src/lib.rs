@@ -24,7 +24,7 @@ pub mod words;
 pub use class::{ClassError, ClassParameters};
 pub use condition::Condition;
 pub use identity::NodeIdentity;
-pub use pool::{MediaType, Reservation, StoragePool, StoragePoolSpec, StoragePoolStatus};
+pub use pool::{Endpoint, MediaType, Reservation, StoragePool, StoragePoolSpec, StoragePoolStatus};
 pub use replica::{GalleonReplica, GalleonReplicaSpec, GalleonReplicaStatus, ReplicaPhase};
 pub use volume::{
     AttachTo, Capability, Compression, Device, GalleonVolume, GalleonVolumeSpec, GalleonVolumeStatus, OutReplica,

@@ -112,10 +112,26 @@ pub struct StoragePoolStatus {
     /// controller only, under the resourceVersion it read.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub reservations: BTreeMap<String, Reservation>,
+    /// Where the node plugin that serves this pool takes connections of other nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<Endpoint>,
     /// What a person should know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// Where a node plugin is reached by others, and who they find there. What counts is the certificate that it shows: this
+/// only says where to knock.
+#[derive(Clone, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// Address and port.
+    #[schemars(length(min = 1, max = 64))]
+    pub address: String,
+    /// The uid of the Node.
+    #[schemars(length(min = 1, max = 64))]
+    pub node_uid: String,
 }
 
 /// Space promised to one volume.

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
-use galleonfs_controller::{ControllerConfig, DefaultPool};
+use galleonfs_controller::{ControllerConfig, DefaultPool, certificates::Times};
 
 #[derive(Args, Clone, Debug)]
 pub struct ControllerArguments {
@@ -30,6 +30,14 @@ pub struct ControllerArguments {
     /// Where to serve /healthz, /readyz and /metrics. Nowhere when left out.
     #[arg(long, env = "GALLEONFS_HEALTH_ADDRESS", value_name = "IP:PORT")]
     pub health_address: Option<SocketAddr>,
+    /// The service account that node plugins run as: only it may have certificates of nodes.
+    #[arg(
+        long,
+        env = "GALLEONFS_NODE_SERVICE_ACCOUNT",
+        default_value = "galleonfs-node",
+        value_name = "NAME"
+    )]
+    pub node_service_account: String,
     /// A kubeconfig file. Left out: the pod's service account, else $KUBECONFIG, else ~/.kube/config.
     #[arg(long, value_name = "PATH")]
     pub kubeconfig: Option<PathBuf>,
@@ -44,6 +52,8 @@ impl From<ControllerArguments> for ControllerConfig {
             leader_election: !given.no_leader_election,
             identity: given.identity,
             health_address: given.health_address,
+            node_service_account: given.node_service_account,
+            certificate_times: Times::default(),
             kubeconfig: given.kubeconfig,
         }
     }

@@ -4,6 +4,8 @@ use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
 use galleonfs_api::{MediaType, name};
 
+use crate::certificates::Times;
+
 /// Everything `run` needs to know.
 #[derive(Clone, Debug)]
 pub struct ControllerConfig {
@@ -19,6 +21,10 @@ pub struct ControllerConfig {
     pub identity: String,
     /// Where to serve health and metrics; `None`: nowhere.
     pub health_address: Option<SocketAddr>,
+    /// Name of the service account that node plugins run as: only it may have certificates of nodes.
+    pub node_service_account: String,
+    /// How long certificates and their authority last.
+    pub certificate_times: Times,
     /// The kubeconfig file; `None`: the pod's service account, or KUBECONFIG, or the user's own file.
     pub kubeconfig: Option<PathBuf>,
 }

@@ -39,7 +39,7 @@ use tokio::{
 pub use config::{ControllerConfig, DefaultPool};
 pub use election::LEASE_NAME;
 
-use crate::{cluster::Cluster, election::Election, metrics::Metrics, operate::World};
+use crate::{certificates::Issuer, cluster::Cluster, election::Election, metrics::Metrics, operate::World};
 
 /// Runs the controller until the process is asked to end (SIGTERM, SIGINT).
 pub async fn run(config: ControllerConfig) -> anyhow::Result<()> {
@@ -72,7 +72,15 @@ pub async fn run_until(config: ControllerConfig, stop: impl Future<Output = ()>)
 
     let work = {
         let (world, metrics, default_pools) = (world.clone(), metrics.clone(), config.default_pools.clone());
-        move || reconcile::run(world.clone(), metrics.clone(), default_pools.clone())
+        let (client, namespace) = (client.clone(), config.namespace.clone());
+        let (account, times) = (config.node_service_account.clone(), config.certificate_times);
+        move || {
+            let issuer = Issuer::new(client.clone(), &namespace, &account, times, metrics.clone());
+            let loops = reconcile::run(world.clone(), metrics.clone(), default_pools.clone());
+            async move {
+                tokio::join!(loops, issuer.run());
+            }
+        }
     };
     let identity = format!("{}_{}", config.identity, uuid::Uuid::new_v4());
     let leading = {

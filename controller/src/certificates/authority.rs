@@ -2,16 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use galleonfs_api::NodeIdentity;
+use galleonfs_api::{NodeIdentity, identity::BACKDATED};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, PublicKey, SanType, SerialNumber,
 };
 use uuid::Uuid;
 use x509_parser::prelude::{FromDer, Pem, X509Certificate};
-
-/// Clocks of nodes may differ by so much.
-const CLOCKS_DIFFER_MAX: Duration = Duration::from_secs(300);
 
 /// A certificate and its key could not be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +57,7 @@ impl Authority {
         let name = format!("GalleonFS nodes of cluster {cluster}, authority {serial}");
         params.distinguished_name.push(DnType::CommonName, name);
         params.serial_number = Some(SerialNumber::from_slice(serial.as_bytes()));
-        params.not_before = (now - CLOCKS_DIFFER_MAX).into();
+        params.not_before = (now - BACKDATED).into();
         params.not_after = (now + life).into();
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
@@ -119,7 +116,7 @@ impl Authority {
         let name = identity.to_string().try_into();
         params.subject_alt_names = vec![SanType::URI(name.map_err(made("writing a node's name"))?)];
         params.serial_number = Some(SerialNumber::from_slice(Uuid::new_v4().as_bytes()));
-        params.not_before = (now - CLOCKS_DIFFER_MAX).max(self.not_before).into();
+        params.not_before = (now - BACKDATED).max(self.not_before).into();
         params.not_after = (now + life).min(self.not_after).into();
         params.is_ca = IsCa::ExplicitNoCa;
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

@@ -4,11 +4,11 @@
 //! What counts is what the API server wrote into the request about whoever made it; what the request says of itself is
 //! only compared with that.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::collections::BTreeMap;
 
 use galleonfs_api::{
     NodeIdentity,
-    identity::{CLAIM_NODE_NAME, CLAIM_NODE_UID},
+    identity::{CLAIM_NODE_NAME, CLAIM_NODE_UID, NODE_USAGES},
 };
 use rcgen::{CertificateSigningRequestParams, PublicKey};
 use uuid::Uuid;
@@ -19,9 +19,6 @@ use x509_parser::{
     prelude::{FromDer, Pem},
 };
 
-/// What a certificate of a node is for, in the words of CertificateSigningRequests.
-pub const USAGES: [&str; 3] = ["digital signature", "client auth", "server auth"];
-
 /// A request, as the API server has it.
 #[derive(Clone, Debug)]
 pub struct Request {
@@ -30,8 +27,6 @@ pub struct Request {
     /// Written by the API server: the claims of the token.
     pub extra: BTreeMap<String, Vec<String>>,
     pub usages: Vec<String>,
-    /// How long the certificate should live, if the request says so.
-    pub life: Option<Duration>,
     /// The request proper, in PEM.
     pub pem: Vec<u8>,
 }
@@ -96,7 +91,7 @@ pub fn judge(request: &Request, known: &Known) -> Result<Approved, String> {
     }
     let mut usages: Vec<&str> = request.usages.iter().map(String::as_str).collect();
     usages.sort_unstable();
-    let mut wanted = USAGES;
+    let mut wanted = NODE_USAGES;
     wanted.sort_unstable();
     if usages != wanted {
         return Err(format!("asked for {usages:?}; a node's certificate is for {wanted:?}"));

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use galleonfs_api::{DRIVER_NAME, MediaType};
-use galleonfs_controller::{ControllerConfig, DefaultPool, run_until};
+use galleonfs_controller::{ControllerConfig, DefaultPool, certificates::Times, run_until};
 use galleonfs_csi_proto::csi::{controller_client::ControllerClient, identity_client::IdentityClient};
 use k8s_openapi::api::{
     core::v1::{Namespace, Node},
@@ -26,6 +26,8 @@ use tokio::{
 use tonic::transport::{Channel, Endpoint};
 
 const START_MAX: Duration = Duration::from_secs(60);
+/// What node plugins run as, in each scenario's namespace.
+pub const NODE_ACCOUNT: &str = "galleonfs-node";
 const TOKEN: &str = "only-for-this-run-on-loopback";
 
 /// A running API server; each scenario gets a namespace of its own.
@@ -33,6 +35,8 @@ const TOKEN: &str = "only-for-this-run-on-loopback";
 pub struct Lab {
     pub client: Client,
     pub namespace: String,
+    /// How long certificates last in this scenario.
+    pub times: Times,
     directory: PathBuf,
     kubeconfig: PathBuf,
     children: Arc<Mutex<Vec<Child>>>,
@@ -101,6 +105,7 @@ impl Lab {
         let lab = Self {
             client,
             namespace: String::new(),
+            times: Times::default(),
             directory,
             kubeconfig,
             children: Arc::new(Mutex::new(vec![api_server, etcd])),
@@ -168,10 +173,35 @@ impl Lab {
     /// Starts a controller of this namespace and returns when it serves.
     pub async fn controller(&self, name: &str, default_pools: bool) -> Running {
         let kubeconfig = self.kubeconfig.clone();
-        self.controller_at(name, default_pools, kubeconfig).await
+        self.controller_at(name, default_pools, kubeconfig, true).await
     }
 
-    async fn controller_at(&self, name: &str, default_pools: bool, kubeconfig: PathBuf) -> Running {
+    /// Starts a controller that leads without asking anybody, as one does that has not noticed yet that another leads.
+    pub async fn leading_controller(&self, name: &str) -> Running {
+        let kubeconfig = self.kubeconfig.clone();
+        self.controller_at(name, false, kubeconfig, false).await
+    }
+
+    /// Where files of this run may be put.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// A client that shows this token.
+    pub async fn client_with(&self, token: &str) -> Client {
+        let text = fs::read_to_string(&self.kubeconfig).expect("the kubeconfig of this run");
+        let file = Kubeconfig::from_yaml(&text.replace(TOKEN, token)).expect("a kubeconfig");
+        let config = kube::Config::from_custom_kubeconfig(file, &Default::default()).await;
+        Client::try_from(config.expect("a configuration")).expect("a client")
+    }
+
+    async fn controller_at(
+        &self,
+        name: &str,
+        default_pools: bool,
+        kubeconfig: PathBuf,
+        leader_election: bool,
+    ) -> Running {
         let socket = self.directory.join(format!("{}-{name}.sock", self.namespace));
         let pool = DefaultPool {
             name: "default".into(),
@@ -182,9 +212,11 @@ impl Lab {
             csi_socket: socket.clone(),
             namespace: self.namespace.clone(),
             default_pools: default_pools.then_some(pool).into_iter().collect(),
-            leader_election: true,
+            leader_election,
             identity: name.to_string(),
             health_address: None,
+            node_service_account: NODE_ACCOUNT.to_owned(),
+            certificate_times: self.times,
             kubeconfig: Some(kubeconfig),
         };
         let (stop, stopped) = oneshot::channel::<()>();
@@ -216,7 +248,7 @@ impl Lab {
         let [nobody] = free_ports().expect("a free port");
         let kubeconfig = self.directory.join("nobody.kubeconfig");
         fs::write(&kubeconfig, kubeconfig_text(nobody)).expect("a kubeconfig");
-        self.controller_at("alone", false, kubeconfig).await
+        self.controller_at("alone", false, kubeconfig, true).await
     }
 
     pub async fn stop(self) {

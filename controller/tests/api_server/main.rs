@@ -4,6 +4,7 @@
 //! `GALLEONFS_LAB_BIN` names a directory with `kube-apiserver` and `etcd` (also called `server`, as its Go package is);
 //! without it the whole is skipped. Arguments that are not flags select scenarios by a part of their name.
 
+mod certificates;
 mod fake_node;
 mod lab;
 mod rules;
@@ -29,6 +30,8 @@ const SCENARIOS: &[Scenario] = scenarios![
     // Must be the first: the others need the definitions that it installs.
     scenarios::a_probe_says_what_is_missing,
     rules::the_api_server_refuses_what_must_never_happen,
+    certificates::a_node_gets_its_certificate_and_the_next_one_and_two_controllers_make_one_authority,
+    certificates::nobody_gets_the_certificate_of_a_node_that_it_is_not_on,
     scenarios::a_volume_lives_from_creation_to_deletion,
     scenarios::nodes_get_their_default_pool,
     scenarios::two_controllers_do_not_both_win_the_last_gigabyte,

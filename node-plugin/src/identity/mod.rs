@@ -10,11 +10,13 @@
 //! is put in the [`Wallet`], from which every new connection takes what is there then; nobody restarts.
 
 mod certificate;
+mod enrol;
 mod tls;
 
 use std::sync::{Arc, PoisonError, RwLock};
 
 pub use certificate::{Certified, certified};
+pub use enrol::{EnrolError, Enrolment, Progress, node_uid};
 pub use tls::{Credentials, CredentialsError};
 
 /// The credentials in use now, if there are any yet. Cheap to clone; all clones are one.

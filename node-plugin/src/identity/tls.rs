@@ -101,6 +101,16 @@ impl Credentials {
         &self.own
     }
 
+    /// How the dialling end is set up.
+    pub fn client_config(&self) -> Arc<ClientConfig> {
+        self.client.clone()
+    }
+
+    /// How the accepting end is set up.
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        self.server.clone()
+    }
+
     /// The dialling end of a new connection.
     pub fn dial(&self) -> Result<ClientConnection, rustls::Error> {
         ClientConnection::new(self.client.clone(), nobody())
