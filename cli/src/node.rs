@@ -1,6 +1,10 @@
 //! `galleonfs node`: flags become the node process's configuration.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, value_parser};
 use galleonfs_node_plugin::{NodeConfig, engine::ScrubPlan};
@@ -41,6 +45,12 @@ pub struct NodeArguments {
     /// Where to serve /healthz, /readyz and /metrics.
     #[arg(long, env = "GALLEONFS_HEALTH_ADDRESS", value_name = "IP:PORT")]
     pub health_address: Option<SocketAddr>,
+    /// Port on which the plugins of other nodes connect. Left out: 9811.
+    #[arg(long, env = "GALLEONFS_REPLICATION_PORT", value_name = "PORT", value_parser = value_parser!(u16).range(1..))]
+    pub replication_port: Option<u16>,
+    /// The address under which other nodes reach this one. Left out: it is not told to them.
+    #[arg(long, env = "POD_IP", value_name = "IP")]
+    pub reached_at: Option<IpAddr>,
     /// Threads that serve volumes; 0 follows the number of CPUs.
     #[arg(long, env = "GALLEONFS_SHARDS", default_value_t = 0, value_name = "COUNT")]
     pub shards: usize,
@@ -78,6 +88,10 @@ impl From<NodeArguments> for NodeConfig {
         config.data_dir = given.data_dir.unwrap_or(config.data_dir);
         config.runtime_dir = given.run_dir.unwrap_or(config.runtime_dir);
         config.health_address = given.health_address.unwrap_or(config.health_address);
+        if let Some(port) = given.replication_port {
+            config.replication_address.set_port(port);
+        }
+        config.reached_at = given.reached_at;
         config.shards = given.shards;
         if let Some(budget) = given.map_budget_mib {
             config.map_budget_bytes = budget * MIB;

@@ -364,6 +364,7 @@ fn values_that_make_no_sense_are_refused_with_the_reason() {
         ("node.dataDir=/", "dataDir"),
         ("node.dataDir=/var/../etc", "dataDir"),
         ("node.healthPort=80", "healthPort"),
+        ("node.replicationPort=0", "replicationPort"),
         ("node.mapBudgetMiB=1", "mapBudgetMiB"),
         ("node.scrub.everyDays=-1", "everyDays"),
         ("node.scrub.mibPerSecond=0", "mibPerSecond"),

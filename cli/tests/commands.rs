@@ -32,6 +32,7 @@ fn the_controller_understands_what_the_chart_tells_it() {
     let config = ControllerConfig::from(given);
     assert_eq!(config.csi_socket.to_str(), Some("/csi/csi.sock"));
     assert!(config.leader_election);
+    assert_eq!(config.node_service_account, "galleonfs-node");
     assert_eq!(config.health_address.map(|address| address.port()), Some(9809));
     assert_eq!(config.default_pools.len(), 1);
     assert_eq!(config.default_pools[0].path, "/var/lib/galleonfs/pools/default");
@@ -56,6 +57,7 @@ fn the_node_plugin_understands_what_the_chart_tells_it() {
         "node.scrub.everyDays=2",
         "node.scrub.mibPerSecond=5",
         "node.healthPort=10000",
+        "node.replicationPort=10001",
     ];
     let objects = rendered(&settings);
     let pod = &objects.get("DaemonSet", "galleonfs-node")["spec"]["template"]["spec"];
@@ -74,6 +76,7 @@ fn the_node_plugin_understands_what_the_chart_tells_it() {
     assert_eq!(text(&config.data_dir), "/srv/galleonfs");
     assert_eq!(text(&config.runtime_dir), "/run/galleonfs");
     assert_eq!(config.health_address.port(), 10000);
+    assert_eq!(config.replication_address.port(), 10001);
     assert_eq!(config.shards, 3);
     assert_eq!(config.map_budget_bytes, 64 << 20);
     let scrub = config.scrub.expect("it is on");

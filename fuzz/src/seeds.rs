@@ -71,6 +71,8 @@ pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     seeds.push(("sealed_block", "unchanged".to_owned(), vec![0; 60]));
     seeds.push(("sealed_block", "another-address".to_owned(), vec![1]));
     seeds.extend(requests());
+    #[cfg(feature = "node")]
+    seeds.extend(frames());
     for (name, text) in [
         (
             "whole",
@@ -101,6 +103,53 @@ pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
 fn input(flags: u8, bytes: &[u8]) -> Vec<u8> {
     let len = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
     [&[flags], &bytes[..len]].concat()
+}
+
+/// Frames as another node sends them: one of each shape, and several in a row.
+#[cfg(feature = "node")]
+fn frames() -> Vec<(&'static str, String, Vec<u8>)> {
+    use crate::targets::wire::{CLUSTER, VERSION};
+    use galleonfs_node_plugin::transport::{Frame, Kind};
+    use galleonfs_storage_engine::buffer::BufMut;
+    use galleonfs_storage_engine::types::Epoch;
+    use uuid::Uuid;
+
+    let frame = |kind: u16, body: &[u8], payload: usize| {
+        let memory = BufMut::zeroed(4096).freeze();
+        let frame = Frame {
+            kind: Kind(kind),
+            flags: 1,
+            volume: Uuid::from_u128(2),
+            replica: Uuid::from_u128(3),
+            epoch: Epoch(4),
+            request: 5,
+            body: body.to_vec().into(),
+            payload: vec![memory.slice(0..payload)],
+        };
+        // Hellos and refusals are of version 0.
+        let version = if kind < 3 { 0 } else { VERSION };
+        let mut bytes = frame.header(version, CLUSTER).to_vec();
+        bytes.extend_from_slice(body);
+        bytes.resize(bytes.len() + payload, 0);
+        bytes
+    };
+    let (hello, refusal) = (frame(1, &[1; 68], 0), frame(2, b"not you", 0));
+    let (empty, body, payload) = (
+        frame(3, &[], 0),
+        frame(16, b"what it says", 0),
+        frame(17, b"a block", 512),
+    );
+    let several = [&body[..], &payload, &empty, &refusal].concat();
+    [
+        ("hello", 3, hello),
+        ("refusal", 1, refusal),
+        ("heartbeat", 1, empty),
+        ("body", 1, body),
+        ("payload", 1, payload),
+        ("several", 0, several),
+    ]
+    .map(|(name, flags, bytes)| ("wire_frame", name.to_owned(), [&[flags, 4], &bytes[..]].concat()))
+    .into()
 }
 
 /// One input for each kind of request, and one with several.

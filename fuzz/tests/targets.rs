@@ -152,6 +152,7 @@ targets! {
     no_request_of_the_kernel_makes_us_panic_or_answer_twice: "fuse_request",
     no_label_of_a_pool_makes_us_panic: "pool_label",
     no_parameters_of_a_class_make_us_panic: "class_parameters",
+    no_frame_of_another_node_makes_us_panic_or_is_let_through_changed: "wire_frame",
 }
 
 /// Writes the first inputs anew: those that the engine itself makes. Only when the format has changed.

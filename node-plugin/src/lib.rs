@@ -18,6 +18,7 @@ pub mod frontend;
 pub mod identity;
 pub mod mount;
 mod node;
+pub mod peers;
 pub mod pool;
 pub mod registry;
 pub mod served;

@@ -9,7 +9,7 @@
 //! for it. Recovery has no code of its own: every volume that is attached here and not served yet is taken over, opened
 //! and mounted again, whether it was served before or not.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +22,7 @@ use tokio::sync::watch;
 use crate::csi::{Health, Identity, Node};
 use crate::engine::{EngineConfig, ScrubPlan};
 use crate::mount::{HungChildren, Kubelet};
+use crate::peers::Peers;
 use crate::pool::Pools;
 use crate::registry::{Kubernetes, Parts, Registry};
 use crate::served::{Guards, NodeEngine, RealDisks, RealEngine, Served, give_memory_back};
@@ -56,6 +57,10 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// Where the health and metrics pages are served.
     pub health_address: SocketAddr,
+    /// Where connections of other nodes are taken.
+    pub replication_address: SocketAddr,
+    /// The address under which other nodes reach this one; `None`: it is not told to anybody.
+    pub reached_at: Option<IpAddr>,
     /// Threads that serve volumes; 0 for the default.
     pub shards: usize,
     /// Memory that the maps of all volumes together may occupy.
@@ -81,6 +86,8 @@ impl NodeConfig {
             runtime_dir: "/run/galleonfs".into(),
             data_dir: "/var/lib/galleonfs".into(),
             health_address: ([0, 0, 0, 0], 9810).into(),
+            replication_address: ([0, 0, 0, 0], 9811).into(),
+            reached_at: None,
             shards: 0,
             map_budget_bytes: 256 << 20,
             scrub: Some(ScrubPlan::default()),
@@ -116,6 +123,7 @@ struct Process {
     stager: Stager,
     guards: Guards,
     directory: Arc<late::Late>,
+    peers: Peers,
     stop: watch::Sender<bool>,
     servers: tokio::sync::Mutex<tokio::task::JoinSet<Result<()>>>,
 }
@@ -129,6 +137,8 @@ impl Process {
             .to_owned();
         // First of all: it proves that no other process serves this node.
         let listener = bind(&config.socket)?;
+        let identity = own.join("identity.pem");
+        let peers = Peers::new(config.replication_address, config.reached_at, identity)?;
         let records = Records::open(own.join("state")).map_err(|error| anyhow::anyhow!(error.text()))?;
         engine
             .remove_stale()
@@ -164,10 +174,10 @@ impl Process {
             .await
             .with_context(|| format!("listening on {} for probes", config.health_address))?;
         let (shown, page_engine) = (health.clone(), engine.clone());
-        let (page_served, hung) = (served.clone(), guards.hung().clone());
+        let (page_served, hung, page_peers) = (served.clone(), guards.hung().clone(), peers.clone());
         servers.spawn(async move {
             serve_pages(pages, move |path| {
-                page(path, &shown, page_engine.as_ref(), &page_served, &hung)
+                page(path, &shown, page_engine.as_ref(), &page_served, &hung, &page_peers)
             })
             .await;
             Ok(())
@@ -180,6 +190,7 @@ impl Process {
         let parts = {
             let (node, data_dir) = (config.node_name.clone(), config.data_dir.clone());
             let (engine, stager, guards) = (engine.clone(), stager.clone(), guards.clone());
+            let endpoint = peers.endpoint().clone();
             move |kubernetes: Kubernetes, cluster_id| Parts {
                 node,
                 cluster_id,
@@ -191,12 +202,14 @@ impl Process {
                 guards,
                 served,
                 pools: Pools::default(),
+                endpoint,
             }
         };
         let (namespace, node) = (config.namespace.clone(), config.node_name.clone());
+        let talking = peers.clone();
         servers.spawn(async move {
             let client = kube::Client::try_default().await.context("finding the API server")?;
-            let kubernetes = Kubernetes::new(client, &namespace, &node);
+            let kubernetes = Kubernetes::new(client.clone(), &namespace, &node);
             let cluster_id = loop {
                 match kubernetes.cluster_id().await {
                     Ok(cluster_id) => break cluster_id,
@@ -212,14 +225,17 @@ impl Process {
             health.saw_api();
             tracing::info!(%node, %cluster_id, "this node's objects are known");
             // They end with the process.
-            futures::future::join_all(watches).await;
-            Ok(())
+            tokio::select! {
+                _ = futures::future::join_all(watches) => Ok(()),
+                talked = talking.run(client, namespace, cluster_id) => talked,
+            }
         });
         Ok(Process {
             engine,
             stager,
             guards,
             directory,
+            peers,
             stop,
             servers: servers.into(),
         })
@@ -259,11 +275,20 @@ impl Process {
         {
             tracing::warn!("not every volume was closed in time: their next start recovers them");
         }
+        // Behind the volumes: closing one may have a word for its replicas.
+        self.peers.stop();
         tracing::info!("ended");
     }
 }
 
-fn page(path: &str, health: &Health, engine: &dyn NodeEngine, served: &Served, hung: &HungChildren) -> Option<Page> {
+fn page(
+    path: &str,
+    health: &Health,
+    engine: &dyn NodeEngine,
+    served: &Served,
+    hung: &HungChildren,
+    peers: &Peers,
+) -> Option<Page> {
     let well = |text: &str| Page {
         status: 200,
         text: format!("{text}\n"),
@@ -279,7 +304,7 @@ fn page(path: &str, health: &Health, engine: &dyn NodeEngine, served: &Served, h
             Ok(false) => ill("the API server was not seen yet".into()),
             Err(why) => ill(why),
         },
-        "/metrics" => match render(engine, served, hung) {
+        "/metrics" => match render(engine, served, hung).and_then(|text| Ok(text + &peers.metrics()?)) {
             Ok(text) => Page { status: 200, text },
             Err(error) => ill(error.to_string()),
         },

@@ -6,6 +6,8 @@ mod guest;
 mod objects;
 pub mod replica;
 mod structures;
+#[cfg(feature = "node")]
+pub mod wire;
 
 use crate::Target;
 
@@ -91,5 +93,12 @@ pub const TARGETS: &[Target] = &[
         run: objects::class_parameters,
         runs: 60_000,
         bytes_max: 1000,
+    },
+    #[cfg(feature = "node")]
+    Target {
+        name: "wire_frame",
+        run: wire::wire_frame,
+        runs: 60_000,
+        bytes_max: 8 << 10,
     },
 ];

@@ -30,6 +30,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use galleonfs_api::Endpoint;
 use uuid::Uuid;
 
 pub use cache::Cache;
@@ -66,6 +67,7 @@ pub struct Registry {
     pub guards: Guards,
     pub served: Served,
     pub pools: Pools,
+    pub endpoint: OwnEndpoint,
     pub queue: Queue<Key>,
     own: Mutex<Own>,
 }
@@ -109,7 +111,11 @@ pub struct Parts {
     pub guards: Guards,
     pub served: Served,
     pub pools: Pools,
+    pub endpoint: OwnEndpoint,
 }
+
+/// Where this node is reached by others, as soon as it is known: pools say so. Cheap to clone; all clones are one.
+pub type OwnEndpoint = Arc<std::sync::OnceLock<Endpoint>>;
 
 impl std::fmt::Debug for Parts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -133,6 +139,7 @@ impl Registry {
             guards: parts.guards,
             served: parts.served,
             pools: parts.pools,
+            endpoint: parts.endpoint,
             queue: Queue::default(),
             own: Mutex::default(),
         })

@@ -192,13 +192,17 @@ impl Registry {
         let moved = usable.is_some_and(|now| pool::worth_writing(told, now));
         let uid = uid.map(|uid| uid.to_string());
         let named = uid.is_some() && object.status.as_ref().and_then(|status| status.pool_uid.as_ref()) != uid.as_ref();
-        if same && !moved && !named {
+        let reached = self.endpoint.get();
+        let moved_house =
+            reached.is_some() && object.status.as_ref().and_then(|status| status.endpoint.as_ref()) != reached;
+        if same && !moved && !named && !moved_house {
             return Ok(());
         }
         let mut object = object.clone();
         let status = object.status.get_or_insert_default();
         condition::set(&mut status.conditions, ready);
         status.pool_uid = uid.or(status.pool_uid.take());
+        status.endpoint = reached.cloned().or(status.endpoint.take());
         if let Some(usable) = usable {
             status.usable_bytes = Some(i64::try_from(usable).unwrap_or(i64::MAX));
         }

@@ -13,7 +13,9 @@
 //!
 //! Why threads, and who writes: `docs/rfd/0009`. The bytes: `docs/replication.md`.
 
+mod connect;
 mod counters;
+pub mod exchange;
 pub mod frame;
 mod hello;
 pub mod limits;

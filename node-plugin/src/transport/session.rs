@@ -212,14 +212,19 @@ impl Session {
     pub(super) fn with_link<T>(&self, work: impl FnOnce(&mut Link) -> T) -> T {
         let mut link = self.0.link.lock().unwrap_or_else(PoisonError::into_inner);
         let done = work(&mut link);
+        // The work may have flushed what the socket did not take before: then nobody is told any more that there is room
+        // for what waits in the queue.
+        if !link.is_full() {
+            self.write(&mut link);
+        }
         drop(link);
         self.go_on();
         done
     }
 
-    /// As [`Session::with_link`], and goes on with what the socket did not take before.
+    /// Goes on with what the socket did not take before.
     pub(super) fn writable(&self) {
-        self.with_link(|link| self.write(link));
+        self.with_link(Link::flush);
     }
 
     fn write(&self, link: &mut Link) {

@@ -6,26 +6,21 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrStorage, connect, setsockopt, socket,
-    sockopt::{TcpNoDelay, TcpUserTimeout},
-};
 use slab::Slab;
 use uuid::Uuid;
 
+use super::connect::{Dial, wait};
 use super::counters::Counters;
 use super::frame::{Frame, Kind};
-use super::hello::Hello;
-use super::limits::{FAREWELL, GOOD_AFTER, OPENING_MAX, READ_BYTES_MAX, UNACKNOWLEDGED_MAX};
-use super::link::{self, Link, Lost};
+use super::limits::{FAREWELL, GOOD_AFTER, READ_BYTES_MAX};
+use super::link::{Link, Lost};
 use super::session::{self, Session, Side};
 use super::{Event, Incoming, Sink, TransportConfig};
 use crate::identity::Wallet;
@@ -78,25 +73,22 @@ impl Bell {
 }
 
 const BELL: u64 = u64::MAX;
-const LISTENER: u64 = u64::MAX - 1;
-
-/// How long to let the listener be when the process has no descriptor left.
-const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
+pub(super) const LISTENER: u64 = u64::MAX - 1;
 
 /// Events taken from the kernel at a time.
 const EVENTS_MAX: usize = 128;
 
-struct Conn {
-    token: u64,
+pub(super) struct Conn {
+    pub token: u64,
     /// The node that was dialled.
-    dialled: Option<Uuid>,
-    since: Instant,
-    state: State,
+    pub dialled: Option<Uuid>,
+    pub since: Instant,
+    pub state: State,
     /// It has ended here, and the peer has until then to take our reason.
-    farewell: Option<Instant>,
+    pub farewell: Option<Instant>,
 }
 
-enum State {
+pub(super) enum State {
     Opening(Box<Link>),
     Up(Session),
 }
@@ -110,36 +102,27 @@ impl Conn {
     }
 }
 
-/// A node that a connection to is wanted.
-struct Dial {
-    addresses: Vec<SocketAddr>,
-    /// Failures in a row.
-    failures: u32,
-    conn: Option<usize>,
-    next: Instant,
-}
-
 pub(super) struct Wire {
-    config: TransportConfig,
-    wallet: Wallet,
-    boot: Uuid,
-    sink: Arc<dyn Sink>,
-    counters: Arc<Counters>,
-    listener: Option<TcpListener>,
-    listen_again: Option<Instant>,
-    poller: Arc<Epoll>,
-    bell: Arc<Bell>,
-    conns: Slab<Conn>,
-    made: u32,
-    numbers: u64,
-    dials: BTreeMap<Uuid, Dial>,
+    pub config: TransportConfig,
+    pub wallet: Wallet,
+    pub boot: Uuid,
+    pub sink: Arc<dyn Sink>,
+    pub counters: Arc<Counters>,
+    pub listener: Option<TcpListener>,
+    pub listen_again: Option<Instant>,
+    pub poller: Arc<Epoll>,
+    pub bell: Arc<Bell>,
+    pub conns: Slab<Conn>,
+    pub made: u32,
+    pub numbers: u64,
+    pub dials: BTreeMap<Uuid, Dial>,
     /// The one connection that each peer has dialled.
-    accepted: HashMap<Uuid, usize>,
-    events: Vec<Event>,
-    staging: Vec<u8>,
-    frames: Vec<Frame>,
-    next_pass: Instant,
-    chance: u64,
+    pub accepted: HashMap<Uuid, usize>,
+    pub events: Vec<Event>,
+    pub staging: Vec<u8>,
+    pub frames: Vec<Frame>,
+    pub next_pass: Instant,
+    pub chance: u64,
 }
 
 /// What a wire is made of.
@@ -311,7 +294,7 @@ impl Wire {
     }
 
     /// Draws the consequences of whatever has just happened to a connection.
-    fn settle(&mut self, key: usize) {
+    pub(super) fn settle(&mut self, key: usize) {
         let Some(conn) = self.conns.get_mut(key) else { return };
         if conn.farewell.is_some() {
             return;
@@ -462,7 +445,7 @@ impl Wire {
         self.conns.remove(key);
     }
 
-    fn failed(&mut self, node: Uuid, address: SocketAddr, why: Lost) {
+    pub(super) fn failed(&mut self, node: Uuid, address: SocketAddr, why: Lost) {
         self.counters.failed_dial();
         tracing::debug!(%node, %address, %why, "a node could not be dialled");
         self.events.push(Event::DialFailed {
@@ -556,129 +539,6 @@ impl Wire {
         Some(due)
     }
 
-    // ---- making connections -----------------------------------------------------------------------------------
-
-    fn token(&mut self) -> (usize, u64) {
-        let key = self.conns.vacant_key();
-        // Never one of the two that are not connections.
-        self.made = self.made.wrapping_add(1) % (u32::MAX - 1);
-        (key, u64::from(self.made) << 32 | key as u64)
-    }
-
-    fn hello(&self, called: Uuid) -> Hello {
-        Hello {
-            versions: self.config.versions.clone(),
-            cluster: self.config.cluster,
-            node: self.config.node,
-            boot: self.boot,
-            called,
-        }
-    }
-
-    fn link(
-        &mut self,
-        socket: TcpStream,
-        address: SocketAddr,
-        dialled: Option<Uuid>,
-        now: Instant,
-    ) -> Result<usize, String> {
-        let credentials = self.wallet.current().ok_or("this node has no certificate yet")?;
-        socket.set_nonblocking(true).map_err(|error| error.to_string())?;
-        setsockopt(&socket, TcpNoDelay, &true).map_err(|error| error.to_string())?;
-        setsockopt(&socket, TcpUserTimeout, &(UNACKNOWLEDGED_MAX.as_millis() as u32))
-            .map_err(|error| error.to_string())?;
-        let tls = match dialled {
-            Some(_) => credentials.dial().map(rustls::Connection::from),
-            None => credentials.accept().map(rustls::Connection::from),
-        };
-        let (key, token) = self.token();
-        let parts = link::Parts {
-            socket,
-            address,
-            tls: tls.map_err(|error| error.to_string())?,
-            ours: self.hello(dialled.unwrap_or_default()),
-            expected: dialled,
-            own_until: credentials.own().not_after,
-            poller: self.poller.clone(),
-            token,
-        };
-        let link = Link::new(parts).map_err(|error| error.to_string())?;
-        let conn = Conn {
-            token,
-            dialled,
-            since: now,
-            state: State::Opening(Box::new(link)),
-            farewell: None,
-        };
-        assert_eq!(self.conns.insert(conn), key);
-        self.next_pass = self.next_pass.min(now + self.config.open_within);
-        Ok(key)
-    }
-
-    fn dial(&mut self, node: Uuid, now: Instant) {
-        let dial = &self.dials[&node];
-        let Some(&address) = dial.addresses.get(dial.failures as usize % dial.addresses.len().max(1)) else {
-            // Nobody knows where it is yet.
-            self.dials.get_mut(&node).expect("it was there above").next = now + Duration::from_secs(60);
-            return;
-        };
-        let made = begin_to_connect(address)
-            .map_err(|error| error.to_string())
-            .and_then(|socket| self.link(socket, address, Some(node), now));
-        let dial = self.dials.get_mut(&node).expect("it was there above");
-        match made {
-            Ok(key) => {
-                dial.conn = Some(key);
-                self.settle(key);
-            }
-            Err(error) => {
-                dial.failures += 1;
-                let wait = wait(&self.config, dial.failures, &mut self.chance);
-                dial.next = now + wait;
-                self.failed(node, address, Lost::Network(error));
-            }
-        }
-    }
-
-    fn accept(&mut self) {
-        let now = Instant::now();
-        loop {
-            let Some(listener) = &self.listener else { return };
-            match listener.accept() {
-                Ok((socket, address)) => {
-                    let opening = |conn: &Conn| matches!(conn.state, State::Opening(_)) && conn.dialled.is_none();
-                    if self.conns.iter().filter(|(_, conn)| opening(conn)).count() >= OPENING_MAX {
-                        tracing::debug!(%address, "too many connections that have not said who they are");
-                        continue;
-                    }
-                    if let Err(error) = self.link(socket, address, None, now) {
-                        tracing::debug!(%address, %error, "a connection was not taken");
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
-                Err(error)
-                    if matches!(
-                        error.kind(),
-                        io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted
-                    ) => {}
-                Err(error) => {
-                    tracing::warn!(%error, "connections of other nodes cannot be taken; trying again");
-                    self.listen(EpollFlags::empty());
-                    self.listen_again = Some(now + ACCEPT_AGAIN_AFTER);
-                    self.next_pass = self.next_pass.min(now + ACCEPT_AGAIN_AFTER);
-                    return;
-                }
-            }
-        }
-    }
-
-    fn listen(&self, what: EpollFlags) {
-        let Some(listener) = &self.listener else { return };
-        self.poller
-            .modify(listener, &mut EpollEvent::new(what, LISTENER))
-            .expect("the listener is watched as long as there is a wire");
-    }
-
     /// Says farewell to everybody.
     fn end(&mut self) {
         let keys: Vec<usize> = self.conns.iter().map(|(key, _)| key).collect();
@@ -693,49 +553,5 @@ impl Wire {
             }
         }
         self.tell();
-    }
-}
-
-/// A socket that is connecting.
-fn begin_to_connect(address: SocketAddr) -> io::Result<TcpStream> {
-    let family = match address {
-        SocketAddr::V4(_) => AddressFamily::Inet,
-        SocketAddr::V6(_) => AddressFamily::Inet6,
-    };
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let socket: OwnedFd = socket(family, SockType::Stream, flags, None)?;
-    match connect(socket.as_raw_fd(), &SockaddrStorage::from(address)) {
-        Ok(()) | Err(Errno::EINPROGRESS) => Ok(TcpStream::from(socket)),
-        Err(error) => Err(error.into()),
-    }
-}
-
-/// How long to wait before the next attempt: at least half of a time that doubles, the rest by chance, so that nodes that
-/// lost each other at one moment do not all come back at one.
-fn wait(config: &TransportConfig, failures: u32, chance: &mut u64) -> Duration {
-    let whole = (config.redial_first * 2u32.saturating_pow(failures.min(16))).min(config.redial_max);
-    // Marsaglia's xorshift: nobody gains from guessing it.
-    *chance ^= *chance << 13;
-    *chance ^= *chance >> 7;
-    *chance ^= *chance << 17;
-    let half = whole / 2;
-    half + half.mul_f64((*chance >> 11) as f64 / (1u64 << 53) as f64)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_wait_before_dialling_again_doubles_up_to_a_bound_and_is_never_the_same() {
-        let config = TransportConfig::new(Uuid::nil(), Uuid::nil());
-        let mut chance = 1;
-        let mut of = |failures| -> Vec<Duration> { (0..100).map(|_| wait(&config, failures, &mut chance)).collect() };
-        let within = |waits: &[Duration], most: Duration| {
-            waits.iter().all(|wait| *wait >= most / 2 && *wait <= most) && waits.iter().any(|wait| *wait != waits[0])
-        };
-        assert!(within(&of(0), config.redial_first));
-        assert!(within(&of(2), config.redial_first * 4));
-        assert!(within(&of(1000), config.redial_max));
     }
 }

@@ -17,7 +17,7 @@ use kube::ResourceExt;
 use uuid::Uuid;
 
 use self::api::{FakeApi, World};
-use super::{Key, Next, Parts, Registry, Retry};
+use super::{Key, Next, OwnEndpoint, Parts, Registry, Retry};
 use crate::mount::{HungChildren, Kubelet};
 use crate::pool::{Pools, REPLICAS};
 use crate::served::{Device, FakeDisks, FakeEngine, Guards, NodeEngine, ReplicaDisks, Served};
@@ -146,6 +146,7 @@ impl<E: NodeEngine> Bench<E> {
             guards: Guards::new(HungChildren::default()),
             served: Served::default(),
             pools: Pools::default(),
+            endpoint: OwnEndpoint::default(),
         })
     }
 

@@ -44,6 +44,28 @@ impl<E: NodeEngine> Bench<E> {
 }
 
 #[tokio::test]
+async fn a_pool_says_where_its_node_is_reached_once_that_is_known_and_says_it_once() {
+    let bench = Bench::new();
+    bench.run().await.unwrap();
+    let told = |bench: &Bench| {
+        bench
+            .api
+            .with(|world| world.pools[POOL].status.clone().unwrap().endpoint)
+    };
+    assert_eq!(told(&bench), None);
+    let endpoint = galleonfs_api::Endpoint {
+        address: "192.0.2.7:9811".into(),
+        node_uid: Uuid::from_u128(7).to_string(),
+    };
+    bench.registry.endpoint.set(endpoint.clone()).unwrap();
+    bench.run().await.unwrap();
+    assert_eq!(told(&bench), Some(endpoint));
+    let writes = bench.api.with(|world| world.writes);
+    bench.run().await.unwrap();
+    assert_eq!(bench.api.with(|world| world.writes), writes);
+}
+
+#[tokio::test]
 async fn a_new_pool_on_a_full_disk_waits_for_room_and_then_is_made() {
     let bench = Bench::new();
     let disk = Disk::mount(bench.pool_path().parent().unwrap());

@@ -48,6 +48,106 @@ fn the_bytes_of_a_frame_are_these() {
     assert_eq!(found, golden, "what other versions of this program expect");
 }
 
+/// The rows `| offset | bytes | field |` of the table under a heading of the page.
+fn documented(heading: &str) -> Vec<(usize, usize, String)> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/replication.md");
+    let page = std::fs::read_to_string(path).expect("the page is there");
+    let (_, section) = page
+        .split_once(&format!("\n### {heading}\n"))
+        .expect("the heading is there");
+    let section = section.split("\n#").next().expect("what is up to the next heading");
+    let cells = section
+        .lines()
+        .map(|line| line.split('|').map(str::trim).collect::<Vec<_>>());
+    cells
+        .filter_map(|cells| {
+            Some((
+                cells.get(1)?.parse().ok()?,
+                cells.get(2)?.parse().ok()?,
+                cells.get(3)?.to_string(),
+            ))
+        })
+        .collect()
+}
+
+#[test]
+fn the_page_about_the_wire_draws_these_bytes() {
+    let contiguous = |rows: &[(usize, usize, String)]| {
+        rows.iter().fold(0, |at, (offset, bytes, field)| {
+            assert_eq!(at, *offset, "{field}");
+            offset + bytes
+        })
+    };
+    let rows = documented("Hello");
+    let hello = |versions, cluster, node, boot, called| Hello {
+        versions,
+        cluster: uid(cluster),
+        node: uid(node),
+        boot: uid(boot),
+        called: uid(called),
+    };
+    let (base, other) = (hello(1..=2, 3, 4, 5, 6), hello(7..=8, 9, 10, 11, 12));
+    assert_eq!(contiguous(&rows), base.frame().body.len());
+    let changes = [
+        ("oldest version that is spoken", hello(2..=2, 3, 4, 5, 6)),
+        ("newest version that is spoken", hello(1..=8, 3, 4, 5, 6)),
+        ("cluster", hello(1..=2, 9, 4, 5, 6)),
+        ("node", hello(1..=2, 3, 10, 5, 6)),
+        ("boot", hello(1..=2, 3, 4, 11, 6)),
+        ("called", hello(1..=2, 3, 4, 5, 12)),
+    ];
+    assert_eq!(rows.len(), changes.len());
+    for ((offset, bytes, field), (name, changed)) in rows.iter().zip(changes) {
+        assert_eq!(field, name);
+        assert!(base.frame().body[*offset..offset + bytes] != other.frame().body[*offset..offset + bytes]);
+        let place = *offset..offset + bytes;
+        let (before, after) = (base.frame().body, changed.frame().body);
+        assert!(
+            (0..before.len()).all(|at| before[at] == after[at] || place.contains(&at)),
+            "{field}"
+        );
+    }
+
+    let rows = documented("Frame");
+    assert_eq!(contiguous(&rows), HEADER_BYTES);
+    let base = super::frame(1, 512);
+    let places = |change: &dyn Fn(&mut Frame, &mut u16, &mut Uuid)| {
+        let (mut frame, mut version, mut cluster) = (base.clone(), 1, cluster());
+        change(&mut frame, &mut version, &mut cluster);
+        let (before, after) = (base.header(1, super::cluster()), frame.header(version, cluster));
+        let check = 80..84;
+        let differ: Vec<usize> = (0..HEADER_BYTES)
+            .filter(|at| before[*at] != after[*at] && !check.contains(at))
+            .collect();
+        assert_ne!(before[check.clone()], after[check], "the check covers it");
+        let row = rows
+            .iter()
+            .position(|(offset, bytes, _)| differ.iter().all(|at| (*offset..offset + bytes).contains(at)));
+        row.expect("one field changes")
+    };
+    let found = [
+        places(&|_, version, _| *version = 2),
+        places(&|frame, _, _| frame.kind = Kind(99)),
+        places(&|frame, _, _| frame.flags = 99),
+        places(&|frame, _, _| frame.epoch = Epoch(99)),
+        places(&|_, _, cluster| *cluster = uid(99)),
+        places(&|frame, _, _| frame.volume = uid(99)),
+        places(&|frame, _, _| frame.replica = uid(99)),
+        places(&|frame, _, _| frame.request = 99),
+        places(&|frame, _, _| frame.body = Bytes::new()),
+        places(&|frame, _, _| frame.payload.clear()),
+    ];
+    let fields: Vec<&str> = found
+        .iter()
+        .map(|row| rows[*row].2.split([';', ',', ' ']).next().expect("a word"))
+        .collect();
+    assert_eq!(found, [1, 2, 3, 4, 5, 6, 7, 8, 9, 10], "{fields:?}");
+    assert_eq!(
+        fields[..7],
+        ["version", "kind", "flags", "epoch", "cluster", "volume", "replica"]
+    );
+}
+
 #[test]
 fn a_stream_of_frames_is_the_same_however_it_is_cut() {
     let sizes = [0, 512, 4096, 0, 8192];

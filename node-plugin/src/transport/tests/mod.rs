@@ -1,5 +1,6 @@
 //! Two and more nodes in one process, over 127.0.0.1, with the authority that the controller has.
 
+mod exchange;
 mod hostile;
 mod links;
 mod traffic;

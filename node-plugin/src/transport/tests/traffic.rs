@@ -78,7 +78,11 @@ fn many_threads_send_at_once_and_each_finds_its_order_kept() {
 fn a_full_queue_is_told_and_never_grows_and_room_is_told_too() {
     let authority = authority();
     let a = Node::with(&authority, 1, |config| config.limits.queue_bytes_max = 8 << 20);
-    let b = Node::with(&authority, 2, |config| config.limits.held_bytes_max = 4 << 20);
+    let b = Node::with(&authority, 2, |config| {
+        config.limits.held_bytes_max = 4 << 20;
+        // What comes back while the line is full must not make anybody forget what waits.
+        config.heartbeat_every = Duration::from_millis(1);
+    });
     let (to_b, _) = a.connect(&b);
     // The reader holds on to what it gets, so it is read from no more; kernel and queue fill up.
     let mut sent = 0;
