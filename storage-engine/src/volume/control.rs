@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::{Blocks, Inflight, Owner, Volume};
+use super::{Backing, Blocks, Inflight, Owner, Volume};
 use crate::request::{Control, Ranges, Reply, Request, RequestError, RequestId};
 use crate::store::{ControlOp, Extents, ReadToken, Room, SnapshotInfo, WriteEntry};
 use crate::types::{BlockSize, Lba, SECTOR_BYTES, SnapshotId};
@@ -65,7 +65,7 @@ impl Orders {
     }
 }
 
-impl Volume {
+impl<B: Backing> Volume<B> {
     /// Takes an order about snapshots. It is answered like a request, also when it is refused.
     pub fn control(&mut self, id: RequestId, control: Control) {
         if let Err(error) = self.take_control(id, control) {

@@ -4,12 +4,12 @@
 //! guest's block ─► compress (if that saves a page) ─► seal (if the volume is sealed) ─► check ─► record
 //! ```
 
-use super::Volume;
+use super::{Backing, Volume};
 use crate::buffer::{Buf, BufMut, PAGE_BYTES};
 use crate::compress::{Codec, Compressor};
 use crate::request::{Piece, RequestError};
 use crate::seal::{KeyError, Keyring, Sealer};
-use crate::store::{ReadPart, Seals, Store};
+use crate::store::{ReadPart, Seals};
 use crate::types::{BlockSize, Check, Lba, Version};
 
 /// Turns blocks into what is stored, and back.
@@ -22,9 +22,9 @@ pub(super) struct Form {
     pub sealer: Option<Box<Sealer>>,
 }
 
-impl Volume {
+impl<B: Backing> Volume<B> {
     /// Serves a sealed `store`, which was opened for a new epoch, with the keys of `ring`.
-    pub fn sealed(store: Store, ring: Keyring) -> Result<Volume, KeyError> {
+    pub fn sealed(store: B, ring: Keyring) -> Result<Self, KeyError> {
         if !store.is_sealed() {
             return Err(KeyError::NotSealed);
         }
@@ -36,7 +36,7 @@ impl Volume {
 
     /// Compresses what is written from now on. It may be another codec than before, or none: each block says what it is
     /// compressed with. Blocks of 4 KiB are never compressed.
-    pub fn compression(mut self, codec: Option<Codec>) -> Volume {
+    pub fn compression(mut self, codec: Option<Codec>) -> Self {
         self.form.codec = codec.filter(|_| self.block_size() != BlockSize::K4);
         self
     }

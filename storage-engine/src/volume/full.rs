@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Volume, Waiting};
+use super::{Backing, Volume, Waiting};
 use crate::request::RequestError;
 use crate::store::{Room, WRITES_MAX};
 
@@ -27,9 +27,9 @@ pub(super) struct Full {
     since_ms: Option<u64>,
 }
 
-impl Volume {
+impl<B: Backing> Volume<B> {
     /// Chooses what becomes of writes that find no room.
-    pub fn when_full(mut self, policy: WhenFull) -> Volume {
+    pub fn when_full(mut self, policy: WhenFull) -> Self {
         self.full.policy = policy;
         self
     }

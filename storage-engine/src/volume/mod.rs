@@ -3,8 +3,9 @@
 //! It coordinates; the store keeps. A guest addresses sectors; what is not whole blocks is made so ([`partial`]). Every write gets the next sequence number of the epoch, writes that arrived
 //! together share a record, and a write is answered when the store has appended it. A flush is answered when
 //! everything that was answered before it is durable: flushes that wait together share one sync. When there are
-//! several replicas, this is the place that sends each record to all of them.
+//! several replicas, what it stands on sends each record to all of them ([`Backing`]).
 
+mod backing;
 mod control;
 mod form;
 mod full;
@@ -13,6 +14,7 @@ mod partial;
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
+pub use backing::Backing;
 pub use full::WhenFull;
 
 use crate::BlockEngine;
@@ -51,9 +53,10 @@ pub struct VolumeCounters {
     pub changed_blocks: u64,
 }
 
-/// One volume's engine, driven as [`BlockEngine`] says.
-pub struct Volume {
-    store: Store,
+/// One volume's engine, driven as [`BlockEngine`] says. It stands on the store of its only replica, or on whoever leads
+/// several.
+pub struct Volume<B = Store> {
+    store: B,
     form: form::Form,
     partials: partial::Partials,
     next_seq: Seq,
@@ -137,7 +140,7 @@ impl Blocks {
     }
 }
 
-impl std::fmt::Debug for Volume {
+impl<B: Backing> std::fmt::Debug for Volume<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Volume")
             .field("store", &self.store)
@@ -146,14 +149,14 @@ impl std::fmt::Debug for Volume {
     }
 }
 
-impl Volume {
+impl<B: Backing> Volume<B> {
     /// Serves `store`, which was opened for a new epoch.
-    pub fn new(store: Store) -> Volume {
+    pub fn new(store: B) -> Self {
         assert!(!store.is_sealed(), "a sealed store is served with its keys");
         Volume::with(store, None)
     }
 
-    fn with(store: Store, sealer: Option<Box<Sealer>>) -> Volume {
+    fn with(store: B, sealer: Option<Box<Sealer>>) -> Self {
         let answered = store.durable();
         Volume {
             form: form::Form::new(store.seals(), sealer),
@@ -215,6 +218,11 @@ impl Volume {
     /// What the scrub found since this was asked last: to tell somebody, and to be repaired from another copy.
     pub fn take_new_damage(&mut self) -> Vec<Damage> {
         self.new_damage.drain(..).collect()
+    }
+
+    /// What it stands on.
+    pub fn backing(&mut self) -> &mut B {
+        &mut self.store
     }
 
     /// Why the volume takes no more writes, if so.
@@ -526,7 +534,7 @@ impl Volume {
     }
 }
 
-impl BlockEngine for Volume {
+impl<B: Backing> BlockEngine for Volume<B> {
     fn submit(&mut self, id: RequestId, request: Request) {
         if self.closing {
             return self.answer(id, Err(RequestError::Fenced));

@@ -17,7 +17,7 @@ use std::ops::Range;
 
 use rustc_hash::FxHashMap;
 
-use super::{Owner, Volume, Waiting};
+use super::{Backing, Owner, Volume, Waiting};
 use crate::buffer::{Buf, BufMut};
 use crate::request::{Piece, Reply, RequestError, RequestId};
 use crate::store::{ReadToken, WriteEntry};
@@ -164,7 +164,7 @@ impl Partials {
     }
 }
 
-impl Volume {
+impl<B: Backing> Volume<B> {
     /// Takes a write, or a zero if there is no `data`, of any sectors.
     pub(super) fn take_sectors(&mut self, id: RequestId, offset: u64, len: u64, data: Option<Buf>, fua: bool) {
         let block_bytes = self.block_size().bytes();

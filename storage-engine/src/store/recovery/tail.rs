@@ -46,14 +46,13 @@ pub(in super::super) fn replay(
         })
         .max()
         .unwrap_or_default();
-    let flushed = start.last.max(served);
+    let flushed = start.last;
     let mut tail = Tail {
         on,
         superblock,
         seals,
         end: start,
         flushed,
-        highest: start.last,
         record_bytes: None,
     };
     let mut report = OpenReport::default();
@@ -107,6 +106,7 @@ pub(in super::super) fn replay(
                     };
                     doubtful.push(Doubtful {
                         proof,
+                        copies: !matches!(header.body, Body::Data { .. }),
                         marked: false,
                         at,
                         ops_before,
@@ -161,17 +161,18 @@ pub(in super::super) fn replay(
             }
             Body::Moved { .. } => break true,
         }
-        tail.highest = tail.highest.max(tail.end.last);
     };
     if hole {
         tail.look_behind(files, used, &segments)?;
     }
-    let flushed = tail.flushed;
+    // What was served was there. Of copies that is not known: they have no number.
+    let proven = tail.flushed;
+    let flushed = proven.max(served);
     let mut end = tail.end;
     // The first doubtful record that no flush covers is where the tail is torn.
     if let Some(torn) = doubtful
         .iter()
-        .position(|record| record.proof > flushed && !record.marked)
+        .position(|record| !record.marked && record.proof > if record.copies { proven } else { flushed })
     {
         let record = &doubtful[torn];
         report.replayed_records = record.records_before;
@@ -180,7 +181,8 @@ pub(in super::super) fn replay(
         end = record.at;
         doubtful.truncate(torn);
     }
-    if end.last.max(tail.highest) < flushed.min(served) {
+    let highest = ops.iter().map(Op::version).max().unwrap_or_default().max(end.last);
+    if highest < flushed.min(served) {
         return Err(OpenError::Damaged(format!(
             "the log breaks off at segment {} offset {} after write {}, but it went on to write {served} when it was \
              opened before: data that was served is missing here; another copy or a backup is needed",
@@ -196,7 +198,7 @@ pub(in super::super) fn replay(
         end,
         segments,
         report,
-        highest: tail.highest,
+        highest,
         damaged,
     })
 }
@@ -205,6 +207,7 @@ pub(in super::super) fn replay(
 struct Doubtful {
     /// If a write up to this one was flushed, so was the record.
     proof: Version,
+    copies: bool,
     /// A mark behind it says that it was on stable storage.
     marked: bool,
     at: LogPosition,
@@ -254,7 +257,6 @@ struct Tail<'a> {
     seals: Seals,
     end: LogPosition,
     flushed: Version,
-    highest: Version,
     /// Bytes of the header of the record that is being replayed, and of all of it.
     record_bytes: Option<(usize, u64)>,
 }
@@ -308,8 +310,23 @@ impl Tail<'_> {
             }
             Body::Copied { blocks, zeros } => {
                 let size = self.superblock.checkpoint.size_blocks;
-                let blocks_fit = blocks.iter().all(|block| block.lba.0 < size);
-                blocks_fit && zeros.iter().all(|range| range.start < range.end && range.end.0 <= size)
+                // What is of this epoch was before the last write; everything else is of an older one.
+                let bound = Version {
+                    epoch: header.epoch,
+                    seq: Seq(0),
+                };
+                let can_be = |at: Version| {
+                    at > Version::default()
+                        && at
+                            < bound.max(Version {
+                                seq: last.seq.next(),
+                                ..last
+                            })
+                };
+                let mut blocks = blocks.iter();
+                let mut zeros = zeros.iter();
+                blocks.all(|block| block.lba.0 < size && can_be(block.version))
+                    && zeros.all(|range| range.start < range.end && range.end.0 <= size && can_be(range.version))
             }
             Body::Join { base } => header.epoch > last.epoch || *base >= last.seq,
             Body::Next { .. } | Body::FlushMark => true,
@@ -486,8 +503,6 @@ impl Tail<'_> {
         let all = copies.len();
         copies.retain(|op| self.is_before_end(op.version()));
         let dropped = copies.len() < all;
-        let newest = copies.iter().map(Op::version).max();
-        self.highest = self.highest.max(newest.unwrap_or_default());
         ops.extend(copies);
         Ok((bad, dropped))
     }

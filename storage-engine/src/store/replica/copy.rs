@@ -10,7 +10,8 @@ use crate::types::{Lba, PAGE_BYTES, Version};
 pub struct Copies {
     /// They were newer than what was here, and are in the log.
     pub applied: u64,
-    /// What is here is as new or newer, or the stream brings it.
+    /// What is here is as new or newer; or the stream brings it, unless its epoch ends before; or it lies behind the end of
+    /// its epoch.
     pub superseded: u64,
 }
 

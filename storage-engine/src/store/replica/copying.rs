@@ -136,8 +136,10 @@ impl Store {
 
     /// Appends the next record of copies, if there are any and there is room.
     pub(in super::super) fn run_copies(&mut self) {
-        // A revert takes everything in the log to the snapshot; what comes behind it waits.
-        if self.is_promising() || self.is_reverting() || self.copying.records_out >= RECORDS_MAX {
+        // A revert takes everything in the log to the snapshot; what comes behind it waits. So do copies for an end that
+        // is being settled: some of them may lie behind it.
+        let waits = !self.amendments.is_empty() || self.is_reverting();
+        if waits || self.copying.records_out >= RECORDS_MAX {
             return;
         }
         let Some(index) = self.copying.orders.iter().position(|order| !order.left.is_empty()) else {
@@ -197,13 +199,16 @@ impl Store {
         missing
     }
 
-    /// The stream brings it, or the log and memory have something that is not older.
+    /// It is not wanted, or the log and memory have something that is not older.
     fn is_superseded_in_memory(&self, lba: Lba, version: Version) -> bool {
-        self.is_ahead_of_stream(version) || self.version_in_memory(lba).is_some_and(|have| have >= version)
+        self.is_unwanted(version) || self.version_in_memory(lba).is_some_and(|have| have >= version)
     }
 
-    fn is_ahead_of_stream(&self, version: Version) -> bool {
-        version.epoch == self.superblock.epoch && version > self.log.position.last
+    /// The stream brings it, or it was decided never to have happened.
+    fn is_unwanted(&self, version: Version) -> bool {
+        let end = self.superblock.end_of(version.epoch);
+        let ahead = version.epoch == self.superblock.epoch && version > self.log.position.last;
+        ahead || end.is_some_and(|end| version.seq > end)
     }
 
     /// What of the first items is newer than all that is here, as much as a record takes.
@@ -226,7 +231,7 @@ impl Store {
                     }
                 }
                 Stored::Zeros { start, end, version } => {
-                    if *version == Version::default() || self.is_ahead_of_stream(*version) {
+                    if *version == Version::default() || self.is_unwanted(*version) {
                         draft.copies.superseded += end.0 - start.0;
                     } else {
                         let Seen::Rows(walk) = &item.seen else {

@@ -23,6 +23,13 @@ pub struct Row {
     pub zero: bool,
 }
 
+impl Row {
+    /// It goes on in `next`.
+    pub(super) fn joins(&self, next: &Row) -> bool {
+        self.zero && next.zero && self.version == next.version && self.end == next.start
+    }
+}
+
 /// A page of the map that has to be read first.
 pub(super) type NeedPage = (PageName, Entry);
 
@@ -58,18 +65,23 @@ impl MapWalk {
             (self.checkpoint, self.at) = (current, self.from);
             self.found.clear();
         }
-        while self.at < self.end && self.found.len() < rows_max {
-            match store.next_newer(self.at, self.after)? {
-                Some(row) if row.start < self.end => {
-                    let row = Row {
-                        end: row.end.min(self.end),
-                        ..row
-                    };
-                    self.at = row.end;
-                    self.found.push(row);
-                }
-                _ => self.at = self.end,
+        while self.at < self.end {
+            let next = store.next_newer(self.at, self.after)?;
+            let Some(row) = next.filter(|row| row.start < self.end) else {
+                self.at = self.end;
+                return Ok(());
+            };
+            let end = row.end.min(self.end);
+            // A zeroed range lies in many pages.
+            if let Some(before) = self.found.last_mut().filter(|before| before.joins(&row)) {
+                before.end = end;
+            } else if self.found.len() == rows_max {
+                self.at = row.start;
+                return Ok(());
+            } else {
+                self.found.push(Row { end, ..row });
             }
+            self.at = end;
         }
         Ok(())
     }

@@ -79,8 +79,7 @@ impl Store {
         while let Some(mut row) = sweep.next(at).filter(|row| row.start < until) {
             row.end = row.end.min(until);
             at = row.end;
-            let joins = |last: &&mut Row| last.zero && row.zero && last.version == row.version && last.end == row.start;
-            if let Some(last) = rows.last_mut().filter(joins) {
+            if let Some(last) = rows.last_mut().filter(|last| last.joins(&row)) {
                 last.end = row.end;
                 continue;
             }
