@@ -13,8 +13,10 @@ use super::rng::Rng;
 use super::store::write_id;
 use super::swarm::Swarm;
 
-/// Requests that may be under way.
-const DEPTH: usize = 16;
+/// Writes and flushes that may be under way, and reads: who waits for one goes on with the other, as guests with several
+/// programs do. A primary that is cut off and does not know it yet is asked to read.
+const WRITES_MAX: usize = 10;
+const READS_MAX: usize = 16;
 /// Requests that the guest makes when the faults have stopped.
 const LAST_REQUESTS: u64 = 40;
 
@@ -98,8 +100,9 @@ impl Guest {
             calm,
             now_us,
         } = moment;
-        let busy = self.writes.len() + self.flushes.len() + self.reads.len() >= DEPTH;
-        if !self.serving || self.leaving || busy || !primary.is_serving() || !primary.has_room() {
+        let may_write = self.writes.len() + self.flushes.len() < WRITES_MAX;
+        let may_read = self.reads.len() < READS_MAX;
+        if !self.serving || self.leaving || !(may_write || may_read) || !primary.is_serving() || !primary.has_room() {
             return;
         }
         if calm {
@@ -112,7 +115,14 @@ impl Guest {
             }
         }
         let chance = rng.below(100);
-        if chance < swarm.flush_percent {
+        let reads = chance >= swarm.flush_percent && chance < swarm.flush_percent + swarm.read_percent;
+        if reads || !may_write || now_us < self.writes_from_us {
+            if may_read {
+                let start = rng.below(blocks);
+                let count = rng.between(1, 8.min(blocks - start));
+                self.read(primary, oracle, Lba(start), count);
+            }
+        } else if chance < swarm.flush_percent {
             let written = Version {
                 epoch: primary.epoch(),
                 seq: self.written,
@@ -124,10 +134,6 @@ impl Guest {
             }
             self.flushes.push(Flush { upto: written, covers });
             primary.sync();
-        } else if chance < swarm.flush_percent + swarm.read_percent || now_us < self.writes_from_us {
-            let start = rng.below(blocks);
-            let count = rng.between(1, 8.min(blocks - start));
-            self.read(primary, oracle, Lba(start), count);
         } else {
             self.write::<B>(primary, oracle, rng, swarm, (volume, blocks));
         }

@@ -32,8 +32,13 @@ fn in_one_piece(parts: &[Buf]) -> Option<Buf> {
         [] => None,
         [one] => Some(one.clone()),
         parts => {
-            let bytes: Vec<u8> = parts.iter().flat_map(|part| part.as_ref()).copied().collect();
-            Some(BufMut::copy_of(&bytes).freeze())
+            let mut all = BufMut::for_reading(parts.iter().map(Buf::len).sum());
+            let mut rest = all.as_mut();
+            for part in parts {
+                let place = rest.split_off_mut(..part.len()).expect("it has room for all of them");
+                place.copy_from_slice(part.as_ref());
+            }
+            Some(all.freeze())
         }
     }
 }

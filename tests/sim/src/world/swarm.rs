@@ -61,8 +61,13 @@ impl Swarm {
             skew: maybe(rng, 60, 1, 99),
             think_us: rng.between(500, 20_000),
             zero_percent: rng.between(0, 30),
-            flush_percent: rng.between(1, 20),
-            read_percent: rng.between(10, 60),
+            flush_percent: rng.between(1, 15),
+            // Some guests hardly write: their reads seldom wait for writes that wait.
+            read_percent: if rng.percent(30) {
+                rng.between(85, 98)
+            } else {
+                rng.between(10, 60)
+            },
         }
     }
 }
