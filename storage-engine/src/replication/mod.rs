@@ -28,7 +28,7 @@ pub mod replica;
 mod replica_store;
 pub mod wire;
 
-use std::fmt;
+use std::fmt::{self, Display};
 
 pub use config::{Change, Config, ConfigError};
 pub use message::{Ask, FromReplica, Reply, ToReplica};
@@ -36,6 +36,8 @@ pub use mutant::{Mutant, Mutants};
 pub use primary::Primary;
 pub use replica::Replica;
 pub use replica_store::{CopyMode, ReplicaEvent, ReplicaStore};
+
+use crate::types::Hex;
 
 /// Names a replica: the uid of its object.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -49,13 +51,9 @@ pub struct Incarnation(pub [u8; 16]);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Stamp(pub u64);
 
-fn hex(bytes: &[u8; 16], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-}
-
-impl fmt::Display for ReplicaId {
+impl Display for ReplicaId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        hex(&self.0, f)
+        Hex(&self.0).fmt(f)
     }
 }
 
@@ -67,7 +65,7 @@ impl fmt::Debug for ReplicaId {
 
 impl fmt::Debug for Incarnation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        hex(&self.0, f)
+        Hex(&self.0).fmt(f)
     }
 }
 

@@ -42,9 +42,7 @@ pub enum ReplicaOutput {
 /// Whom it obeys.
 #[derive(Clone, Copy, Debug)]
 struct Session {
-    epoch: Epoch,
-    incarnation: Incarnation,
-    round: u64,
+    to: Address,
     /// The ends of the epochs before are settled: records may come.
     active: bool,
 }
@@ -52,9 +50,7 @@ struct Session {
 /// A promise that is not answered yet.
 #[derive(Clone, Copy, Debug)]
 struct Promising {
-    epoch: Epoch,
-    incarnation: Incarnation,
-    round: u64,
+    to: Address,
     row: Option<KeyRow>,
     durable: bool,
     /// The leases of lower epochs have run out.
@@ -90,17 +86,6 @@ struct Address {
 impl Address {
     fn of(message: &ToReplica) -> Address {
         let (epoch, incarnation, round) = (message.epoch, message.incarnation, message.round);
-        Address {
-            epoch,
-            incarnation,
-            round,
-        }
-    }
-}
-
-impl Session {
-    fn address(&self) -> Address {
-        let (epoch, incarnation, round) = (self.epoch, self.incarnation, self.round);
         Address {
             epoch,
             incarnation,
@@ -212,7 +197,7 @@ impl<S: ReplicaStore> Replica<S> {
         if let Some(session) = self.session {
             let why = Refusal::Diverged;
             let promised = self.fence;
-            self.reply(session.address(), Reply::Refused { promised, why });
+            self.reply(session.to, Reply::Refused { promised, why });
         }
         self.stopped = Some(why);
     }
@@ -281,13 +266,13 @@ impl<S: ReplicaStore> Replica<S> {
             _ if message.boot != self.boot && !self.mutants.has(Mutant::BootIgnored) => {
                 return self.refuse(&message, Refusal::NoSession);
             }
-            Some(session) if session.epoch == message.epoch => session,
+            Some(session) if session.to.epoch == message.epoch => session,
             _ => return self.refuse(&message, Refusal::NoSession),
         };
-        if session.incarnation != message.incarnation {
+        if session.to.incarnation != message.incarnation {
             return self.refuse(&message, Refusal::OtherIncarnation);
         }
-        if session.round != message.round {
+        if session.to.round != message.round {
             return; // it comes late, and what it was meant for was decided anew
         }
         let to = Address::of(&message);
@@ -360,23 +345,24 @@ impl<S: ReplicaStore> Replica<S> {
     }
 
     fn promise(&mut self, message: &ToReplica, row: Option<KeyRow>) {
-        let (epoch, incarnation, round) = (message.epoch, message.incarnation, message.round);
+        let to = Address::of(message);
+        let epoch = to.epoch;
         if epoch == self.fence {
-            let known = self.session.map(|session| (session.epoch, session.incarnation));
-            let pending = self.promising.map(|promising| (promising.epoch, promising.incarnation));
-            match known.filter(|(known, _)| *known == epoch).or(pending) {
-                Some((_, other)) if other != incarnation => {
+            let known = self.session.map(|session| session.to);
+            let pending = self.promising.map(|promising| promising.to);
+            match known.filter(|known| known.epoch == epoch).or(pending) {
+                Some(other) if other.incarnation != to.incarnation => {
                     return self.refuse(message, Refusal::OtherIncarnation);
                 }
                 // Asked again.
-                Some(_) => return self.another_round(round),
+                Some(_) => return self.another_round(to.round),
                 None => {}
             }
         }
         // An earlier start answered this promise, and so waited for the leases of lower epochs, if it was told how those ended.
         let again = epoch == self.fence && self.session.is_none() && self.promising.is_none();
         let ends = self.open_store().ends();
-        let leases_over = again && (epoch.0 <= 1 || end_of(&ends, Epoch(epoch.0 - 1)).is_some());
+        let leases_over = again && (epoch.0 <= 1 || ends.iter().any(|row| row.covers(Epoch(epoch.0 - 1))));
         self.fence = epoch;
         self.session = None;
         self.settling = None;
@@ -386,9 +372,7 @@ impl<S: ReplicaStore> Replica<S> {
         let pending = self.promising.is_some_and(|promising| !promising.durable);
         let durable = self.open_store().promised() >= epoch;
         self.promising = Some(Promising {
-            epoch,
-            incarnation,
-            round,
+            to,
             row,
             durable,
             leases_over,
@@ -404,33 +388,27 @@ impl<S: ReplicaStore> Replica<S> {
     /// Tells that it is there, while an answer takes its time: so whoever is not there can be told apart.
     fn tell_promising(&mut self) {
         if let Some(promising) = self.promising {
-            let (epoch, incarnation, round) = (promising.epoch, promising.incarnation, promising.round);
-            let to = Address {
-                epoch,
-                incarnation,
-                round,
-            };
-            self.reply(to, Reply::Promising);
+            self.reply(promising.to, Reply::Promising);
         }
     }
 
     /// The same primary asks again, or begins anew.
     fn another_round(&mut self, round: u64) {
         if let Some(promising) = &mut self.promising {
-            promising.round = promising.round.max(round);
+            promising.to.round = promising.to.round.max(round);
             self.tell_promising();
         } else if let Some(session) = &mut self.session {
-            if round < session.round {
+            if round < session.to.round {
                 return;
             }
-            if round > session.round {
-                (session.round, session.active) = (round, false);
+            if round > session.to.round {
+                (session.to.round, session.active) = (round, false);
                 self.settling = None;
                 self.joining = None;
                 self.queue.clear();
             }
             if let Some(session) = self.session {
-                self.promised(session.address());
+                self.promised(session.to);
             }
         }
     }
@@ -445,13 +423,11 @@ impl<S: ReplicaStore> Replica<S> {
         }
         self.promising = None;
         let session = Session {
-            epoch: promising.epoch,
-            incarnation: promising.incarnation,
-            round: promising.round,
+            to: promising.to,
             active: false,
         };
         self.session = Some(session);
-        self.promised(session.address());
+        self.promised(session.to);
     }
 
     fn promised(&mut self, to: Address) {
@@ -518,7 +494,7 @@ impl<S: ReplicaStore> Replica<S> {
         self.settling = None;
         if let Some(session) = &mut self.session {
             session.active = true;
-            let to = session.address();
+            let to = session.to;
             self.reply(to, Reply::Settled);
         }
     }
@@ -587,7 +563,7 @@ impl<S: ReplicaStore> Replica<S> {
 
     fn reply_session(&mut self, reply: Reply) {
         if let Some(session) = self.session {
-            self.reply(session.address(), reply);
+            self.reply(session.to, reply);
         }
     }
 
@@ -617,10 +593,10 @@ impl<S: ReplicaStore> Replica<S> {
         match event {
             ReplicaEvent::Promised(epoch) => {
                 let Some(promising) = &mut self.promising else { return };
-                if epoch >= promising.epoch {
+                if epoch >= promising.to.epoch {
                     promising.durable = true;
                 } else {
-                    let (epoch, row) = (promising.epoch, promising.row);
+                    let (epoch, row) = (promising.to.epoch, promising.row);
                     self.open_store().promise(epoch, row);
                 }
                 self.answer_promise();
@@ -670,10 +646,4 @@ impl<S: ReplicaStore> Replica<S> {
             self.reply(asked.to, reply(asked.id));
         }
     }
-}
-
-/// Where an epoch ended, if that is known.
-pub(super) fn end_of(ends: &[EpochEnd], epoch: Epoch) -> Option<Seq> {
-    let row = ends.iter().find(|row| (row.first..=row.last).contains(&epoch));
-    row.map(|row| row.end)
 }

@@ -195,7 +195,18 @@ struct In<'a> {
     taken: usize,
 }
 
-impl In<'_> {
+impl<'a> In<'a> {
+    fn new(body: &'a [u8], payload: Option<Buf>) -> In<'a> {
+        let taken = 0;
+        In { body, payload, taken }
+    }
+
+    /// What every body begins with: the incarnation, the round, and the start of the replica.
+    fn sender(&mut self) -> Result<(Incarnation, u64, u64), WireError> {
+        let incarnation = Incarnation(self.array("an incarnation")?);
+        Ok((incarnation, self.u64("a round")?, self.u64("a start")?))
+    }
+
     fn array<const N: usize>(&mut self, what: &'static str) -> Result<[u8; N], WireError> {
         let (value, rest) = self.body.split_first_chunk::<N>().ok_or(WireError::Short(what))?;
         self.body = rest;
@@ -478,13 +489,8 @@ pub fn unpack_ask(
     body: &[u8],
     payload: Option<Buf>,
 ) -> Result<ToReplica, WireError> {
-    let mut from = In {
-        body,
-        payload,
-        taken: 0,
-    };
-    let incarnation = Incarnation(from.array("an incarnation")?);
-    let (round, boot) = (from.u64("a round")?, from.u64("a start")?);
+    let mut from = In::new(body, payload);
+    let (incarnation, round, boot) = from.sender()?;
     let ask = match kind {
         kind::PROMISE => Ask::Promise { row: from.row()? },
         kind::TRIM => Ask::Trim { ends: from.ends()? },
@@ -603,13 +609,8 @@ pub fn unpack_reply(
     body: &[u8],
     payload: Option<Buf>,
 ) -> Result<FromReplica, WireError> {
-    let mut from = In {
-        body,
-        payload,
-        taken: 0,
-    };
-    let incarnation = Incarnation(from.array("an incarnation")?);
-    let (round, boot) = (from.u64("a round")?, from.u64("a start")?);
+    let mut from = In::new(body, payload);
+    let (incarnation, round, boot) = from.sender()?;
     let reply = match kind {
         kind::PROMISING => Reply::Promising,
         kind::PROMISED => Reply::Promised {

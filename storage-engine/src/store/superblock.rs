@@ -100,6 +100,18 @@ pub struct EpochEnd {
     pub end: Seq,
 }
 
+impl EpochEnd {
+    /// True if it says where this epoch ended.
+    pub fn covers(&self, epoch: Epoch) -> bool {
+        (self.first..=self.last).contains(&epoch)
+    }
+
+    /// The epochs that it is about.
+    pub fn epochs(&self) -> impl Iterator<Item = Epoch> + use<> {
+        (self.first.0..=self.last.0).map(Epoch)
+    }
+}
+
 /// All a superblock says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Superblock {
@@ -298,10 +310,7 @@ impl Superblock {
 
     /// Where the log of `epoch` ends, if that is settled; writes behind it are stale.
     pub fn end_of(&self, epoch: Epoch) -> Option<Seq> {
-        self.epoch_ends
-            .iter()
-            .find(|end| (end.first..=end.last).contains(&epoch))
-            .map(|end| end.end)
+        self.epoch_ends.iter().find(|end| end.covers(epoch)).map(|end| end.end)
     }
 
     /// Replay starts behind the epochs that ended before the checkpoint. Where there are other replicas, somebody may still

@@ -31,8 +31,6 @@ pub(super) struct Copier {
     alone_until: Lba,
     /// Rows that the target lacked.
     pub lacked: u64,
-    done: bool,
-    failed: Option<Progress>,
 }
 
 /// How far it is.
@@ -53,22 +51,26 @@ enum Stage {
         has: Option<Rows>,
         lacks: Option<Rows>,
     },
-    Take {
-        lacking: VecDeque<Row>,
-        next: Option<Lba>,
-    },
+    Take(Part),
     Read {
         id: u64,
         row: Row,
-        lacking: VecDeque<Row>,
-        next: Option<Lba>,
+        part: Part,
     },
     Copy {
         id: u64,
         blocks: Vec<Stored>,
-        lacking: VecDeque<Row>,
-        next: Option<Lba>,
+        part: Part,
     },
+    End(Progress),
+}
+
+/// What is left of a part that both listed.
+#[derive(Debug, Default)]
+struct Part {
+    lacking: VecDeque<Row>,
+    /// Where the next one begins.
+    next: Option<Lba>,
 }
 
 impl Copier {
@@ -84,13 +86,11 @@ impl Copier {
             since_ms: 0,
             alone_until: Lba(0),
             lacked: 0,
-            done: false,
-            failed: None,
         }
     }
 
     fn fail(&mut self, whose: Progress) {
-        self.failed = Some(whose);
+        self.stage = Stage::End(whose);
     }
 
     /// Goes on behind a part.
@@ -101,7 +101,7 @@ impl Copier {
                 self.at = next;
                 self.stage = Stage::Next;
             }
-            None => self.done = true,
+            None => self.stage = Stage::End(Progress::Done),
         }
     }
 }
@@ -110,11 +110,8 @@ impl Primary {
     /// Does what can be done now.
     pub(super) fn run_copier(&mut self, copier: &mut Copier) -> Progress {
         loop {
-            if let Some(failed) = copier.failed {
-                return failed;
-            }
-            if copier.done {
-                return Progress::Done;
+            if let Stage::End(progress) = copier.stage {
+                return progress;
             }
             let now_ms = self.now_ms;
             let again = now_ms >= copier.asked_ms + ASK_AGAIN_MS;
@@ -130,10 +127,10 @@ impl Primary {
                     lacks: Some(lacks),
                     ..
                 } => {
-                    let (lacking, next) = compare(&has, &lacks, copier.after, copier.until);
-                    copier.lacked += lacking.len() as u64;
+                    let part = compare(&has, &lacks, copier.after, copier.until);
+                    copier.lacked += part.lacking.len() as u64;
                     copier.since_ms = now_ms;
-                    copier.stage = Stage::Take { lacking, next };
+                    copier.stage = Stage::Take(part);
                 }
                 Stage::List {
                     source,
@@ -160,58 +157,49 @@ impl Primary {
                     }
                     return Progress::Going;
                 }
-                Stage::Take { mut lacking, next } => {
+                Stage::Take(mut part) => {
                     copier.since_ms = now_ms;
-                    let Some(row) = lacking.pop_front() else {
-                        copier.finish_part(next);
+                    let Some(row) = part.lacking.pop_front() else {
+                        copier.finish_part(part.next);
                         continue;
                     };
                     if row.zero && self.mutant(Mutant::ZeroesNotCopied) {
-                        copier.stage = Stage::Take { lacking, next };
+                        copier.stage = Stage::Take(part);
                         copier.lacked -= 1;
                         continue;
                     }
                     if row.zero {
                         let (start, end, version) = (row.start, row.end, row.version);
                         let blocks = vec![Stored::Zeros { start, end, version }];
-                        self.copy(copier, blocks, lacking, next);
+                        self.copy(copier, blocks, part);
                     } else {
-                        self.read_row(copier, row, lacking, next);
+                        self.read_row(copier, row, part);
                     }
                     return Progress::Going;
                 }
-                Stage::Read { row, lacking, next, id } => {
+                Stage::Read { id, row, part } => {
                     if given_up {
                         return Progress::SourceFailed;
                     }
                     if again {
-                        self.read_row(copier, row, lacking, next);
+                        self.read_row(copier, row, part);
                     } else {
-                        copier.stage = Stage::Read { id, row, lacking, next };
+                        copier.stage = Stage::Read { id, row, part };
                     }
                     return Progress::Going;
                 }
-                Stage::Copy {
-                    id,
-                    blocks,
-                    lacking,
-                    next,
-                } => {
+                Stage::Copy { id, blocks, part } => {
                     if given_up {
                         return Progress::TargetFailed;
                     }
                     if again {
-                        self.copy(copier, blocks, lacking, next);
+                        self.copy(copier, blocks, part);
                     } else {
-                        copier.stage = Stage::Copy {
-                            id,
-                            blocks,
-                            lacking,
-                            next,
-                        };
+                        copier.stage = Stage::Copy { id, blocks, part };
                     }
                     return Progress::Going;
                 }
+                Stage::End(_) => unreachable!("it was looked for"),
             }
         }
     }
@@ -245,25 +233,25 @@ impl Primary {
     }
 
     /// Reads this row from the source, and what follows it without a hole.
-    fn read_row(&mut self, copier: &mut Copier, row: Row, mut lacking: VecDeque<Row>, next: Option<Lba>) {
+    fn read_row(&mut self, copier: &mut Copier, row: Row, mut part: Part) {
         let mut row = row;
         while row.start >= copier.alone_until
             && row.end.0 - row.start.0 < COPY_BLOCKS_MAX as u64
-            && let Some(more) = lacking.front()
+            && let Some(more) = part.lacking.front()
             && !more.zero
             && more.start == row.end
         {
             row.end = more.end;
-            lacking.pop_front();
+            part.lacking.pop_front();
         }
         let id = self.id();
         let (lba, blocks) = (row.start, row.end.0 - row.start.0);
         self.ask(copier.source, Ask::Read { id, lba, blocks });
         copier.asked_ms = self.now_ms;
-        copier.stage = Stage::Read { id, row, lacking, next };
+        copier.stage = Stage::Read { id, row, part };
     }
 
-    fn copy(&mut self, copier: &mut Copier, blocks: Vec<Stored>, lacking: VecDeque<Row>, next: Option<Lba>) {
+    fn copy(&mut self, copier: &mut Copier, blocks: Vec<Stored>, part: Part) {
         let id = self.id();
         let ask = Ask::Copy {
             id,
@@ -272,22 +260,17 @@ impl Primary {
         };
         self.ask(copier.target, ask);
         copier.asked_ms = self.now_ms;
-        copier.stage = Stage::Copy {
-            id,
-            blocks,
-            lacking,
-            next,
-        };
+        copier.stage = Stage::Copy { id, blocks, part };
     }
 
     /// The copier that waits for this answer, if any.
     fn with_copier(&mut self, mut take: impl FnMut(&mut Primary, &mut Copier) -> bool) -> bool {
         if matches!(self.phase, Phase::Equalising(_)) {
-            let Phase::Equalising(mut equalise) = std::mem::replace(&mut self.phase, Phase::Settling) else {
+            let Phase::Equalising(mut copiers) = std::mem::replace(&mut self.phase, Phase::Settling) else {
                 unreachable!("it was just looked at")
             };
-            let taken = equalise.copiers.iter_mut().any(|copier| take(self, copier));
-            self.phase = Phase::Equalising(equalise);
+            let taken = copiers.iter_mut().any(|copier| take(self, copier));
+            self.phase = Phase::Equalising(copiers);
             return taken;
         } else if let Some(mut sync) = self.sync.take() {
             let taken = sync.copier_mut().is_some_and(|copier| take(self, copier));
@@ -325,22 +308,22 @@ impl Primary {
     pub(super) fn copier_read(&mut self, from: ReplicaId, read: u64, found: &Result<Vec<Stored>, String>) -> bool {
         let skips_zeroes = self.mutant(Mutant::ZeroesNotCopied);
         self.with_copier(|primary, copier| {
-            let Stage::Read { id, row, lacking, next } = &mut copier.stage else {
+            let Stage::Read { id, row, part } = &mut copier.stage else {
                 return false;
             };
             if *id != read || from != copier.source {
                 return false;
             }
-            let (row, mut lacking, next) = (*row, std::mem::take(lacking), *next);
+            let (row, mut part) = (*row, std::mem::take(part));
             // I15: damage is not copied. What was read with it is, block by block.
             let Ok(found) = found else {
                 if row.end.0 - row.start.0 > 1 {
                     for start in (row.start.0..row.end.0).rev().map(Lba) {
                         let end = Lba(start.0 + 1);
-                        lacking.push_front(Row { start, end, ..row });
+                        part.lacking.push_front(Row { start, end, ..row });
                     }
                     copier.alone_until = row.end;
-                    copier.stage = Stage::Take { lacking, next };
+                    copier.stage = Stage::Take(part);
                     return true;
                 }
                 copier.fail(Progress::SourceFailed);
@@ -355,9 +338,9 @@ impl Primary {
             let blocks: Vec<Stored> = blocks.cloned().collect();
             copier.since_ms = primary.now_ms;
             if blocks.is_empty() {
-                copier.stage = Stage::Take { lacking, next };
+                copier.stage = Stage::Take(part);
             } else {
-                primary.copy(copier, blocks, lacking, next);
+                primary.copy(copier, blocks, part);
             }
             true
         })
@@ -365,26 +348,26 @@ impl Primary {
 
     pub(super) fn copied(&mut self, from: ReplicaId, copy: u64, done: Result<(), String>) {
         self.with_copier(|primary, copier| {
-            let Stage::Copy { id, lacking, next, .. } = &mut copier.stage else {
+            let Stage::Copy { id, part, .. } = &mut copier.stage else {
                 return false;
             };
             if *id != copy || from != copier.target {
                 return false;
             }
-            let (lacking, next) = (std::mem::take(lacking), *next);
+            let part = std::mem::take(part);
             if done.is_err() {
                 copier.fail(Progress::TargetFailed);
                 return true;
             }
             copier.since_ms = primary.now_ms;
-            copier.stage = Stage::Take { lacking, next };
+            copier.stage = Stage::Take(part);
             true
         });
     }
 }
 
 /// What the source has between the two versions and the target has not, up to where both lists go; and where they go on.
-fn compare(has: &Rows, other: &Rows, after: Version, until: Version) -> (VecDeque<Row>, Option<Lba>) {
+fn compare(has: &Rows, other: &Rows, after: Version, until: Version) -> Part {
     let next = match (has.next, other.next) {
         (Some(one), Some(other)) => Some(one.min(other)),
         (one, other) => one.or(other),
@@ -416,7 +399,7 @@ fn compare(has: &Rows, other: &Rows, after: Version, until: Version) -> (VecDequ
             start = stop;
         }
     }
-    (lacking, next)
+    Part { lacking, next }
 }
 
 #[cfg(test)]
@@ -445,8 +428,8 @@ mod tests {
             rows: rows.to_vec(),
             next: next.map(Lba),
         };
-        let (lacking, next) = compare(&rows(has, next), &rows(other, other_next), version(2), version(10));
-        (lacking.into(), next.map(|next| next.0))
+        let part = compare(&rows(has, next), &rows(other, other_next), version(2), version(10));
+        (part.lacking.into(), part.next.map(|next| next.0))
     }
 
     #[test]

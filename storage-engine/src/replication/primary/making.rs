@@ -4,7 +4,6 @@ use super::super::mutant::Mutant;
 use super::super::timing::ASK_AGAIN_MS;
 use super::super::{Change, Config, Stamp};
 use super::{Phase, Primary, PrimaryOutput};
-use crate::types::Epoch;
 
 /// What became of a proposal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,21 +61,20 @@ impl Primary {
         if making.state != State::Proposed {
             return;
         }
-        match decision {
-            Decision::Made(stamp) => {
-                let (change, config) = (making.change.clone(), making.config.clone());
-                self.made(change, stamp, config);
-            }
-            Decision::Unknown if self.options.mutants.has(Mutant::UnknownIsMade) => {
-                let (change, config) = (making.change.clone(), making.config.clone());
-                let stamp = self.stamp;
-                self.made(change, stamp, config);
-            }
-            Decision::Unknown if self.options.mutants.has(Mutant::UnknownIsNotMade) => self.making = None,
-            Decision::Conflict | Decision::Unknown => {
-                making.state = State::Reading;
-                self.out.push_back(PrimaryOutput::ReadConfig);
-            }
+        let made = match decision {
+            Decision::Made(stamp) => Some(stamp),
+            Decision::Unknown if self.options.mutants.has(Mutant::UnknownIsMade) => Some(self.stamp),
+            Decision::Conflict | Decision::Unknown => None,
+        };
+        let unknown = decision == Decision::Unknown;
+        if let Some(stamp) = made {
+            let (change, config) = (making.change.clone(), making.config.clone());
+            self.made(change, stamp, config);
+        } else if unknown && self.options.mutants.has(Mutant::UnknownIsNotMade) {
+            self.making = None;
+        } else {
+            making.state = State::Reading;
+            self.out.push_back(PrimaryOutput::ReadConfig);
         }
         self.go_on();
     }
@@ -151,14 +149,5 @@ impl Primary {
             Change::Join(id) => self.joined(id),
             Change::Release => self.released(),
         }
-    }
-
-    /// A replica has promised a higher epoch than this one.
-    pub(super) fn doubt(&mut self, promised: Epoch) {
-        // Only a claim makes anybody ask for a promise, so there was one, whatever the object says now.
-        self.deposed(format!(
-            "a replica has promised epoch {} and refuses epoch {}",
-            promised.0, self.config.epoch.0
-        ));
     }
 }

@@ -30,12 +30,12 @@ use super::mutant::{Mutant, Mutants};
 use super::{Change, Config, Incarnation, ReplicaId, Stamp};
 use crate::seal::KeyRow;
 use crate::types::{Epoch, Seq, Version};
+use copier::Copier;
 pub use making::Decision;
 use making::Making;
 use member::{Member, Standing};
 use reads::Reads;
 use sync::Sync;
-use takeover::Equalise;
 
 /// What a primary is started with.
 #[derive(Clone, Debug)]
@@ -90,7 +90,8 @@ enum Phase {
     Promising(u64),
     /// Members cut off what is behind the end.
     Trimming(Version),
-    Equalising(Equalise),
+    /// Members are given what they lack.
+    Equalising(Vec<Copier>),
     Settling,
     Serving,
     Releasing,
@@ -310,7 +311,11 @@ impl Primary {
                 if self.mutant(Mutant::NeverDeposed) {
                     return;
                 }
-                self.doubt(promised);
+                // Only a claim makes anybody ask for a promise, so there was one, whatever the object says now.
+                self.deposed(format!(
+                    "{id:?} has promised epoch {} and refuses epoch {}",
+                    promised.0, self.config.epoch.0
+                ));
             }
             Refusal::OtherIncarnation => self.deposed(format!(
                 "I3: {id:?} has promised epoch {} to another incarnation",
@@ -322,9 +327,7 @@ impl Primary {
                 {
                     member.lost_session(self.now_ms);
                     self.sync_lost(id);
-                    if let Phase::Trimming(_) | Phase::Equalising(_) | Phase::Settling = self.phase {
-                        self.start_over(self.now_ms);
-                    }
+                    self.members_changed();
                 }
             }
             Refusal::Stranger | Refusal::Diverged => self.failed(id, format!("it refuses: {why:?}")),

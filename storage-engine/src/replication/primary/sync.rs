@@ -12,7 +12,7 @@
 use super::super::limits::REPLAY_RECORDS_MAX;
 use super::super::message::Ask;
 use super::super::mutant::Mutant;
-use super::super::timing::MEMBER_TIMEOUT_MS;
+use super::super::timing::{ASK_AGAIN_MS, MEMBER_TIMEOUT_MS};
 use super::super::{Change, ReplicaId};
 use super::copier::{Copier, Progress};
 use super::member::{Member, Standing};
@@ -119,7 +119,7 @@ impl Primary {
                     sync.stage = Stage::Barrier(base);
                 } else if now_ms > sync.since_ms + MEMBER_TIMEOUT_MS {
                     return false;
-                } else if now_ms >= member.asked_ms + super::super::timing::ASK_AGAIN_MS {
+                } else if now_ms >= member.asked_ms + ASK_AGAIN_MS {
                     self.members.get_mut(&id).expect("it is there").asked_ms = now_ms;
                     self.ask(id, Ask::Join { base });
                 }
@@ -140,16 +140,15 @@ impl Primary {
                 match self.run_copier(copier) {
                     Progress::Going => {}
                     Progress::TargetFailed => return false,
-                    // From another one.
-                    Progress::SourceFailed => match self.copier_for(id, base, Some(copier.source)) {
-                        Some(again) => **copier = again,
-                        None => return false,
-                    },
-                    Progress::Done if copier.lacked > 0 => match self.copier_for(id, base, None) {
-                        Some(again) => **copier = again,
-                        None => return false,
-                    },
-                    Progress::Done => {
+                    // Once more: from another source, or to see that nothing is lacking now.
+                    progress if progress == Progress::SourceFailed || copier.lacked > 0 => {
+                        let failed = (progress == Progress::SourceFailed).then_some(copier.source);
+                        let Some(again) = self.copier_for(id, base, failed) else {
+                            return false;
+                        };
+                        **copier = again;
+                    }
+                    Progress::SourceFailed | Progress::Done => {
                         let upto = self.version(self.written);
                         sync.stage = Stage::Flush(upto);
                         self.flush_to = self.flush_to.max(upto);

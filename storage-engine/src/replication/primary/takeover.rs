@@ -2,7 +2,8 @@
 //!
 //! The set that begins is fixed first: whoever does not answer is recorded as out, and only then is it decided how far
 //! the epochs before went: to the longest log among those that answered. Who has more, copied there by a takeover that
-//! ended half way, cuts it off; then all get what they lack; then they note the end. Writes that no client was told of may be kept or dropped, but only once, and before anything is read.
+//! ended half way, cuts it off; then all get what they lack; then they note the end. Writes that no client was told of may
+//! be kept or dropped, but only once, and before anything is read.
 
 use std::collections::BTreeSet;
 
@@ -15,12 +16,6 @@ use super::member::{Member, Standing};
 use super::{Phase, Primary, PrimaryEvent};
 use crate::store::layout::EpochEnd;
 use crate::types::{Epoch, Seq, Version};
-
-/// Members being made equal.
-#[derive(Debug)]
-pub(super) struct Equalise {
-    pub copiers: Vec<Copier>,
-}
 
 impl Primary {
     pub(super) fn claimed(&mut self) {
@@ -173,7 +168,7 @@ impl Primary {
         self.ends.clear();
         let told = std::mem::take(&mut self.members.get_mut(&longest).expect("it answered").ends);
         for row in &told {
-            for epoch in (row.first.0..=row.last.0).map(Epoch).filter(|epoch| *epoch < end.epoch) {
+            for epoch in row.epochs().filter(|epoch| *epoch < end.epoch) {
                 self.ends.insert(epoch, row.end);
             }
         }
@@ -212,12 +207,7 @@ impl Primary {
         if self.give_up_on(Standing::Trimming) || self.begin_again() {
             return;
         }
-        let trimmed = |id: &ReplicaId| {
-            self.members
-                .get(id)
-                .is_some_and(|member| member.standing == Standing::Trimmed)
-        };
-        if !self.config.in_sync.iter().all(trimmed) {
+        if !self.all_stand(Standing::Trimmed) {
             return;
         }
         let lasts = self.lasts();
@@ -228,8 +218,13 @@ impl Primary {
             let behind = lasts.iter().filter(|(_, last)| *last < end);
             copiers.extend(behind.map(|(target, last)| Copier::new(source, *target, *last, end)));
         }
-        self.phase = Phase::Equalising(Equalise { copiers });
+        self.phase = Phase::Equalising(copiers);
         self.equalise();
+    }
+
+    fn all_stand(&self, standing: Standing) -> bool {
+        let stands = |id| self.members.get(id).is_some_and(|member| member.standing == standing);
+        self.config.in_sync.iter().all(stands)
     }
 
     /// Gives up on members that stand there for too long: cutting off a log and opening it again takes its time.
@@ -248,11 +243,11 @@ impl Primary {
         if self.begin_again() {
             return;
         }
-        let Phase::Equalising(mut equalise) = std::mem::replace(&mut self.phase, Phase::Settling) else {
+        let Phase::Equalising(mut copiers) = std::mem::replace(&mut self.phase, Phase::Settling) else {
             unreachable!("it is called in this phase")
         };
         let mut failed = BTreeSet::new();
-        equalise.copiers.retain_mut(|copier| match self.run_copier(copier) {
+        copiers.retain_mut(|copier| match self.run_copier(copier) {
             Progress::Going => true,
             Progress::Done => false,
             Progress::TargetFailed => {
@@ -269,8 +264,8 @@ impl Primary {
                 member.given_up = true;
             }
         }
-        if !equalise.copiers.is_empty() {
-            self.phase = Phase::Equalising(equalise);
+        if !copiers.is_empty() {
+            self.phase = Phase::Equalising(copiers);
             if !failed.is_empty() {
                 self.begin_again();
             }
@@ -293,38 +288,24 @@ impl Primary {
         if !self.config.in_sync.iter().any(late) {
             return false;
         }
-        self.start_over(now_ms);
+        self.start_over();
         true
     }
 
-    /// Asks all members again what they have. Whoever is not there since `since_ms` is left out.
-    pub(super) fn start_over(&mut self, since_ms: u64) {
+    /// Asks all members again what they have.
+    fn start_over(&mut self) {
         self.round += 1;
         for member in self.members.values_mut() {
             member.standing = Standing::Asked;
             (member.asked_ms, member.given_up, member.promising_ms) = (0, false, None);
         }
-        self.phase = Phase::Promising(since_ms);
+        self.phase = Phase::Promising(self.now_ms);
         self.gather();
     }
 
     pub(super) fn settle(&mut self) {
         self.ask_again();
-        let now_ms = self.now_ms;
-        let again = |id: &ReplicaId| {
-            let member = self.members.get(id);
-            member.is_some_and(|member| matches!(member.standing, Standing::Promised))
-        };
-        if self.config.in_sync.iter().any(again) {
-            // It was started again, and may have lost what it was given.
-            return self.start_over(now_ms);
-        }
-        let settled = |id: &ReplicaId| {
-            self.members
-                .get(id)
-                .is_some_and(|member| member.standing == Standing::Settled)
-        };
-        if self.config.in_sync.iter().all(settled) {
+        if self.all_stand(Standing::Settled) {
             return self.serve();
         }
         let _ = self.give_up_on(Standing::Settling) || self.begin_again();
@@ -376,10 +357,10 @@ impl Primary {
         rows
     }
 
-    /// The set of members is another one.
+    /// A member is gone, or was started again and may have lost what it was given: the beginning is decided anew.
     pub(super) fn members_changed(&mut self) {
         if let Phase::Trimming(_) | Phase::Equalising(_) | Phase::Settling = self.phase {
-            self.start_over(self.now_ms);
+            self.start_over();
         }
     }
 }

@@ -24,7 +24,7 @@ use super::{Store, StoreStats};
 use crate::buffer::BufMut;
 use crate::io::{Disk, FileId, IoFailure, SegmentId};
 use crate::seal::{KeyError, KeyProof};
-use crate::types::{Epoch, Identity, Lba, Seq, Version};
+use crate::types::{Epoch, Hex, Identity, Lba, Seq, Version};
 
 #[cfg(test)]
 pub(super) use format::segment_bytes_for;
@@ -162,10 +162,6 @@ pub(super) fn disk<T>(result: Result<T, IoFailure>, doing: impl FnOnce() -> Stri
     })
 }
 
-fn hex(bytes: &[u8; 16]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 fn check_identity(found: &Identity, expected: &Identity) -> Result<(), OpenError> {
     let parts = [
         ("cluster", found.cluster, expected.cluster),
@@ -176,8 +172,8 @@ fn check_identity(found: &Identity, expected: &Identity) -> Result<(), OpenError
         if found != expected {
             return Err(OpenError::WrongIdentity {
                 what,
-                found: hex(&found),
-                expected: hex(&expected),
+                found: Hex(&found).to_string(),
+                expected: Hex(&expected).to_string(),
             });
         }
     }

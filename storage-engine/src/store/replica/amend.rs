@@ -110,9 +110,8 @@ impl Store {
     /// again with [`Settle::Told`](super::super::Settle).
     pub fn beyond(&self, ends: &[EpochEnd]) -> Option<Version> {
         let highest = self.log.highest;
-        let covers = |row: &&EpochEnd| (row.first..=row.last).contains(&highest.epoch);
         ends.iter()
-            .find(covers)
+            .find(|row| row.covers(highest.epoch))
             .filter(|row| highest.seq > row.end)
             .map(|_| highest)
     }

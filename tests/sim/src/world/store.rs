@@ -102,7 +102,7 @@ impl Entry {
 const BLOCK: usize = 4096;
 
 fn behind(ends: &[EpochEnd], version: Version) -> bool {
-    let row = ends.iter().find(|row| (row.first..=row.last).contains(&version.epoch));
+    let row = ends.iter().find(|row| row.covers(version.epoch));
     row.is_some_and(|row| version.seq > row.end)
 }
 
@@ -299,7 +299,7 @@ impl SimStore {
                 self.disk.durable = self.disk.written;
                 self.note_durable();
                 for row in ends {
-                    for epoch in (row.first.0..=row.last.0).map(Epoch) {
+                    for epoch in row.epochs() {
                         self.disk.superblock.ends.insert(epoch, row.end);
                     }
                 }
@@ -402,7 +402,7 @@ impl Backend for SimStore {
                 disk.log.truncate(cut);
             }
             for row in ends {
-                for epoch in (row.first.0..=row.last.0).map(Epoch) {
+                for epoch in row.epochs() {
                     disk.superblock.ends.insert(epoch, row.end);
                 }
             }
