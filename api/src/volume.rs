@@ -300,6 +300,19 @@ pub struct Device {
     pub ready: bool,
 }
 
+impl GalleonVolumeSpec {
+    /// With fewer replicas in sync no write completes: half of them, rounded up, so that a volume of three survives a node
+    /// and still has two copies, and a volume of two survives one.
+    pub fn min_in_sync(&self) -> i32 {
+        self.replica_count.div_euclid(2) + self.replica_count.rem_euclid(2)
+    }
+
+    /// Whether it has copies that are kept alike, or just the one.
+    pub fn is_replicated(&self) -> bool {
+        self.replica_count > 1
+    }
+}
+
 impl GalleonVolume {
     /// The node the controller wants the volume on.
     pub fn attached_node(&self) -> Option<&str> {

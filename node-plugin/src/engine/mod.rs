@@ -22,6 +22,7 @@ mod scrub;
 mod served;
 mod settings;
 mod shard;
+mod spec;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -49,6 +50,7 @@ pub(crate) use memory::give_back_freed_memory;
 pub(crate) use open::explain;
 pub use scrub::{Finding, ScrubPlan};
 pub use settings::{Settings, VolumeKey};
+pub use spec::{Configs, HostSpec, Hosted, LeadSpec, ProposeDone, ReadDone, Route};
 pub use stats::{DiskPath, StoreReport, VolumeStats};
 
 /// How the node's engine is set up.
@@ -222,6 +224,37 @@ impl Engine {
         let inner = self.inner.clone();
         on_thread(format!("attach {}", spec.volume), move || inner.attach(spec)).await
     }
+
+    /// Leads the replicas of a volume.
+    pub async fn lead(&self, spec: LeadSpec) -> Result<Device, EngineError> {
+        Err(not_yet(&spec.volume))
+    }
+
+    /// Has a replica take part in its volume.
+    pub async fn host(&self, spec: HostSpec) -> Result<(), EngineError> {
+        Err(not_yet(&spec.volume))
+    }
+
+    /// Closes a hosted replica.
+    pub async fn unhost(&self, _replica: Uuid) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    /// Makes a hosted replica larger.
+    pub async fn grow_hosted(&self, replica: Uuid, _size_bytes: u64) -> Result<u64, EngineError> {
+        Err(not_yet(&replica.to_string()))
+    }
+
+    /// How a hosted replica fares.
+    pub fn hosted(&self, _replica: Uuid) -> Option<Hosted> {
+        None
+    }
+
+    /// Where the replicas of a volume are.
+    pub fn routes(&self, _volume_uid: Uuid, _routes: Vec<Route>) {}
+
+    /// The configuration of a volume may have changed.
+    pub fn look(&self, _volume: &str) {}
 
     /// Takes a volume down. Detaching what is not attached is fine.
     pub async fn detach(&self, volume: &str) -> Result<(), EngineError> {
@@ -487,6 +520,10 @@ impl Inner {
         self.tell(shard, message(done))?;
         answer.recv().map_err(|_| gone())
     }
+}
+
+fn not_yet(what: &str) -> EngineError {
+    EngineError::new(ErrorKind::Unsupported, format!("{what} has several replicas"))
 }
 
 fn gone() -> EngineError {

@@ -7,7 +7,7 @@ use galleonfs_api::reason;
 use uuid::Uuid;
 
 use crate::disk::FormatSpec;
-use crate::engine::{AttachSpec, Device, EngineError, StoreReport};
+use crate::engine::{AttachSpec, Device, EngineError, HostSpec, Hosted, LeadSpec, Route, StoreReport};
 
 /// A random number for one start of a store.
 pub fn salt() -> u64 {
@@ -59,12 +59,28 @@ pub trait NodeEngine: Send + Sync + 'static {
     fn remove_stale(&self) -> BoxFuture<'_, Result<(), EngineError>>;
     /// Opens the replica and makes its device.
     fn attach(&self, spec: AttachSpec) -> BoxFuture<'_, Result<Device, EngineError>>;
-    /// Takes the device down and closes the replica; one that is not attached is fine.
+    /// Leads the replicas of a volume, and makes its device once they are ready to serve. Afterwards it is an attached
+    /// volume like any other.
+    fn lead(&self, spec: LeadSpec) -> BoxFuture<'_, Result<Device, EngineError>>;
+    /// Takes the device down and closes the replica, or ends the epoch in order and gives up being the primary; one that
+    /// is not attached is fine.
     fn detach<'a>(&'a self, volume: &'a str) -> BoxFuture<'a, Result<(), EngineError>>;
     /// Makes the volume and its device larger; a size that is already reached is fine.
     fn grow<'a>(&'a self, volume: &'a str, size_bytes: u64) -> BoxFuture<'a, Result<Device, EngineError>>;
     /// The device, while there is one that works.
     fn device(&self, volume: &str) -> Option<Device>;
+    /// Opens a replica and has it take part in its volume. One that is hosted already is fine.
+    fn host(&self, spec: HostSpec) -> BoxFuture<'_, Result<(), EngineError>>;
+    /// Closes a hosted replica; one that is not hosted is fine.
+    fn unhost(&self, replica: Uuid) -> BoxFuture<'_, Result<(), EngineError>>;
+    /// Makes a hosted replica larger, durably; gives the size that it has then.
+    fn grow_hosted(&self, replica: Uuid, size_bytes: u64) -> BoxFuture<'_, Result<u64, EngineError>>;
+    /// How a hosted replica fares.
+    fn hosted(&self, replica: Uuid) -> Option<Hosted>;
+    /// Says where the replicas of a volume are. What was said before of this volume counts no longer.
+    fn routes(&self, volume_uid: Uuid, routes: Vec<Route>);
+    /// Somebody else may have changed the configuration of an attached volume: a replica was added, or given up.
+    fn look(&self, volume: &str);
     /// What a person should know about an attached volume.
     fn trouble(&self, volume: &str) -> Option<Trouble>;
     /// Counters of every attached volume, by name.

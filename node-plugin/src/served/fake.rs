@@ -9,7 +9,8 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 
 use super::{AttachSpec, Device, FormatSpec, NodeEngine, ReplicaDisks, Trouble, VolumeMetrics};
-use crate::engine::{EngineError, ErrorKind, StoreReport};
+use crate::engine::{EngineError, ErrorKind, HostSpec, Hosted, LeadSpec, Route, StoreReport};
+use uuid::Uuid;
 
 /// One sparse file per volume, in its replica directory, behind a loop device of the kernel's.
 #[derive(Debug, Default)]
@@ -19,6 +20,10 @@ pub struct FakeEngine {
     failures: Mutex<HashMap<String, String>>,
     attached: Mutex<Vec<AttachSpec>>,
     troubles: Mutex<HashMap<String, Trouble>>,
+    led: Mutex<Vec<LeadSpec>>,
+    hosted: Mutex<HashMap<Uuid, (HostSpec, Hosted)>>,
+    routes: Mutex<HashMap<Uuid, Vec<Route>>>,
+    looks: Mutex<Vec<String>>,
 }
 
 impl FakeEngine {
@@ -45,44 +50,80 @@ impl FakeEngine {
         self.attached.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Every volume of several replicas that was to be led, in order.
+    pub fn led(&self) -> Vec<LeadSpec> {
+        self.led.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Where the replicas of a volume are said to be.
+    pub fn routes_of(&self, volume_uid: Uuid) -> Vec<Route> {
+        let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        routes.get(&volume_uid).cloned().unwrap_or_default()
+    }
+
+    /// The volumes whose configurations were to be looked at, in order.
+    pub fn looks(&self) -> Vec<String> {
+        self.looks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn lead_now(&self, spec: LeadSpec) -> Result<Device, EngineError> {
+        let (volume, size_bytes, read_only) = (spec.volume.clone(), spec.size_bytes, spec.read_only);
+        self.led.lock().unwrap_or_else(PoisonError::into_inner).push(spec);
+        self.refuse_if_told(&volume)?;
+        // Gone with the device: the loop device keeps it as long as it is needed.
+        let file = std::env::temp_dir().join(format!("galleonfs-fake-{}", Uuid::new_v4()));
+        let device = self.device_on(&volume, &file, size_bytes, read_only);
+        std::fs::remove_file(&file).map_err(|error| EngineError::os(format!("remove {}", file.display()), error))?;
+        device
+    }
+
+    fn refuse_if_told(&self, volume: &str) -> Result<(), EngineError> {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        match failures.get(volume) {
+            Some(why) => Err(EngineError::new(ErrorKind::Failed, why)),
+            None => Ok(()),
+        }
+    }
+
     fn attach_now(&self, spec: AttachSpec) -> Result<Device, EngineError> {
         self.attached
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(spec.clone());
-        if let Some(why) = self
-            .failures
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(&spec.volume)
-        {
-            return Err(EngineError::new(ErrorKind::Failed, why));
-        }
-        if let Some(device) = self.device(&spec.volume) {
+        self.refuse_if_told(&spec.volume)?;
+        self.device_on(
+            &spec.volume,
+            &spec.replica_dir.join("fake"),
+            spec.size_bytes,
+            spec.read_only,
+        )
+    }
+
+    fn device_on(&self, volume: &str, file: &Path, size_bytes: u64, read_only: bool) -> Result<Device, EngineError> {
+        if let Some(device) = self.device(volume) {
             return Ok(device);
         }
-        let file = spec.replica_dir.join("fake");
         std::fs::OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(false)
-            .open(&file)
-            .and_then(|file| file.set_len(spec.size_bytes.max(file.metadata()?.len())))
+            .open(file)
+            .and_then(|file| file.set_len(size_bytes.max(file.metadata()?.len())))
             .map_err(|error| EngineError::os(format!("open {}", file.display()), error))?;
         let mut args = vec!["--show", "-f"];
-        if spec.read_only {
+        if read_only {
             args.push("-r");
         }
-        let path = losetup(&args, &[file])?;
+        let path = losetup(&args, &[file.to_owned()])?;
         let device = Device {
             path: PathBuf::from(path.trim()),
-            size_bytes: spec.size_bytes,
+            size_bytes,
             frontend: "fake",
         };
         self.devices
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(spec.volume, device.clone());
+            .insert(volume.to_owned(), device.clone());
         Ok(device)
     }
 
@@ -150,6 +191,62 @@ impl NodeEngine for FakeEngine {
 
     fn grow<'a>(&'a self, volume: &'a str, size_bytes: u64) -> BoxFuture<'a, Result<Device, EngineError>> {
         async move { self.grow_now(volume, size_bytes) }.boxed()
+    }
+
+    fn lead(&self, spec: LeadSpec) -> BoxFuture<'_, Result<Device, EngineError>> {
+        async move { self.lead_now(spec) }.boxed()
+    }
+
+    fn host(&self, spec: HostSpec) -> BoxFuture<'_, Result<(), EngineError>> {
+        let hosted = Hosted {
+            size_bytes: 0,
+            stopped: None,
+        };
+        let mut all = self.hosted.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(spec.replica_uid).or_insert((spec, hosted));
+        async { Ok(()) }.boxed()
+    }
+
+    fn unhost(&self, replica: Uuid) -> BoxFuture<'_, Result<(), EngineError>> {
+        self.hosted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&replica);
+        async { Ok(()) }.boxed()
+    }
+
+    fn grow_hosted(&self, replica: Uuid, size_bytes: u64) -> BoxFuture<'_, Result<u64, EngineError>> {
+        let mut all = self.hosted.lock().unwrap_or_else(PoisonError::into_inner);
+        let grown = match all.get_mut(&replica) {
+            Some((_, hosted)) => {
+                hosted.size_bytes = hosted.size_bytes.max(size_bytes);
+                Ok(hosted.size_bytes)
+            }
+            None => Err(EngineError::new(
+                ErrorKind::NotFound,
+                format!("replica {replica} is not hosted"),
+            )),
+        };
+        async { grown }.boxed()
+    }
+
+    fn hosted(&self, replica: Uuid) -> Option<Hosted> {
+        let all = self.hosted.lock().unwrap_or_else(PoisonError::into_inner);
+        all.get(&replica).map(|(_, hosted)| hosted.clone())
+    }
+
+    fn routes(&self, volume_uid: Uuid, routes: Vec<Route>) {
+        self.routes
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(volume_uid, routes);
+    }
+
+    fn look(&self, volume: &str) {
+        self.looks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(volume.to_owned());
     }
 
     fn device(&self, volume: &str) -> Option<Device> {

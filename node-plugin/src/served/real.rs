@@ -7,7 +7,10 @@ use futures::future::BoxFuture;
 
 use super::engine::{NodeEngine, ReplicaDisks, Trouble, VolumeMetrics};
 use crate::disk::{self, FormatSpec};
-use crate::engine::{self, AttachSpec, Device, Engine, EngineConfig, EngineError, StoreReport};
+use crate::engine::{
+    self, AttachSpec, Device, Engine, EngineConfig, EngineError, HostSpec, Hosted, LeadSpec, Route, StoreReport,
+};
+use uuid::Uuid;
 
 /// The engine of this process.
 #[derive(Debug)]
@@ -34,6 +37,34 @@ impl NodeEngine for RealEngine {
 
     fn attach(&self, spec: AttachSpec) -> BoxFuture<'_, Result<Device, EngineError>> {
         self.engine.attach(spec).boxed()
+    }
+
+    fn lead(&self, spec: LeadSpec) -> BoxFuture<'_, Result<Device, EngineError>> {
+        self.engine.lead(spec).boxed()
+    }
+
+    fn host(&self, spec: HostSpec) -> BoxFuture<'_, Result<(), EngineError>> {
+        self.engine.host(spec).boxed()
+    }
+
+    fn unhost(&self, replica: Uuid) -> BoxFuture<'_, Result<(), EngineError>> {
+        self.engine.unhost(replica).boxed()
+    }
+
+    fn grow_hosted(&self, replica: Uuid, size_bytes: u64) -> BoxFuture<'_, Result<u64, EngineError>> {
+        self.engine.grow_hosted(replica, size_bytes).boxed()
+    }
+
+    fn hosted(&self, replica: Uuid) -> Option<Hosted> {
+        self.engine.hosted(replica)
+    }
+
+    fn routes(&self, volume_uid: Uuid, routes: Vec<Route>) {
+        self.engine.routes(volume_uid, routes);
+    }
+
+    fn look(&self, volume: &str) {
+        self.engine.look(volume);
     }
 
     fn detach<'a>(&'a self, volume: &'a str) -> BoxFuture<'a, Result<(), EngineError>> {

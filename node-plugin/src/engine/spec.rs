@@ -1,0 +1,86 @@
+//! What the engine is told of volumes with several replicas: which replicas this node hosts, which volumes it leads, and
+//! where the replicas on other nodes are.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use galleonfs_storage_engine::replication::primary::Decision;
+use galleonfs_storage_engine::replication::{Config, Stamp};
+use uuid::Uuid;
+
+use super::Settings;
+use crate::disk::BlockSize;
+
+/// A replica that takes part in a volume of several, wherever that is attached.
+#[derive(Clone, Debug)]
+pub struct HostSpec {
+    /// Object name of the volume.
+    pub volume: String,
+    pub volume_uid: Uuid,
+    /// Object name of the replica.
+    pub replica: String,
+    pub replica_uid: Uuid,
+    pub cluster_id: Uuid,
+    pub replica_dir: PathBuf,
+}
+
+/// A volume of several replicas that this node was made the primary of.
+#[derive(Clone, Debug)]
+pub struct LeadSpec {
+    /// Object name of the volume.
+    pub volume: String,
+    pub volume_uid: Uuid,
+    pub cluster_id: Uuid,
+    /// The epoch that this node was made primary in, and the one start that it was granted to. A grant serves for one
+    /// attempt: whatever comes of it, the next one needs another.
+    pub epoch: u64,
+    pub incarnation: Uuid,
+    pub size_bytes: u64,
+    pub block_size: BlockSize,
+    pub read_only: bool,
+    pub settings: Settings,
+    /// With fewer in sync no write completes.
+    pub min_in_sync: usize,
+    /// The replica on this node, if there is one: reads go there.
+    pub prefer: Option<Uuid>,
+    pub configs: Arc<dyn Configs>,
+}
+
+/// Reads and changes the configuration of one volume. Whoever asks must not be made to wait: the answer is given to
+/// `done`, on any thread, exactly once.
+pub trait Configs: Send + Sync {
+    /// Reads it from the API server itself, not from a cache. `None`: it could not be read, or names a replica that is
+    /// not known.
+    fn read(&self, done: ReadDone);
+    /// Writes `config` if the object is still as it was when it was read with this stamp.
+    fn propose(&self, expected: Stamp, config: Config, done: ProposeDone);
+}
+
+pub type ReadDone = Box<dyn FnOnce(Option<(Stamp, Config)>) + Send>;
+pub type ProposeDone = Box<dyn FnOnce(Decision) + Send>;
+
+impl fmt::Debug for dyn Configs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Configs")
+    }
+}
+
+/// Where a replica is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub replica: Uuid,
+    /// The uid of the node, which its certificate bears.
+    pub node: Uuid,
+    pub addresses: Vec<SocketAddr>,
+}
+
+/// How a hosted replica fares.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hosted {
+    /// The size that also a power cut would leave.
+    pub size_bytes: u64,
+    /// Why it takes no more writes, if so.
+    pub stopped: Option<String>,
+}
