@@ -66,6 +66,11 @@ pub struct GalleonReplicaSpec {
     /// What placement counts against the pool: the size and the log's overhead.
     #[schemars(range(min = 1))]
     pub reserved_bytes: i64,
+    /// Whether the volume has several replicas. One of these takes part in its volume from the time it is made, wherever the
+    /// volume is attached; the only replica of a volume is opened by the node that serves it.
+    #[serde(default)]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("replicated is immutable"))]
+    pub replicated: bool,
 }
 
 /// How a replica fares, as its node sees it.

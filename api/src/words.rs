@@ -75,6 +75,8 @@ pub mod reason {
     pub const DISK_FULL: &str = "DiskFull";
     /// Writes of the volume wait, because its pool is full.
     pub const POOL_FULL: &str = "PoolFull";
+    /// Requests of the volume wait for replicas that do not answer, or for the API server.
+    pub const WAITING_FOR_REPLICAS: &str = "WaitingForReplicas";
     /// The directory carries the label of another cluster.
     pub const OTHER_CLUSTER: &str = "OtherCluster";
     /// The directory is labelled as another pool of this cluster.

@@ -164,6 +164,7 @@ pub fn new_replica(volume: &GalleonVolume, name: &str, pool: &StoragePool, reser
         size_bytes: volume.spec.size_bytes,
         block_size: volume.spec.block_size,
         reserved_bytes,
+        replicated: false,
     };
     let mut replica = GalleonReplica::new(name, spec);
     replica.finalizers_mut().push(REPLICA_FINALIZER.to_string());

@@ -34,6 +34,8 @@ pub enum Trouble {
     Broken(String),
     /// Its writes wait for room in the pool of this path.
     PoolFull(PathBuf),
+    /// A volume of several replicas does not go on until something else does: what, in words.
+    Waiting(String),
 }
 
 impl Trouble {
@@ -49,6 +51,7 @@ impl Trouble {
                 );
                 (reason::POOL_FULL, text)
             }
+            Trouble::Waiting(text) => (reason::WAITING_FOR_REPLICAS, text.clone()),
         }
     }
 }

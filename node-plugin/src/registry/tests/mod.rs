@@ -95,6 +95,7 @@ impl<E: NodeEngine> Bench<E> {
             size_bytes: 16 * MIB,
             block_size: 4096,
             reserved_bytes: 20 * MIB,
+            replicated: false,
         };
         let mut replica = GalleonReplica::new("v-a", spec);
         replica.finalizers_mut().push(REPLICA_FINALIZER.into());
