@@ -56,7 +56,7 @@ model:
 	$(CARGO) test --locked -p galleonfs-sim --test model larger -- --ignored --nocapture --test-threads 1
 
 # Replication on simulated nodes: SEEDS of them from FIRST on, with REAL=1 on the real store. A seed that fails is run again with SEEDS=1 FIRST=it.
-SIM := $(CARGO) run --quiet --release --locked -p galleonfs-sim --
+SIM := $(CARGO) run --quiet --locked -p galleonfs-sim --
 sim:
 	$(SIM) --seeds $(or $(SEEDS),10000) --first $(or $(FIRST),1) $(if $(REAL),--real)
 

@@ -176,9 +176,17 @@ impl<S: ReplicaStore> Replica<S> {
     }
 
     /// Goes on with a store that was opened again.
-    pub fn reopened(&mut self, store: S) {
+    pub fn reopened(&mut self, mut store: S) {
         assert!(self.store.is_none(), "the old store was given back first");
-        assert!(store.promised() >= self.fence, "I2: a promise is not forgotten");
+        if let Some(promising) = self.promising.as_mut().filter(|promising| !promising.durable) {
+            // What was on its way to the old store may have been lost with it.
+            promising.durable = store.promised() >= promising.to.epoch;
+            if !promising.durable {
+                store.promise(promising.to.epoch, promising.row);
+            }
+        } else {
+            assert!(store.promised() >= self.fence, "I2: a promise is not forgotten");
+        }
         self.store = Some(store);
         // The stream goes on only after it was settled again.
         if let Some(session) = &mut self.session {
@@ -190,6 +198,7 @@ impl<S: ReplicaStore> Replica<S> {
         self.joining = None;
         self.flush = None;
         self.asked.clear();
+        self.answer_promise();
     }
 
     /// The store could not be opened again: what it has cannot be brought in line.

@@ -89,6 +89,13 @@ impl Copier {
         }
     }
 
+    /// What this one was asked for may be lost: it is asked again at the next occasion.
+    pub fn ask_soon(&mut self, id: ReplicaId) {
+        if id == self.source || id == self.target {
+            self.asked_ms = 0;
+        }
+    }
+
     fn fail(&mut self, whose: Progress) {
         self.stage = Stage::End(whose);
     }

@@ -20,6 +20,7 @@ pub enum Decision {
 #[derive(Debug)]
 pub(super) struct Making {
     pub change: Change,
+    pub since_ms: u64,
     config: Config,
     state: State,
 }
@@ -35,11 +36,16 @@ enum State {
 impl Primary {
     /// Starts a change; none may be on its way.
     pub(super) fn make(&mut self, change: Change) {
-        assert!(self.making.is_none(), "one change at a time");
-        self.propose(change);
+        assert!(self.may_change(), "one change at a time");
+        self.propose(change, self.now_ms);
     }
 
-    fn propose(&mut self, change: Change) {
+    /// True if no change is on its way, and nobody is looking for those of others.
+    pub(super) fn may_change(&self) -> bool {
+        self.making.is_none() && !self.is_looking()
+    }
+
+    fn propose(&mut self, change: Change, since_ms: u64) {
         let config = self.config.with(&change);
         if let Err(broken) = config.follows(&self.config) {
             panic!("{broken}: {change:?} of {:?}", self.config);
@@ -50,6 +56,7 @@ impl Primary {
         });
         self.making = Some(Making {
             change,
+            since_ms,
             config,
             state: State::Proposed,
         });
@@ -85,6 +92,7 @@ impl Primary {
             return;
         }
         let Some((stamp, config)) = found else {
+            self.look_failed();
             if let Some(making) = self.making.as_mut().filter(|making| making.state == State::Reading) {
                 making.state = State::Waiting(self.now_ms + ASK_AGAIN_MS);
             }
@@ -107,18 +115,28 @@ impl Primary {
             }
             return self.deposed(format!("epoch {} was claimed by another primary", config.epoch.0));
         }
-        let Some(making) = self.making.take_if(|making| making.state == State::Reading) else {
+        let reading = matches!(&self.making, Some(making) if making.state == State::Reading);
+        if !(reading || self.is_looking()) || !self.adopt(stamp, config) {
             return;
-        };
-        if config.has(&making.change) {
-            self.made(making.change, stamp, config);
-        } else {
-            // The same again: if the first attempt is still on its way, one of the two comes too late.
-            self.stamp = stamp;
-            self.config = config;
-            self.propose(making.change);
+        }
+        if let Some(making) = self.making.take_if(|_| reading) {
+            if self.config.has(&making.change) {
+                self.made(making.change, stamp, self.config.clone());
+            } else if !self.is_pointless(&making.change) {
+                // The same again: if the first attempt is still on its way, one of the two comes too late.
+                self.propose(making.change, making.since_ms);
+            }
         }
         self.go_on();
+    }
+
+    /// True if somebody else has given the replica up that this is about. So the object is another than the one that the
+    /// change was proposed for, and it will not be made.
+    fn is_pointless(&self, change: &Change) -> bool {
+        match change {
+            Change::Sync(id) | Change::Join(id) => !self.config.out.contains_key(id),
+            Change::Claim(_) | Change::Drop(..) | Change::Release => false,
+        }
     }
 
     /// Reads the object again after it could not be read.

@@ -15,12 +15,17 @@
 //! - A change of the configuration whose outcome is unknown is repeated until it is known. It is never given up.
 
 mod copier;
+mod links;
+mod look;
 mod making;
 mod member;
 mod reads;
 mod stream;
 mod sync;
 mod takeover;
+#[cfg(test)]
+mod tests;
+mod waits;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -31,6 +36,7 @@ use super::{Change, Config, Incarnation, ReplicaId, Stamp};
 use crate::seal::KeyRow;
 use crate::types::{Epoch, Seq, Version};
 use copier::Copier;
+use look::Look;
 pub use making::Decision;
 use making::Making;
 use member::{Member, Standing};
@@ -107,6 +113,8 @@ pub struct Primary {
     stamp: Stamp,
     config: Config,
     making: Option<Making>,
+    /// Somebody else may have changed the configuration.
+    look: Option<Look>,
     phase: Phase,
     /// Attempts to begin the epoch.
     round: u64,
@@ -125,6 +133,8 @@ pub struct Primary {
     /// Everything up to here is to be durable.
     flush_to: Version,
     last_write_ms: u64,
+    /// When a request was completed last, or none waited.
+    moved_ms: u64,
     reads: Reads,
     sync: Option<Sync>,
     /// It ends in order, when everything is durable.
@@ -137,7 +147,8 @@ pub struct Primary {
 }
 
 impl Primary {
-    /// Claims the epoch after that of `config`, which was read with `stamp`.
+    /// Claims the epoch after that of `config`, which was read with `stamp`; or, if the same incarnation has claimed the
+    /// epoch of `config` already, begins that one.
     pub fn new(options: PrimaryOptions, stamp: Stamp, config: Config, now_ms: u64) -> Primary {
         let claim = Change::Claim(options.incarnation);
         let mut primary = Primary {
@@ -146,6 +157,7 @@ impl Primary {
             stamp,
             config,
             making: None,
+            look: None,
             phase: Phase::Claiming,
             round: 1,
             members: BTreeMap::new(),
@@ -157,6 +169,7 @@ impl Primary {
             replay_bytes: 0,
             flush_to: Version::default(),
             last_write_ms: now_ms,
+            moved_ms: now_ms,
             reads: Reads::default(),
             sync: None,
             closing: false,
@@ -165,7 +178,13 @@ impl Primary {
             out: VecDeque::new(),
             events: VecDeque::new(),
         };
-        primary.make(claim);
+        if primary.config.has(&claim) {
+            primary.claimed();
+            // Since it was claimed for us somebody may have added a replica.
+            primary.look();
+        } else {
+            primary.make(claim);
+        }
         primary
     }
 
@@ -213,6 +232,7 @@ impl Primary {
 
     /// Whatever has become possible.
     fn go_on(&mut self) {
+        self.look_when_free();
         match self.phase {
             Phase::Claiming | Phase::Released | Phase::Deposed => {}
             Phase::Promising(_) => self.gather(),
@@ -227,6 +247,7 @@ impl Primary {
                 self.flush();
                 self.serve_reads();
                 self.release_when_idle();
+                self.note_standstill();
             }
             Phase::Releasing => {}
         }
@@ -238,6 +259,7 @@ impl Primary {
         }
         self.phase = Phase::Deposed;
         self.making = None;
+        self.look = None;
         self.sync = None;
         self.replay.clear();
         self.reads = Reads::default();

@@ -97,6 +97,20 @@ impl Primary {
         preferred.or_else(|| sources.get(self.reads.turn % sources.len().max(1)).copied())
     }
 
+    /// Reads that were asked of this one are asked again, of another one if there is one.
+    pub(super) fn reads_lost(&mut self, source: ReplicaId) {
+        let lost = |read: &Read| !read.done && read.source == Some(source);
+        let asked = std::mem::take(&mut self.reads.asked);
+        let (lost, asked): (Vec<_>, Vec<_>) = asked.into_iter().partition(|(_, read)| lost(read));
+        self.reads.asked.extend(asked);
+        self.reads.waiting.extend(lost.into_iter().map(|(_, read)| read));
+    }
+
+    /// True if nobody waits for a read.
+    pub(super) fn no_reads(&self) -> bool {
+        self.reads.waiting.is_empty() && self.reads.asked.is_empty()
+    }
+
     fn is_bound(&self) -> bool {
         let bound = |id| {
             self.members
@@ -215,6 +229,7 @@ impl Primary {
         for id in ready {
             let read = self.reads.asked.remove(&id).expect("it was just listed");
             self.events.push_back(PrimaryEvent::Read(read.token, Ok(read.found)));
+            self.moved_ms = self.now_ms;
         }
         if !bound && !self.reads.asked.is_empty() {
             // Do not wait for the next beat.

@@ -63,7 +63,7 @@ impl Primary {
         Version { epoch, seq }
     }
 
-    fn streaming(&self) -> Vec<ReplicaId> {
+    pub(super) fn streaming(&self) -> Vec<ReplicaId> {
         let streaming = self.members.iter().filter(|(_, member)| member.streams());
         streaming.map(|(id, _)| *id).collect()
     }
@@ -81,7 +81,7 @@ impl Primary {
     }
 
     /// Sends what it may have by now.
-    fn pump(&mut self, id: ReplicaId) {
+    pub(super) fn pump(&mut self, id: ReplicaId) {
         let ready = |member: &&mut Member| member.streams() && member.acked >= member.base;
         let Some(member) = self.members.get_mut(&id).filter(ready) else {
             return;
@@ -199,6 +199,7 @@ impl Primary {
             return;
         }
         self.written = written;
+        self.moved_ms = self.now_ms;
         self.events.push_back(PrimaryEvent::Written(written));
         if self.mutant(Mutant::ReplayForgotten) {
             let upto = self.version(written);
@@ -239,6 +240,7 @@ impl Primary {
         if let Some(durable) = durable.filter(|durable| *durable > self.agreed) {
             // What is on stable storage everywhere is completed, or will be.
             self.agreed = durable;
+            self.moved_ms = now_ms;
             self.events.push_back(PrimaryEvent::Durable(durable));
             self.forget(durable);
         }
@@ -283,11 +285,10 @@ impl Primary {
         {
             self.sync_lost(id);
         }
-        if self.making.is_some() {
+        if !self.may_change() {
             return;
         }
-        let late = |id: &ReplicaId| self.members.get(id).is_none_or(|member| member.is_late(now_ms));
-        let gone: BTreeSet<ReplicaId> = self.config.in_sync.iter().filter(|id| late(id)).copied().collect();
+        let gone = self.late();
         let left = self.config.in_sync.len() - gone.len();
         let least = if self.mutant(Mutant::BelowMinimum) {
             1
@@ -300,6 +301,12 @@ impl Primary {
         }
     }
 
+    /// Members that owe an answer for too long.
+    pub(super) fn late(&self) -> BTreeSet<ReplicaId> {
+        let late = |id: &&ReplicaId| self.members.get(*id).is_none_or(|member| member.is_late(self.now_ms));
+        self.config.in_sync.iter().filter(late).copied().collect()
+    }
+
     /// Ends the epoch in order, once everything that was taken is completed: it is flushed, the leases are given back, and
     /// nobody serves.
     pub fn release(&mut self) {
@@ -308,7 +315,7 @@ impl Primary {
     }
 
     pub(super) fn release_when_idle(&mut self) {
-        if !self.closing || self.making.is_some() || self.written < self.assigned {
+        if !self.closing || !self.may_change() || self.written < self.assigned {
             return;
         }
         self.flush_now();

@@ -103,7 +103,7 @@ impl Primary {
                 }
                 match standing {
                     Standing::Promised => self.ask_to_settle(id, false),
-                    Standing::Settled if self.making.is_none() => {
+                    Standing::Settled if self.may_change() => {
                         sync.stage = Stage::Record;
                         self.make(Change::Sync(id));
                     }
@@ -160,7 +160,7 @@ impl Primary {
             Stage::Flush(upto) => {
                 let flushed = member.flushed >= *upto || self.mutant(Mutant::JoinBeforeFlush);
                 // Only with everything that was completed may its word count.
-                if flushed && member.acked >= self.written && member.streams() && self.making.is_none() {
+                if flushed && member.acked >= self.written && member.streams() && self.may_change() {
                     sync.stage = Stage::Enter;
                     self.make(Change::Join(id));
                 }
@@ -213,6 +213,23 @@ impl Primary {
     pub(super) fn sync_lost(&mut self, id: ReplicaId) {
         if self.sync.as_ref().is_some_and(|sync| sync.id == id) && matches!(self.phase, Phase::Serving) {
             self.give_up(id);
+        }
+    }
+
+    /// Somebody else gave a replica up: nothing is expected of it any more.
+    pub(super) fn forget_replica(&mut self, id: ReplicaId) {
+        self.members.remove(&id);
+        self.sync_again_ms.remove(&id);
+        if self.sync.as_ref().is_some_and(|sync| sync.id == id) {
+            self.sync = None;
+        }
+    }
+
+    /// It can be reached again: whoever is out is tried at once.
+    pub(super) fn sync_soon(&mut self, id: ReplicaId) {
+        self.sync_again_ms.remove(&id);
+        if let Some(copier) = self.sync.as_mut().and_then(Sync::copier_mut) {
+            copier.ask_soon(id);
         }
     }
 

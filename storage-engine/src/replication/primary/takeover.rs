@@ -111,7 +111,7 @@ impl Primary {
     pub(super) fn gather(&mut self) {
         let Phase::Promising(since_ms) = self.phase else { return };
         self.ask_again();
-        if self.making.is_some() {
+        if !self.may_change() {
             return;
         }
         let now_ms = self.now_ms;

@@ -1,6 +1,6 @@
 //! What goes wrong, and the end of it.
 
-use galleonfs_storage_engine::replication::{Replica, ReplicaStore};
+use galleonfs_storage_engine::replication::{Replica, ReplicaId, ReplicaStore};
 use galleonfs_storage_engine::types::{Lba, Version};
 
 use super::backend::Backend;
@@ -18,6 +18,7 @@ pub(super) enum Fault {
     Move,
     Rot,
     SlowDisk,
+    Administer,
 }
 
 impl<B: Backend> World<B> {
@@ -32,6 +33,7 @@ impl<B: Backend> World<B> {
                 let lasts = self.rng.between(50, 15_000) * MS;
                 let partition = self.net.cut(&mut self.rng);
                 self.at(lasts, Event::Heal(partition));
+                self.connections_break();
                 self.swarm.partition_ms
             }
             Fault::Kill => {
@@ -80,9 +82,43 @@ impl<B: Backend> World<B> {
                 self.nodes[node].disk_slow_until_us = self.now_us + self.rng.between(50, 8_000) * MS;
                 self.swarm.slow_disk_ms
             }
+            Fault::Administer => {
+                self.administer();
+                self.swarm.administer_ms
+            }
         };
         let pause = self.rng.between(1, 2 * pause_ms) * MS;
         self.at(pause, Event::Fault(fault));
+    }
+
+    /// Some primaries hear that some connections are gone; it is a hint, and may be wrong.
+    fn connections_break(&mut self) {
+        for node in 0..self.nodes.len() {
+            let lost = self.rng.below(self.nodes.len() as u64) as usize;
+            let lost = self.nodes[lost].id;
+            if self.rng.percent(50)
+                && let Some(serving) = &mut self.nodes[node].serving
+            {
+                serving.primary.connection_lost(lost);
+                self.drain_primary(node);
+            }
+        }
+    }
+
+    /// A partition ends, and nodes are connected again.
+    pub(super) fn heal(&mut self, partition: u64) {
+        self.net.heal(partition);
+        let ids: Vec<ReplicaId> = self.nodes.iter().map(|node| node.id).collect();
+        for node in 0..self.nodes.len() {
+            let now_ms = self.nodes[node].now_ms(self.now_us);
+            if self.nodes[node].paused_until_us <= self.now_us
+                && let Some(serving) = &mut self.nodes[node].serving
+            {
+                serving.primary.tick(now_ms);
+                ids.iter().for_each(|id| serving.primary.connected(*id));
+                self.drain_primary(node);
+            }
+        }
     }
 
     /// The node's process ends, and with `power` the machine.

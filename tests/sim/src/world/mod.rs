@@ -8,6 +8,7 @@
 //!
 //! Safety is checked on every step. In the end the faults stop, and everything has to become well again within a bound.
 
+mod admin;
 mod api;
 mod backend;
 mod faults;
@@ -28,7 +29,7 @@ use galleonfs_storage_engine::replication::message::{Ask, Refusal, Reply};
 use galleonfs_storage_engine::replication::primary::{Decision, PrimaryEvent, PrimaryOptions, PrimaryOutput};
 use galleonfs_storage_engine::replication::replica::ReplicaOutput;
 use galleonfs_storage_engine::replication::{
-    Config, FromReplica, Incarnation, Mutant, Mutants, Primary, Replica, ReplicaId, Stamp, ToReplica,
+    Change, Config, FromReplica, Incarnation, Mutant, Mutants, Primary, Replica, ReplicaId, Stamp, ToReplica,
 };
 use galleonfs_storage_engine::store::layout::EpochEnd;
 use galleonfs_storage_engine::types::Lba;
@@ -82,7 +83,7 @@ pub struct Outcome {
 }
 
 /// Everything that has to have happened in a run of many seeds: a simulator that never gets there proves nothing about it.
-pub const SOMETIMES: [&str; 17] = [
+pub const SOMETIMES: [&str; 21] = [
     "a block is copied beside new writes",
     "a block is copied to make members equal",
     "a block rots",
@@ -90,11 +91,15 @@ pub const SOMETIMES: [&str; 17] = [
     "a damaged block is mended from another copy",
     "a member is lost while another replica is brought up to date",
     "a member is recorded as out",
+    "a new replica is added",
+    "a new replica joins",
     "a primary ends in order",
     "a primary is deposed",
     "a primary is deposed with a write under way",
     "a primary serves",
     "a record does not come in its turn",
+    "a replica is given up",
+    "a replica is given up while it is brought up to date",
     "a replica joins",
     "a replica was started again in the middle of an epoch",
     "a tail that nobody else has is cut off",
@@ -120,6 +125,12 @@ enum Event {
     Put(usize, Incarnation, Stamp, Box<Config>, bool),
     Decided(usize, Incarnation, Decision),
     ConfigRead(usize, Incarnation, Option<(Stamp, Box<Config>)>),
+    /// A node begins an epoch that was claimed for it.
+    Lead(usize, Incarnation, Stamp, Box<Config>),
+    /// A node is told that the object changed.
+    Look(usize, Incarnation),
+    /// A replica that was given up is removed.
+    Remove(usize),
     Reopen(usize, u64, Vec<EpochEnd>),
     Boot(usize),
     Fault(Fault),
@@ -170,9 +181,28 @@ struct Node<B: Backend> {
     serving: Option<Serving>,
     paused_until_us: u64,
     disk_slow_until_us: u64,
+    /// Its replica is not one of the volume's any more. The volume may still be attached here.
+    given_up: bool,
 }
 
 impl<B: Backend> Node<B> {
+    /// An empty replica, on a node of its own.
+    fn new(rng: &mut Rng, swarm: &Swarm, volume: [u8; 16], blocks: u64) -> Node<B> {
+        let id = ReplicaId(rng.uid());
+        Node {
+            id,
+            rate: rng.between(1000 - swarm.skew, 1000 + swarm.skew),
+            offset_ms: rng.below(1_000_000),
+            boot: 0,
+            disk: Some(B::blank(volume, id.0, blocks)),
+            replica: None,
+            serving: None,
+            paused_until_us: 0,
+            disk_slow_until_us: 0,
+            given_up: false,
+        }
+    }
+
     fn now_ms(&self, now_us: u64) -> u64 {
         self.offset_ms + now_us * self.rate / 1000 / MS
     }
@@ -187,6 +217,8 @@ struct World<B: Backend> {
     order: u64,
     queue: BinaryHeap<Reverse<Queued>>,
     nodes: Vec<Node<B>>,
+    /// As many as there may ever be.
+    nodes_max: usize,
     net: Net,
     api: Api,
     api_out_until_us: u64,
@@ -233,21 +265,12 @@ impl<B: Backend> World<B> {
             n => n / 2 + 1,
         };
         let volume = rng.uid();
-        let ids: Vec<ReplicaId> = (0..replicas).map(|_| ReplicaId(rng.uid())).collect();
-        let nodes = ids.iter().map(|id| Node {
-            id: *id,
-            rate: rng.between(1000 - swarm.skew, 1000 + swarm.skew),
-            offset_ms: rng.below(1_000_000),
-            boot: 0,
-            disk: Some(B::blank(volume, id.0, blocks)),
-            replica: None,
-            serving: None,
-            paused_until_us: 0,
-            disk_slow_until_us: 0,
-        });
+        let nodes = (0..replicas).map(|_| Node::new(&mut rng, &swarm, volume, blocks));
         let nodes: Vec<Node<B>> = nodes.collect();
+        let ids: Vec<ReplicaId> = nodes.iter().map(|node| node.id).collect();
         World {
-            net: Net::new(nodes.len()),
+            net: Net::new(nodes.len() + admin::ADDED_MAX),
+            nodes_max: nodes.len() + admin::ADDED_MAX,
             api: Api::new(Config::new(ids)),
             blocks,
             swarm,
@@ -285,6 +308,7 @@ impl<B: Backend> World<B> {
             (Fault::Move, self.swarm.move_ms),
             (Fault::Rot, self.swarm.rot_ms),
             (Fault::SlowDisk, self.swarm.slow_disk_ms),
+            (Fault::Administer, self.swarm.administer_ms),
         ];
         for (fault, pause_ms) in pauses {
             if pause_ms > 0 {
@@ -353,6 +377,8 @@ impl<B: Backend> World<B> {
             | Event::GuestThinks(node, _)
             | Event::Decided(node, ..)
             | Event::ConfigRead(node, ..)
+            | Event::Lead(node, ..)
+            | Event::Look(node, ..)
             | Event::Reopen(node, ..) => Some(*node),
             _ => None,
         }
@@ -429,10 +455,13 @@ impl<B: Backend> World<B> {
                     self.drain_primary(node);
                 }
             }
+            Event::Lead(node, incarnation, stamp, config) => self.lead(node, incarnation, stamp, *config),
+            Event::Look(node, incarnation) => self.look(node, incarnation),
+            Event::Remove(node) => self.nodes[node].replica = None,
             Event::Reopen(node, boot, ends) => self.reopen(node, boot, &ends),
             Event::Boot(node) => self.boot(node),
             Event::Fault(fault) => self.strike(fault),
-            Event::Heal(partition) => self.net.heal(partition),
+            Event::Heal(partition) => self.heal(partition),
             Event::Control => self.control(),
             Event::Checkpoint(node) => {
                 let gated = !self.setup.mutants.has(Mutant::NoGate);
@@ -611,6 +640,7 @@ impl<B: Backend> World<B> {
             if after.in_sync.len() > before.in_sync.len() {
                 self.sometimes("a replica joins");
             }
+            self.note_joined(&before, &after);
             if after.in_sync.len() < before.in_sync.len() {
                 self.sometimes("a member is recorded as out");
             }
@@ -719,13 +749,34 @@ impl<B: Backend> World<B> {
     /// Starts a primary somewhere; another one may still be there.
     fn attach(&mut self) {
         let node = self.rng.below(self.nodes.len() as u64) as usize;
-        if self.nodes[node].replica.is_none() || self.nodes[node].paused_until_us > self.now_us {
-            return;
-        }
-        if !self.api_reachable(node) {
+        let it = &self.nodes[node];
+        let is_down = it.replica.is_none() && !it.given_up;
+        if is_down || it.paused_until_us > self.now_us || !self.api_reachable(node) {
             return;
         }
         let incarnation = Incarnation(self.rng.uid());
+        let (stamp, config) = (self.api.stamp, self.api.config.clone());
+        if self.rng.percent(50) {
+            return self.lead(node, incarnation, stamp, config);
+        }
+        // The node claims the epoch before it starts the primary, which may take a moment.
+        let config = config.with(&Change::Claim(incarnation));
+        match self.api.put(stamp, config.clone()) {
+            Ok(stamp) => {
+                let stamp = stamp.expect("the object is as it was just read");
+                let takes = if self.rng.percent(20) { 5_000 * MS } else { 10 * MS };
+                let takes = self.rng.between(500, takes);
+                self.at(takes, Event::Lead(node, incarnation, stamp, Box::new(config)));
+            }
+            Err(broken) => self.violated(broken),
+        }
+    }
+
+    /// Starts a primary on a node, if that is up.
+    fn lead(&mut self, node: usize, incarnation: Incarnation, stamp: Stamp, config: Config) {
+        if self.nodes[node].replica.is_none() && !self.nodes[node].given_up {
+            return;
+        }
         let prefer = self.rng.percent(70).then_some(self.nodes[node].id);
         let options = PrimaryOptions {
             volume: self.volume,
@@ -736,7 +787,7 @@ impl<B: Backend> World<B> {
             mutants: self.setup.mutants,
         };
         let now_ms = self.nodes[node].now_ms(self.now_us);
-        let primary = Primary::new(options, self.api.stamp, self.api.config.clone(), now_ms);
+        let primary = Primary::new(options, stamp, config, now_ms);
         self.nodes[node].serving = Some(Serving {
             incarnation,
             primary,

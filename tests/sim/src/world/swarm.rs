@@ -21,6 +21,7 @@ pub struct Swarm {
     pub move_ms: u64,
     pub rot_ms: u64,
     pub slow_disk_ms: u64,
+    pub administer_ms: u64,
     pub checkpoint_ms: u64,
     /// Clocks differ by so much in a thousand.
     pub skew: u64,
@@ -57,6 +58,7 @@ impl Swarm {
             move_ms: maybe(rng, 60, 2_000, 20_000),
             rot_ms: maybe(rng, 30, 500, 5_000),
             slow_disk_ms: maybe(rng, 30, 2_000, 20_000),
+            administer_ms: maybe(rng, 40, 1_000, 20_000),
             checkpoint_ms: rng.between(50, 3_000),
             skew: maybe(rng, 60, 1, 99),
             think_us: rng.between(500, 20_000),

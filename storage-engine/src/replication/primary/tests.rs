@@ -1,0 +1,285 @@
+//! What others do to the configuration while a primary serves, what it waits for, and what new connections bring.
+
+use super::super::message::{Ask, FromReplica, Reply};
+use super::super::{Change, Config, Incarnation, ReplicaId, Stamp};
+use super::{Decision, Mutants, Primary, PrimaryEvent, PrimaryOptions, PrimaryOutput};
+use crate::buffer::BufMut;
+use crate::store::{Batch, WriteEntry};
+use crate::types::{Check, Lba, Seq, Version};
+
+const MINE: Incarnation = Incarnation([9; 16]);
+const BOOT: u64 = 77;
+
+fn id(n: u8) -> ReplicaId {
+    ReplicaId([n; 16])
+}
+
+/// A primary whose replicas answer what they are asked, but for those that are silent.
+struct Rig {
+    primary: Primary,
+    now_ms: u64,
+    silent: Vec<ReplicaId>,
+    asked: Vec<(ReplicaId, Ask)>,
+    proposed: Vec<(Stamp, Config)>,
+    reads: usize,
+    deposed: Option<String>,
+}
+
+impl Rig {
+    /// Its epoch was claimed before it was started.
+    fn new(config: Config, min_in_sync: usize) -> Rig {
+        let options = PrimaryOptions {
+            volume: [1; 16],
+            incarnation: MINE,
+            min_in_sync,
+            prefer: None,
+            row: None,
+            mutants: Mutants::NONE,
+        };
+        let config = config.with(&Change::Claim(MINE));
+        Rig {
+            primary: Primary::new(options, Stamp(5), config, 1_000),
+            now_ms: 1_000,
+            silent: Vec::new(),
+            asked: Vec::new(),
+            proposed: Vec::new(),
+            reads: 0,
+            deposed: None,
+        }
+    }
+
+    fn serving(in_sync: &[u8], min_in_sync: usize) -> Rig {
+        let mut rig = Rig::new(Config::new(in_sync.iter().map(|n| id(*n))), min_in_sync);
+        rig.run();
+        rig.read_as_it_is();
+        assert!(rig.primary.is_serving(), "{:?}", rig.primary);
+        rig
+    }
+
+    fn config(&self) -> Config {
+        self.primary.config().clone()
+    }
+
+    /// Carries out what it wants until it wants nothing more.
+    fn run(&mut self) {
+        loop {
+            while let Some(event) = self.primary.poll_event() {
+                if let PrimaryEvent::Deposed(why) = event {
+                    self.deposed = Some(why);
+                }
+            }
+            match self.primary.poll() {
+                None => return,
+                Some(PrimaryOutput::Send(replica, message)) => {
+                    let answer = (!self.silent.contains(&replica))
+                        .then(|| answer(&message.ask))
+                        .flatten();
+                    self.asked.push((replica, message.ask));
+                    if let Some(reply) = answer {
+                        self.primary.received(FromReplica {
+                            volume: message.volume,
+                            replica,
+                            epoch: message.epoch,
+                            incarnation: message.incarnation,
+                            round: message.round,
+                            boot: BOOT,
+                            reply,
+                        });
+                    }
+                }
+                Some(PrimaryOutput::Propose { expected, config }) => self.proposed.push((expected, config)),
+                Some(PrimaryOutput::ReadConfig) => self.reads += 1,
+            }
+        }
+    }
+
+    fn after(&mut self, ms: u64) {
+        for _ in 0..ms / 50 {
+            self.now_ms += 50;
+            self.primary.tick(self.now_ms);
+            self.run();
+        }
+    }
+
+    fn finds(&mut self, stamp: u64, config: Config) {
+        self.reads = 0;
+        self.primary.config_read(Some((Stamp(stamp), config)));
+        self.run();
+    }
+
+    fn read_as_it_is(&mut self) {
+        if self.reads > 0 {
+            self.finds(5, self.config());
+        }
+    }
+
+    fn writes(&mut self) {
+        let payload = vec![BufMut::zeroed(4096).freeze()];
+        self.primary.append(Batch {
+            first_seq: self.primary.assigned().next(),
+            writes: vec![WriteEntry {
+                lba: Lba(0),
+                blocks: 1,
+                zero: false,
+            }],
+            checks: vec![Check::default()],
+            pages: Vec::new(),
+            payload,
+        });
+        self.run();
+    }
+
+    fn was_asked(&self, replica: u8, what: impl Fn(&Ask) -> bool) -> usize {
+        let asked = self.asked.iter().filter(|(to, ask)| *to == id(replica) && what(ask));
+        asked.count()
+    }
+}
+
+fn answer(ask: &Ask) -> Option<Reply> {
+    Some(match ask {
+        Ask::Promise { .. } => Reply::Promised {
+            last: Version::default(),
+            ends: Vec::new(),
+            agreed: Version::default(),
+        },
+        Ask::Trim { .. } => Reply::Trimmed,
+        Ask::Settle { .. } => Reply::Settled,
+        Ask::Write(batch) => Reply::Written { upto: batch.last_seq() },
+        Ask::Flush { upto } => Reply::Flushed { upto: *upto },
+        Ask::Beat { sent_ms, .. } => Reply::Beaten { sent_ms: *sent_ms },
+        Ask::Join { base } => Reply::Written { upto: *base },
+        Ask::Read { .. } | Ask::Rows { .. } | Ask::Copy { .. } | Ask::Release => return None,
+    })
+}
+
+#[test]
+fn an_epoch_that_was_claimed_for_it_begins_without_another_claim() {
+    let rig = Rig::serving(&[1, 2, 3], 2);
+    assert_eq!(rig.proposed, []);
+    assert_eq!(rig.primary.epoch().0, 1);
+}
+
+#[test]
+fn a_replica_that_somebody_added_is_brought_up_to_date() {
+    let mut rig = Rig::serving(&[1, 2], 1);
+    let mut config = rig.config();
+    config.out.insert(id(3), Version::default());
+    rig.primary.look();
+    rig.run();
+    assert_eq!(rig.reads, 1);
+    rig.finds(6, config.clone());
+    rig.after(100);
+    assert_eq!(rig.was_asked(3, |ask| matches!(ask, Ask::Promise { .. })), 1);
+    let (expected, proposed) = rig.proposed.last().expect("it is to be recorded as syncing");
+    assert_eq!((*expected, proposed), (Stamp(6), &config.with(&Change::Sync(id(3)))));
+}
+
+#[test]
+fn one_that_was_given_up_while_it_is_recorded_as_syncing_does_not_come_back() {
+    let mut rig = Rig::serving(&[1, 2], 1);
+    let without = rig.config();
+    let mut config = rig.config();
+    config.out.insert(id(3), Version::default());
+    rig.primary.look();
+    rig.run();
+    rig.finds(6, config);
+    rig.after(100);
+    assert_eq!(rig.proposed.len(), 1);
+    rig.primary.decided(Decision::Conflict);
+    rig.run();
+    rig.finds(7, without.clone());
+    rig.after(5_000);
+    assert_eq!(rig.proposed.len(), 1, "nothing is asked for a replica that is given up");
+    assert_eq!(rig.config(), without);
+    assert!(rig.primary.is_serving());
+}
+
+#[test]
+fn that_somebody_else_changed_who_is_in_sync_ends_it_and_says_so() {
+    let mut rig = Rig::serving(&[1, 2, 3], 2);
+    let mut config = rig.config();
+    config.in_sync.remove(&id(3));
+    rig.primary.look();
+    rig.run();
+    rig.finds(6, config);
+    let why = rig.deposed.expect("nobody knows who has what");
+    assert!(
+        why.contains("somebody else changed which replicas are in sync"),
+        "{why}"
+    );
+}
+
+#[test]
+fn a_change_waits_until_a_look_has_ended_and_a_look_until_a_change_has() {
+    let mut rig = Rig::serving(&[1, 2, 3], 2);
+    rig.primary.look();
+    rig.silent.push(id(3));
+    rig.after(4_000);
+    assert_eq!((rig.reads, rig.proposed.len()), (1, 0));
+    rig.finds(6, rig.config());
+    rig.after(50);
+    let dropped = rig.config().with(&Change::Drop([id(3)].into(), Version::default()));
+    assert_eq!(rig.proposed, [(Stamp(6), dropped)]);
+    rig.primary.look();
+    rig.after(1_000);
+    assert_eq!(rig.reads, 0);
+    rig.primary.decided(Decision::Made(Stamp(7)));
+    rig.run();
+    assert_eq!(rig.reads, 1);
+}
+
+#[test]
+fn it_says_what_it_waits_for_and_nothing_if_it_waits_for_nothing() {
+    let mut rig = Rig::serving(&[1, 2], 2);
+    rig.writes();
+    rig.after(3_000);
+    assert_eq!(rig.primary.waits_for(), None);
+    rig.silent.push(id(2));
+    rig.writes();
+    rig.after(1_000);
+    assert_eq!(
+        rig.primary.waits_for(),
+        None,
+        "what takes a moment is nobody's business"
+    );
+    rig.after(2_000);
+    let text = rig.primary.waits_for().expect("it cannot go on without the other one");
+    let want = format!(
+        "{:?} has not answered for 2 s, and without it fewer than 2 would be left",
+        id(2)
+    );
+    assert_eq!(text, want);
+    rig.silent.clear();
+    rig.after(1_000);
+    assert_eq!(rig.primary.waits_for(), None);
+}
+
+#[test]
+fn it_says_that_the_configuration_cannot_be_written() {
+    let mut rig = Rig::serving(&[1, 2, 3], 2);
+    rig.silent.push(id(2));
+    rig.writes();
+    rig.after(5_000);
+    assert_eq!(rig.proposed.len(), 1);
+    let text = rig.primary.waits_for().expect("the change was not made");
+    assert!(text.starts_with("the configuration cannot be written"), "{text}");
+    rig.primary.decided(Decision::Made(Stamp(6)));
+    rig.run();
+    assert_eq!(rig.primary.waits_for(), None);
+    assert_eq!(rig.primary.written(), Seq(1));
+}
+
+#[test]
+fn what_was_lost_with_a_connection_is_sent_again_when_there_is_a_new_one() {
+    let mut rig = Rig::serving(&[1, 2], 2);
+    rig.silent.push(id(2));
+    rig.writes();
+    assert_eq!(rig.was_asked(2, |ask| matches!(ask, Ask::Write(_))), 1);
+    rig.primary.connection_lost(id(2));
+    rig.run();
+    rig.silent.clear();
+    rig.primary.connected(id(2));
+    rig.run();
+    assert_eq!(rig.was_asked(2, |ask| matches!(ask, Ask::Write(_))), 2);
+    assert_eq!(rig.primary.written(), Seq(1));
+}
