@@ -10,7 +10,7 @@
 //! and mounted again, whether it was served before or not.
 
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -95,17 +95,26 @@ impl NodeConfig {
     }
 }
 
+impl NodeConfig {
+    /// Where what this process remembers is kept.
+    fn own_dir(&self) -> Result<&Path> {
+        self.socket.parent().context("the CSI socket needs a directory")
+    }
+}
+
 /// Runs the node process until it is told to end.
 pub async fn run(config: NodeConfig) -> Result<()> {
     std::fs::create_dir_all(&config.runtime_dir).with_context(|| format!("making {}", config.runtime_dir.display()))?;
+    let peers = Peers::new(config.reached_at, config.own_dir()?.join("identity.pem"));
     let engine = RealEngine::start(EngineConfig {
         shards: config.shards,
         map_budget_bytes: config.map_budget_bytes,
         scrub: config.scrub,
         runtime_dir: config.runtime_dir.clone(),
+        network: peers.network(),
     })
     .context("starting the engine")?;
-    let process = Process::start(&config, Arc::new(engine)).await?;
+    let process = Process::start(&config, Arc::new(engine), peers).await?;
     let mut term = signal(SignalKind::terminate()).context("listening for SIGTERM")?;
     let mut int = signal(SignalKind::interrupt()).context("listening for SIGINT")?;
     let ended = tokio::select! {
@@ -129,16 +138,11 @@ struct Process {
 }
 
 impl Process {
-    async fn start(config: &NodeConfig, engine: Arc<dyn NodeEngine>) -> Result<Process> {
-        let own = config
-            .socket
-            .parent()
-            .context("the CSI socket needs a directory")?
-            .to_owned();
+    async fn start(config: &NodeConfig, engine: Arc<dyn NodeEngine>, peers: Peers) -> Result<Process> {
+        let own = config.own_dir()?.to_owned();
         // First of all: it proves that no other process serves this node.
         let listener = bind(&config.socket)?;
-        let identity = own.join("identity.pem");
-        let peers = Peers::new(config.replication_address, config.reached_at, identity)?;
+        peers.bind(config.replication_address)?;
         let records = Records::open(own.join("state")).map_err(|error| anyhow::anyhow!(error.text()))?;
         engine
             .remove_stale()

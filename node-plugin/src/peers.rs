@@ -8,9 +8,10 @@
 //! A process whose token names no node (started by hand, not in a pod) goes on without: it serves its own replicas and
 //! talks to nobody.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result};
@@ -19,6 +20,7 @@ use kube::Client;
 use prometheus::{IntCounter, IntGauge, Registry, TextEncoder};
 use uuid::Uuid;
 
+use crate::engine::{Dial, Network};
 use crate::identity::{EnrolError, Enrolment, Progress, Wallet, node_uid};
 use crate::registry::OwnEndpoint;
 use crate::transport::exchange::Exchange;
@@ -39,6 +41,8 @@ struct Inner {
     progress: Progress,
     endpoint: OwnEndpoint,
     transport: OnceLock<Transport>,
+    /// Nodes that are to be connected to; told to the transport as soon as there is one.
+    wanted: Mutex<BTreeMap<Uuid, Vec<SocketAddr>>>,
     /// Taken by the transport once it is known who we are. Held from the start, so that a port which is taken is told then.
     listener: Mutex<Option<TcpListener>>,
     reached_at: Option<IpAddr>,
@@ -47,19 +51,34 @@ struct Inner {
 }
 
 impl Peers {
-    /// Takes the port.
-    pub fn new(address: SocketAddr, reached_at: Option<IpAddr>, file: PathBuf) -> Result<Peers> {
-        let listener = TcpListener::bind(address).with_context(|| format!("listening on {address} for other nodes"))?;
-        Ok(Peers(Arc::new(Inner {
+    /// Knows nobody yet. Other nodes reach this one under `reached_at`; `file` holds its certificate and key.
+    pub fn new(reached_at: Option<IpAddr>, file: PathBuf) -> Peers {
+        Peers(Arc::new(Inner {
             exchange: Exchange::default(),
             wallet: Wallet::default(),
             progress: Progress::default(),
             endpoint: OwnEndpoint::default(),
             transport: OnceLock::new(),
-            listener: Mutex::new(Some(listener)),
+            wanted: Mutex::default(),
+            listener: Mutex::default(),
             reached_at,
             file,
-        })))
+        }))
+    }
+
+    /// Takes the port, once, before [`Peers::run`].
+    pub fn bind(&self, address: SocketAddr) -> Result<()> {
+        let listener = TcpListener::bind(address).with_context(|| format!("listening on {address} for other nodes"))?;
+        *self.0.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(listener);
+        Ok(())
+    }
+
+    /// The way to other nodes, for the engine.
+    pub fn network(&self) -> Network {
+        Network {
+            exchange: self.0.exchange.clone(),
+            dial: Some(Arc::new(self.clone())),
+        }
     }
 
     /// Where frames arrive, and which sessions there are.
@@ -118,7 +137,13 @@ impl Peers {
         let sink = Arc::new(self.0.exchange.clone());
         let transport = Transport::start(config, self.0.wallet.clone(), Some(listener), sink)
             .context("starting to talk to other nodes")?;
-        assert!(self.0.transport.set(transport).is_ok(), "there is one transport");
+        {
+            let wanted = self.wanted();
+            for (node, addresses) in wanted.iter() {
+                transport.dial(*node, addresses.clone());
+            }
+            assert!(self.0.transport.set(transport).is_ok(), "there is one transport");
+        }
         if let Some(address) = self.0.reached_at {
             let endpoint = Endpoint {
                 address: SocketAddr::new(address, port).to_string(),
@@ -127,6 +152,10 @@ impl Peers {
             assert!(self.0.endpoint.set(endpoint).is_ok(), "there is one endpoint");
         }
         Ok(())
+    }
+
+    fn wanted(&self) -> MutexGuard<'_, BTreeMap<Uuid, Vec<SocketAddr>>> {
+        self.0.wanted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends all connections, with a word to everybody.
@@ -220,6 +249,25 @@ impl Peers {
     }
 }
 
+/// What is wanted before there is a transport is kept for it.
+impl Dial for Peers {
+    fn dial(&self, node: Uuid, addresses: Vec<SocketAddr>) {
+        let mut wanted = self.wanted();
+        wanted.insert(node, addresses.clone());
+        if let Some(transport) = self.0.transport.get() {
+            transport.dial(node, addresses);
+        }
+    }
+
+    fn forget(&self, node: Uuid) {
+        let mut wanted = self.wanted();
+        wanted.remove(&node);
+        if let Some(transport) = self.0.transport.get() {
+            transport.forget(node);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,7 +277,8 @@ mod tests {
     fn a_node_that_knows_who_it_is_listens_and_says_where() {
         let dir = temp_dir("peers");
         let any = "127.0.0.1:0".parse().expect("an address");
-        let peers = Peers::new(any, Some([192, 0, 2, 7].into()), dir.path().join("identity.pem")).expect("a port");
+        let peers = Peers::new(Some([192, 0, 2, 7].into()), dir.path().join("identity.pem"));
+        peers.bind(any).expect("a port");
         assert!(peers.endpoint().get().is_none() && peers.transport().is_none());
         let node = Uuid::from_u128(5);
         peers.listen(Uuid::from_u128(1), node).expect("it starts");
@@ -252,7 +301,8 @@ mod tests {
         let dir = temp_dir("peers");
         let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = taken.local_addr().expect("it has an address");
-        let refused = Peers::new(address, None, dir.path().join("identity.pem")).expect_err("it is taken");
+        let peers = Peers::new(None, dir.path().join("identity.pem"));
+        let refused = peers.bind(address).expect_err("it is taken");
         assert!(refused.to_string().contains(&address.to_string()), "{refused}");
     }
 }

@@ -283,6 +283,11 @@ impl Buf {
         self.bytes.len()
     }
 
+    /// True if it is somebody else's memory, who waits to have it back.
+    pub fn is_lent(&self) -> bool {
+        matches!(self.all, All::Lent(_))
+    }
+
     /// True if it is made of whole pages, as disk operations want it.
     pub fn is_whole_pages(&self) -> bool {
         self.bytes.start.is_multiple_of(PAGE_BYTES) && self.bytes.end.is_multiple_of(PAGE_BYTES)

@@ -53,3 +53,10 @@ pub const IDLE_BEFORE_TRIM_MS: u64 = 1000;
 
 /// How long an engine may take to end in an orderly way before the caller is told to come back later.
 pub const CLOSE_WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(30);
+
+/// How long the configuration of a volume may take to be read before whoever attaches it tries again.
+pub const CONFIG_WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// How long the replicas of a volume may take to be ready before whoever attaches it tries again: longer than it takes to
+/// wait for leases, to give up who does not answer, and to write that down.
+pub const READY_WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(60);

@@ -3,24 +3,34 @@
 //! ```text
 //! attach: lock the replica, open it ─► frontend.open ─► a shard serves it ─► frontend.connect ─► Device
 //! detach: frontend.disconnect ─► engine.close (checkpoint) ─► the shard lets go ─► frontend.close, unlock
+//! lead:   read the configuration ─► a shard leads the replicas ─► they are ready ─► frontend.connect ─► Device
+//! host:   lock the replica, open it ─► a shard serves it to whoever leads the volume
 //! ```
 //!
 //! Each operation on a volume runs on a thread of its own from its first step to its last, also when whoever asked for
 //! it stops waiting: a device is never left half made because a deadline passed. One operation per volume at a time;
 //! another one is told to try again.
 
+mod attached;
+mod clock;
+mod disk_queue;
 mod error;
 mod files;
 mod helper;
+mod hosted;
+mod hosting;
 mod inbox;
+mod leading;
 mod limits;
 mod memory;
 mod open;
+mod post;
 mod reactor;
 mod ring;
 mod scrub;
 mod served;
 mod settings;
+mod several;
 mod shard;
 mod spec;
 mod stats;
@@ -29,25 +39,31 @@ mod tests;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 
 use galleonfs_storage_engine::BlockEngine;
+use galleonfs_storage_engine::volume::Led;
 use uuid::Uuid;
 
-use crate::disk::FileDisk;
+use crate::disk::{FileDisk, ReplicaDir};
 use crate::frontend::{Export, Frontend, FuseLoop, ring_switched_on};
+use crate::transport::exchange::Exchange;
+use attached::{Attached, Grant, Reservation, Slot};
 use files::FileBudget;
+use hosting::Hosting;
 use inbox::{Outbox, inbox};
+use leading::Leading;
 use open::MapBudget;
+use post::Post;
 use served::Closed;
 use shard::{Message, NewVolume};
-use stats::Counters;
 
 pub use crate::frontend::{Device, GuestPath};
 pub use error::{EngineError, ErrorKind};
 pub(crate) use memory::give_back_freed_memory;
 pub(crate) use open::explain;
+pub use post::Dial;
 pub use scrub::{Finding, ScrubPlan};
 pub use settings::{Settings, VolumeKey};
 pub use spec::{Configs, HostSpec, Hosted, LeadSpec, ProposeDone, ReadDone, Route};
@@ -64,6 +80,20 @@ pub struct EngineConfig {
     pub scrub: Option<ScrubPlan>,
     /// FUSE mount points live below.
     pub runtime_dir: PathBuf,
+    pub network: Network,
+}
+
+/// How other nodes are reached. The default reaches none: enough for volumes of one replica.
+#[derive(Clone, Default)]
+pub struct Network {
+    pub exchange: Exchange,
+    pub dial: Option<Arc<dyn Dial>>,
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Network")
+    }
 }
 
 /// Which ways requests and disk operations take.
@@ -117,6 +147,11 @@ pub trait VolumeEngine: BlockEngine + Send {
 
     /// What the scrub found, or that it is mended, since this was asked last.
     fn finding(&mut self) -> Option<Finding>;
+
+    /// What it stands on, if it leads several replicas: its shard brings what it says to them.
+    fn led(&mut self) -> Option<&mut Led> {
+        None
+    }
 }
 
 /// Opens the engine of a replica; called on a thread that may block.
@@ -134,26 +169,8 @@ struct Inner {
     open: Box<OpenEngine>,
     volumes: Mutex<HashMap<String, Slot>>,
     next_key: AtomicU32,
-}
-
-/// What is known of a volume's name.
-#[derive(Default)]
-struct Slot {
-    /// An operation is under way.
-    busy: bool,
-    attached: Option<Attached>,
-}
-
-/// A volume that a shard serves.
-#[derive(Clone)]
-struct Attached {
-    key: u32,
-    shard: usize,
-    spec: AttachSpec,
-    export: Export,
-    counters: Arc<Counters>,
-    /// `None` once it was taken down, while the engine is still ending.
-    device: Option<Device>,
+    hosting: Hosting,
+    refused: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -178,12 +195,25 @@ impl Engine {
     pub fn start(config: EngineConfig) -> Result<Engine, EngineError> {
         let budget = MapBudget::new(config.map_budget_bytes);
         let scrub = config.scrub;
-        let open = move |spec: &AttachSpec, disk: FileDisk| open::open_volume(spec, disk, &budget, scrub);
-        Engine::start_with(&config, Box::new(open), Paths::BEST)
+        let open = {
+            let budget = budget.clone();
+            move |spec: &AttachSpec, disk: FileDisk| open::open_volume(spec, disk, &budget, scrub)
+        };
+        Engine::start_sharing(&config, budget, Box::new(open), Paths::BEST)
     }
 
     /// Starts the shards; `open` makes the engines.
-    pub fn start_with(config: &EngineConfig, open: Box<OpenEngine>, mut paths: Paths) -> Result<Engine, EngineError> {
+    pub fn start_with(config: &EngineConfig, open: Box<OpenEngine>, paths: Paths) -> Result<Engine, EngineError> {
+        let maps = MapBudget::new(config.map_budget_bytes);
+        Engine::start_sharing(config, maps, open, paths)
+    }
+
+    fn start_sharing(
+        config: &EngineConfig,
+        maps: MapBudget,
+        open: Box<OpenEngine>,
+        mut paths: Paths,
+    ) -> Result<Engine, EngineError> {
         if paths.guest == GuestPath::Ring && !ring_switched_on() {
             paths.guest = GuestPath::Device;
         }
@@ -195,16 +225,18 @@ impl Engine {
         };
         memory::keep_freed_memory();
         let budget = FileBudget::of_this_process();
+        let refused = Arc::new(AtomicU64::new(0));
         let mut shards = Vec::new();
         for index in 0..count {
             let (outbox, inbox) =
                 inbox().map_err(|error| EngineError::os(format!("make the inbox of shard {index}"), error))?;
             let (own, budget) = (outbox.clone(), budget.clone());
+            let post = Post::new(config.network.exchange.clone(), outbox.clone(), refused.clone());
             std::thread::Builder::new()
                 .name(format!("shard {index}"))
                 .spawn(move || {
                     let _guard = AbortOnPanic;
-                    shard::run(inbox, own, paths, budget);
+                    shard::run(inbox, own, paths, budget, post);
                 })
                 .map_err(|error| EngineError::os(format!("start shard {index}"), error))?;
             shards.push(outbox);
@@ -215,6 +247,8 @@ impl Engine {
             open,
             volumes: Mutex::default(),
             next_key: AtomicU32::new(0),
+            hosting: Hosting::new(config.network.dial.clone(), maps, config.scrub),
+            refused,
         };
         Ok(Engine { inner: Arc::new(inner) })
     }
@@ -224,37 +258,6 @@ impl Engine {
         let inner = self.inner.clone();
         on_thread(format!("attach {}", spec.volume), move || inner.attach(spec)).await
     }
-
-    /// Leads the replicas of a volume.
-    pub async fn lead(&self, spec: LeadSpec) -> Result<Device, EngineError> {
-        Err(not_yet(&spec.volume))
-    }
-
-    /// Has a replica take part in its volume.
-    pub async fn host(&self, spec: HostSpec) -> Result<(), EngineError> {
-        Err(not_yet(&spec.volume))
-    }
-
-    /// Closes a hosted replica.
-    pub async fn unhost(&self, _replica: Uuid) -> Result<(), EngineError> {
-        Ok(())
-    }
-
-    /// Makes a hosted replica larger.
-    pub async fn grow_hosted(&self, replica: Uuid, _size_bytes: u64) -> Result<u64, EngineError> {
-        Err(not_yet(&replica.to_string()))
-    }
-
-    /// How a hosted replica fares.
-    pub fn hosted(&self, _replica: Uuid) -> Option<Hosted> {
-        None
-    }
-
-    /// Where the replicas of a volume are.
-    pub fn routes(&self, _volume_uid: Uuid, _routes: Vec<Route>) {}
-
-    /// The configuration of a volume may have changed.
-    pub fn look(&self, _volume: &str) {}
 
     /// Takes a volume down. Detaching what is not attached is fine.
     pub async fn detach(&self, volume: &str) -> Result<(), EngineError> {
@@ -278,7 +281,7 @@ impl Engine {
         let volumes = self.inner.volumes();
         let attached = volumes.get(volume)?.attached.as_ref()?;
         // <pool>/replicas/<replica>
-        Some(attached.spec.replica_dir.ancestors().nth(2)?.to_owned())
+        Some(attached.replica_dir.as_ref()?.ancestors().nth(2)?.to_owned())
     }
 
     /// The counters of every attached volume.
@@ -346,60 +349,82 @@ impl Inner {
 
     fn attach(&self, spec: AttachSpec) -> Result<Device, EngineError> {
         let reservation = self.reserve(&spec.volume)?;
+        let grant = Grant {
+            epoch: spec.epoch,
+            holder: spec.replica_uid,
+            read_only: spec.read_only,
+        };
         if let Some(attached) = reservation.attached() {
-            let same = attached.spec.replica_uid == spec.replica_uid
-                && attached.spec.epoch == spec.epoch
-                && attached.spec.read_only == spec.read_only;
-            return match attached.device {
-                Some(device) if same => Ok(device),
-                _ => {
-                    let text = format!(
-                        "volume {} is attached in epoch {}; detach it before it is attached in epoch {}",
-                        spec.volume, attached.spec.epoch, spec.epoch
-                    );
-                    Err(EngineError::new(ErrorKind::Retry, text))
-                }
-            };
+            return attached.again(&grant);
         }
         let disk = FileDisk::open(&spec.replica_dir)?;
         let dir = disk.dir();
         let engine = (self.open)(&spec, disk)?;
-        let export = Export {
-            volume: spec.volume.clone(),
-            size_bytes: engine.size_bytes(),
-            sector_bytes: spec.settings.sector_bytes,
-            read_only: spec.read_only,
-        };
+        let attached = self.serve(
+            engine,
+            Export {
+                volume: spec.volume,
+                // The size is the replica's.
+                size_bytes: 0,
+                sector_bytes: spec.settings.sector_bytes,
+                read_only: spec.read_only,
+            },
+            grant,
+            self.quietest_shard(),
+            Some(dir),
+            None,
+        )?;
+        reservation.set(Some(attached.clone()));
+        self.connect(attached, &reservation)
+    }
+
+    /// Has a shard serve an engine to a session that has no device yet.
+    fn serve(
+        &self,
+        engine: Box<dyn VolumeEngine>,
+        mut export: Export,
+        grant: Grant,
+        shard: usize,
+        dir: Option<Arc<ReplicaDir>>,
+        leading: Option<Leading>,
+    ) -> Result<Attached, EngineError> {
+        export.size_bytes = engine.size_bytes();
         let session = self.frontend.open(&export)?;
         let key = self.next_key.fetch_add(1, Ordering::Relaxed);
-        let shard = self.quietest_shard();
+        let replica_dir = dir.as_ref().map(|dir| dir.path().to_owned());
         let new = NewVolume {
             key,
-            name: spec.volume.clone(),
+            name: export.volume.clone(),
             engine,
             session,
             dir,
+            leading,
         };
         let added = self
             .ask(shard, |done| Message::Add(Box::new(new), done))
             .and_then(|added| added);
         let counters = added.inspect_err(|_| self.frontend.close(&export.volume))?;
-        let attached = Attached {
+        Ok(Attached {
             key,
             shard,
-            spec,
+            grant,
+            replica_dir,
             export,
             counters,
             device: None,
-        };
-        reservation.set(Some(attached.clone()));
+        })
+    }
+
+    /// Makes the device of a volume that is served.
+    fn connect(&self, attached: Attached, reservation: &Reservation<'_>) -> Result<Device, EngineError> {
+        let volume = &attached.export.volume;
         match self.frontend.connect(&attached.export) {
             Ok(mut device) => {
                 // Requests have come by now: the device was looked at while it was made.
                 let stats = attached.counters.read();
                 device.frontend = stats.guest_path.frontend();
                 tracing::info!(
-                    volume = attached.spec.volume,
+                    volume,
                     device = %device.path.display(),
                     frontend = device.frontend,
                     disk = ?stats.path,
@@ -412,11 +437,16 @@ impl Inner {
                 Ok(device)
             }
             Err(error) => {
-                if let Err(cleanup) = self.take_down(&attached, &reservation) {
-                    tracing::warn!(volume = attached.spec.volume, error = ?cleanup, "clean up after a failed attach");
-                }
+                self.clean_up(&attached, reservation);
                 Err(error)
             }
+        }
+    }
+
+    /// Takes down what failed to come up.
+    fn clean_up(&self, attached: &Attached, reservation: &Reservation<'_>) {
+        if let Err(cleanup) = self.take_down(attached, reservation) {
+            tracing::warn!(volume = attached.export.volume, error = ?cleanup, "clean up after a failed attach");
         }
     }
 
@@ -435,7 +465,7 @@ impl Inner {
 
     /// Ends the engine of a volume without a device, and lets go of everything.
     fn take_down(&self, attached: &Attached, reservation: &Reservation<'_>) -> Result<(), EngineError> {
-        let volume = &attached.spec.volume;
+        let volume = &attached.export.volume;
         let (done, closed) = mpsc::channel();
         self.tell(
             attached.shard,
@@ -450,16 +480,11 @@ impl Inner {
                 tracing::warn!(
                     volume,
                     why,
-                    "the engine had stopped; its replica is recovered at the next attach"
+                    "the engine had stopped; what it had is recovered at the next attach"
                 );
             }
             Err(_) => {
-                let text = format!(
-                    "close volume {volume}: its disk has not answered for {} s; the replica in {} stays locked until it does",
-                    limits::CLOSE_WAIT_MAX.as_secs(),
-                    attached.spec.replica_dir.display()
-                );
-                return Err(EngineError::new(ErrorKind::Retry, text));
+                return Err(EngineError::new(ErrorKind::Retry, attached.hangs()));
             }
         }
         // The unmount first: it ends the connection, and with it the shard's watch.
@@ -522,45 +547,8 @@ impl Inner {
     }
 }
 
-fn not_yet(what: &str) -> EngineError {
-    EngineError::new(ErrorKind::Unsupported, format!("{what} has several replicas"))
-}
-
 fn gone() -> EngineError {
     EngineError::new(ErrorKind::Retry, "the engine of this node is being stopped")
-}
-
-/// A volume's name, claimed for one operation; free again when this is dropped.
-struct Reservation<'a> {
-    inner: &'a Inner,
-    volume: String,
-}
-
-impl Reservation<'_> {
-    fn attached(&self) -> Option<Attached> {
-        self.inner
-            .volumes()
-            .get(&self.volume)
-            .and_then(|slot| slot.attached.clone())
-    }
-
-    fn set(&self, attached: Option<Attached>) {
-        if let Some(slot) = self.inner.volumes().get_mut(&self.volume) {
-            slot.attached = attached;
-        }
-    }
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        let mut volumes = self.inner.volumes();
-        if let Some(slot) = volumes.get_mut(&self.volume) {
-            slot.busy = false;
-            if slot.attached.is_none() {
-                volumes.remove(&self.volume);
-            }
-        }
-    }
 }
 
 /// A shard that panicked leaves volumes that nobody serves, which hangs every guest; a process that ends is restarted.

@@ -35,9 +35,12 @@ pub(super) struct MapBudget {
     left_bytes: Arc<AtomicUsize>,
 }
 
-/// One volume's part of the budget; given back when dropped.
+/// One volume's part of the budget; given back when the last clone is dropped.
+#[derive(Clone, Debug)]
+pub(super) struct Share(Arc<Taken>);
+
 #[derive(Debug)]
-struct Share {
+struct Taken {
     budget: MapBudget,
     bytes: usize,
     /// What was really taken from the budget: less than `bytes` when it was used up.
@@ -51,22 +54,29 @@ impl MapBudget {
         }
     }
 
-    fn share(&self) -> Share {
+    pub fn share(&self) -> Share {
         let bytes_of = |left: usize| (left / 4).clamp(SHARE_BYTES_MIN, SHARE_BYTES_MAX);
         let take = |left: usize| Some(left.saturating_sub(bytes_of(left)));
         let left = match self.left_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
             Ok(left) | Err(left) => left,
         };
         let bytes = bytes_of(left);
-        Share {
+        Share(Arc::new(Taken {
             budget: self.clone(),
             bytes,
             taken_bytes: bytes.min(left),
-        }
+        }))
     }
 }
 
-impl Drop for Share {
+impl Share {
+    /// How much map may be in memory.
+    pub fn bytes(&self) -> usize {
+        self.0.bytes
+    }
+}
+
+impl Drop for Taken {
     fn drop(&mut self) {
         self.budget.left_bytes.fetch_add(self.taken_bytes, Ordering::Relaxed);
     }
@@ -100,7 +110,7 @@ pub(super) fn open_volume(
     })?;
     let share = budget.share();
     let options = OpenOptions {
-        cache_pages_max: share.bytes / PAGE_BYTES,
+        cache_pages_max: share.bytes() / PAGE_BYTES,
         keys: spec.key.as_ref().map(|key| key.prove(spec.volume_uid, Epoch(epoch))),
         ..OpenOptions::new(identity, Epoch(epoch))
     };
@@ -232,8 +242,8 @@ mod tests {
     fn every_volume_gets_some_of_the_budget_and_gives_it_back() {
         let budget = MapBudget::new(32 << 20);
         let shares: Vec<Share> = (0..100).map(|_| budget.share()).collect();
-        assert_eq!(shares[0].bytes, 8 << 20);
-        assert!(shares.iter().all(|share| share.bytes >= SHARE_BYTES_MIN));
+        assert_eq!(shares[0].bytes(), 8 << 20);
+        assert!(shares.iter().all(|share| share.bytes() >= SHARE_BYTES_MIN));
         assert_eq!(budget.left_bytes.load(Ordering::Relaxed), 0);
         drop(shares);
         assert_eq!(budget.left_bytes.load(Ordering::Relaxed), 32 << 20);

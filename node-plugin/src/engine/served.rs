@@ -1,28 +1,29 @@
 //! A volume as its shard serves it: the engine between the session's requests and the disk's operations.
 //!
 //! ```text
-//! session ─receive─► engine ─poll─► Io ─► ring or helper ─completed─► engine ─poll─► Answer ─► session
+//! session ─receive─► engine ─poll─► Io ─► disk queue ─completed─► engine ─poll─► Answer ─► session
 //! ```
+//!
+//! A volume of several replicas has no disk of its own: what its engine asks of replicas, and of the configuration, the
+//! shard takes from it after each pump.
 //!
 //! ```text
 //! Serving ── close ──► Closing ── the engine is closed ──► Closed ── remove ──► (dropped, once the kernel let go)
 //! ```
 
-use std::collections::VecDeque;
-use std::fs::File;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use galleonfs_storage_engine::io::{FileId, Io, IoDone, IoId, IoResult, Output};
+use galleonfs_storage_engine::io::{IoId, IoResult, Output};
 use galleonfs_storage_engine::request::{Answer, Request, RequestError, RequestId};
-use rustc_hash::FxHashMap;
+use galleonfs_storage_engine::volume::Led;
 use slab::Slab;
 
-use super::files::{FileBudget, Files};
-use super::helper::{Helper, Job, Outcome, Threads};
-use super::limits::{DISK_OPS_PER_VOLUME_MAX, INFLIGHT_BYTES_PER_VOLUME_MAX, REQUESTS_PER_TURN_MAX};
+use super::disk_queue::DiskQueue;
+use super::helper::{Outcome, Threads};
+use super::leading::Leading;
+use super::limits::{INFLIGHT_BYTES_PER_VOLUME_MAX, REQUESTS_PER_TURN_MAX};
 use super::reactor::{Reactor, Source};
-use super::ring::{DiskOp, Work};
 use super::stats::{Counters, StoreReport};
 use super::{ErrorKind, Finding, VolumeEngine};
 use crate::engine::EngineError;
@@ -62,19 +63,15 @@ pub(super) struct Served {
     key: u32,
     engine: Box<dyn VolumeEngine>,
     session: Box<dyn Session>,
-    helper: Helper,
+    /// None of a volume of several replicas: each has its own.
+    disk: Option<DiskQueue>,
+    /// Only of such a volume.
+    pub leading: Option<Leading>,
     counters: Arc<Counters>,
     /// Requests that are with the engine; the slot is the request's id.
     asked: Slab<Asked>,
     /// Payload and answer bytes of those requests.
     inflight_bytes: u64,
-    files: Files,
-    /// Operations that wait for their file to be opened.
-    opening: FxHashMap<FileId, Vec<(IoId, Io)>>,
-    /// Operations that wait for others to end.
-    backlog: VecDeque<(IoId, Io)>,
-    /// Operations that the ring or the helper has.
-    out: usize,
     /// The kernel watches the session's descriptor for us.
     watched: bool,
     /// The device is gone.
@@ -91,6 +88,8 @@ pub(super) struct Served {
     pub leaving: Option<Sender<Threads>>,
 }
 
+const HAS_A_DISK: &str = "only an engine on a replica of its own has disk operations";
+
 impl std::fmt::Debug for Served {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Served")
@@ -105,22 +104,19 @@ impl Served {
         key: u32,
         engine: Box<dyn VolumeEngine>,
         session: Box<dyn Session>,
-        helper: Helper,
+        disk: Option<DiskQueue>,
+        leading: Option<Leading>,
         counters: Arc<Counters>,
-        budget: FileBudget,
     ) -> Served {
         Served {
             key,
             engine,
             session,
-            helper,
+            disk,
+            leading,
             counters,
             asked: Slab::new(),
             inflight_bytes: 0,
-            files: Files::new(budget),
-            opening: FxHashMap::default(),
-            backlog: VecDeque::new(),
-            out: 0,
             watched: false,
             ended: false,
             lone: false,
@@ -132,9 +128,9 @@ impl Served {
         }
     }
 
-    /// What its store says of itself.
-    pub fn report(&self) -> StoreReport {
-        self.engine.store()
+    /// What its store says of itself, if it has one of its own.
+    pub fn report(&self) -> Option<StoreReport> {
+        self.leading.is_none().then(|| self.engine.store())
     }
 
     /// When the engine wants to be told the time.
@@ -148,6 +144,12 @@ impl Served {
             self.told_ms = now_ms;
             self.engine.tick(now_ms);
         }
+    }
+
+    /// Tells an engine that judges by it the time of this very moment.
+    pub fn tick_now(&mut self, now_ms: u64) {
+        self.told_ms = now_ms;
+        self.engine.tick(now_ms);
     }
 
     /// The session's descriptor is readable.
@@ -201,31 +203,20 @@ impl Served {
 
     /// A disk operation ended.
     pub fn completed(&mut self, id: IoId, result: IoResult) {
-        self.out -= 1;
+        self.disk.as_mut().expect(HAS_A_DISK).ended();
         self.engine.completed(id, result);
     }
 
     /// The helper has done something.
     pub fn helped(&mut self, outcome: Outcome, reactor: &mut Reactor) {
-        match outcome {
-            Outcome::Ended(id, result, _parts) => self.completed(id, result),
-            Outcome::Created(id, file, Ok((handle, pool_tight))) => {
-                self.keep_open(file, handle);
-                self.completed(id, Ok(IoDone::Created { pool_tight }));
-            }
-            Outcome::Created(id, _, Err(error)) => self.completed(id, Err(error)),
-            Outcome::Opened(file, Ok(handle)) => {
-                self.keep_open(file, handle.clone());
-                for (id, io) in self.opening.remove(&file).unwrap_or_default() {
-                    self.begin_open(id, io, file, handle.clone(), reactor);
-                }
-            }
-            Outcome::Opened(file, Err(error)) => {
-                for (id, _) in self.opening.remove(&file).unwrap_or_default() {
-                    self.completed(id, Err(error.clone()));
-                }
-            }
+        for (id, result) in self.disk.as_mut().expect(HAS_A_DISK).helped(outcome, reactor) {
+            self.engine.completed(id, result);
         }
+    }
+
+    /// Its engine, if it leads several replicas.
+    pub fn led(&mut self) -> Option<&mut Led> {
+        self.engine.led()
     }
 
     /// Lets the engine work until it has nothing more to say, and looks after what follows from that.
@@ -237,13 +228,7 @@ impl Served {
         }
         loop {
             match self.engine.poll() {
-                Some(Output::Io(id, io)) => {
-                    if self.out < DISK_OPS_PER_VOLUME_MAX && self.backlog.is_empty() {
-                        self.begin(id, io, reactor);
-                    } else {
-                        self.backlog.push_back((id, io));
-                    }
-                }
+                Some(Output::Io(id, io)) => self.disk.as_mut().expect(HAS_A_DISK).start(id, io, reactor),
                 Some(Output::Answer(id, answer)) => {
                     self.answer(id, answer, buffers);
                     self.give_commands(reactor);
@@ -251,12 +236,11 @@ impl Served {
                 None => break,
             }
         }
-        while self.out < DISK_OPS_PER_VOLUME_MAX
-            && let Some((id, io)) = self.backlog.pop_front()
-        {
-            self.begin(id, io, reactor);
+        if let Some(disk) = &mut self.disk {
+            disk.refill(reactor);
         }
         self.next_tick_ms = self.engine.next_tick_ms();
+        self.tell_ready();
         self.settle_close();
         self.give_commands(reactor);
         if !self.watched && !self.ended && self.leaving.is_none() && !self.is_full() {
@@ -274,6 +258,23 @@ impl Served {
             None => {}
         }
         self.session.has_arrived() && !self.ended && !self.is_full() && self.leaving.is_none()
+    }
+
+    /// Tells whoever waits for it that requests are served, or that they never will be.
+    fn tell_ready(&mut self) {
+        let Some(ready) = self.leading.as_mut().and_then(|leading| leading.ready.take()) else {
+            return;
+        };
+        let how = match self.engine.stopped() {
+            Some(why) => Err(why),
+            None if self.engine.led().is_some_and(|led| led.primary().is_serving()) => Ok(()),
+            None => {
+                self.leading.as_mut().expect("it was just there").ready = Some(ready);
+                return;
+            }
+        };
+        // Whoever asked has given up if this fails.
+        let _ = ready.send(how);
     }
 
     fn give_commands(&mut self, reactor: &mut Reactor) {
@@ -324,16 +325,14 @@ impl Served {
 
     /// The kernel refers to nothing of this volume any more.
     pub fn may_go(&self) -> bool {
-        self.leaving.is_some() && !self.watched && self.out == 0 && self.session.commands_out() == 0
+        let none_out = self.disk.as_ref().is_none_or(|disk| disk.out() == 0);
+        self.leaving.is_some() && !self.watched && none_out && self.session.commands_out() == 0
     }
 
     /// Lets go of everything: closes the connection, and has the helper close the files.
-    pub fn go(mut self) {
-        for handle in self.files.drain() {
-            self.helper.give(Job::Close { handle });
-        }
+    pub fn go(self) {
         drop((self.session, self.engine));
-        let threads = self.helper.end();
+        let threads = self.disk.map_or_else(Threads::new, DiskQueue::end);
         if let Some(done) = self.leaving {
             // Whoever asked waits without a limit.
             let _ = done.send(threads);
@@ -404,71 +403,6 @@ impl Served {
         }
     }
 
-    /// Hands an operation on to where it is carried out.
-    fn begin(&mut self, id: IoId, io: Io, reactor: &mut Reactor) {
-        self.out += 1;
-        let file = match io {
-            Io::Create { file, len } => return self.helper.give(Job::Create { id, file, len }),
-            Io::Remove { file } => {
-                let open = self.files.remove(file);
-                return self.helper.give(Job::Remove { id, file, open });
-            }
-            Io::Read { file, .. } | Io::Write { file, .. } | Io::Sync { file } => file,
-        };
-        if let Some(waiting) = self.opening.get_mut(&file) {
-            waiting.push((id, io));
-        } else if let Some(handle) = self.files.get(file) {
-            self.begin_open(id, io, file, handle, reactor);
-        } else {
-            self.opening.insert(file, vec![(id, io)]);
-            self.helper.give(Job::Open(file));
-        }
-    }
-
-    fn begin_open(&mut self, id: IoId, io: Io, file: FileId, handle: Arc<File>, reactor: &mut Reactor) {
-        match reactor {
-            Reactor::Ring(ring) => {
-                let work = match io {
-                    Io::Read { offset, buf, .. } => Work::Read { offset, buf },
-                    Io::Write { offset, parts, .. } => Work::Write { offset, parts },
-                    Io::Sync { .. } => Work::Sync,
-                    Io::Create { .. } | Io::Remove { .. } => unreachable!("these do not wait for an open file"),
-                };
-                ring.start(DiskOp {
-                    volume: self.key,
-                    id,
-                    file,
-                    handle,
-                    work,
-                });
-            }
-            Reactor::Poll(_) => self.helper.give(match io {
-                Io::Read { offset, buf, .. } => Job::Read {
-                    id,
-                    file,
-                    handle,
-                    offset,
-                    buf,
-                },
-                Io::Write { offset, parts, .. } => Job::Write {
-                    id,
-                    file,
-                    handle,
-                    offset,
-                    parts,
-                },
-                Io::Sync { .. } => Job::Sync { id, file, handle },
-                Io::Create { .. } | Io::Remove { .. } => unreachable!("these do not wait for an open file"),
-            }),
-        }
-    }
-
-    fn keep_open(&mut self, file: FileId, handle: Arc<File>) {
-        if let Some(handle) = self.files.insert(file, handle) {
-            self.helper.give(Job::Close { handle });
-        }
-    }
-
     fn settle_close(&mut self) {
         let State::Closing(waiting) = &mut self.state else {
             return;
@@ -476,7 +410,7 @@ impl Served {
         let how = match self.engine.stopped() {
             _ if self.engine.is_closed() => self.engine.stopped().map_or(Closed::Clean, Closed::Stopped),
             // It writes no more, and nothing that it started is left to wait for.
-            Some(why) if self.out == 0 && self.backlog.is_empty() => Closed::Stopped(why),
+            Some(why) if self.disk.as_ref().is_none_or(DiskQueue::is_idle) => Closed::Stopped(why),
             _ => return,
         };
         for done in waiting.drain(..) {

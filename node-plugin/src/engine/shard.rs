@@ -6,21 +6,32 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use galleonfs_storage_engine::store::Store;
 use rustc_hash::FxHashMap;
+use uuid::Uuid;
 
+use super::clock;
+use super::disk_queue::DiskQueue;
 use super::files::FileBudget;
 use super::helper::{Helper, Outcome, Threads};
+use super::hosted::NewHosted;
 use super::inbox::{Inbox, Outbox};
+use super::leading::{ConfigNews, Leading};
 use super::limits::{DISK_THREADS_WITHOUT_RING, IDLE_BEFORE_TRIM_MS};
 use super::memory::{give_back_freed_memory, never_wait_for_writeback};
+use super::post::Post;
 use super::reactor::{Event, Reactor, Source};
 use super::served::{Closed, Served};
+use super::several::Several;
+use super::spec::Route;
 use super::stats::{Counters, DiskPath, StoreReport};
 use super::{EngineError, ErrorKind, Paths, VolumeEngine};
 use crate::disk::ReplicaDir;
 use crate::frontend::{Buffers, GuestPath, Session};
+
+const STAYS: &str = "a volume or a replica stays until its operations have ended";
 
 /// A volume for a shard.
 pub(super) struct NewVolume {
@@ -28,7 +39,10 @@ pub(super) struct NewVolume {
     pub name: String,
     pub engine: Box<dyn VolumeEngine>,
     pub session: Box<dyn Session>,
-    pub dir: Arc<ReplicaDir>,
+    /// Where its replica is; none of a volume that is led.
+    pub dir: Option<Arc<ReplicaDir>>,
+    /// Only of such a volume.
+    pub leading: Option<Leading>,
 }
 
 /// What other threads tell a shard.
@@ -58,30 +72,64 @@ pub(super) enum Message {
         volume: u32,
         done: Sender<Threads>,
     },
+    /// Take a replica into service.
+    Host(Box<NewHosted>, Sender<Result<(), EngineError>>),
+    /// Close it, and tell the threads to wait for. No answer: it has gone.
+    Unhost {
+        replica: u32,
+        done: Sender<Threads>,
+    },
+    GrowHosted {
+        replica: u32,
+        size_bytes: u64,
+        done: Sender<Result<u64, EngineError>>,
+    },
+    /// Say how a replica's store is. No answer: it has gone, or is being opened.
+    ReportHosted {
+        replica: u32,
+        done: Sender<StoreReport>,
+    },
+    /// A replica's store was opened again, or could not be.
+    Reopened {
+        replica: u32,
+        opened: Result<Box<Store>, EngineError>,
+    },
+    /// From other nodes, about a volume.
+    Wire {
+        volume: Uuid,
+        events: Vec<crate::transport::Event>,
+    },
+    /// Where the replicas of a volume are.
+    Routes {
+        volume: Uuid,
+        routes: Vec<Route>,
+    },
+    /// About the configuration of the volume under this key.
+    Config(u32, ConfigNews),
     /// End the thread, whatever it has.
     Stop,
 }
 
 pub(super) struct Shard {
     inbox: Inbox<Message>,
-    outbox: Outbox<Message>,
-    reactor: Reactor,
+    pub(super) outbox: Outbox<Message>,
+    pub(super) reactor: Reactor,
     /// How the guests' requests come, where the reactor allows it.
     guest_path: GuestPath,
     buffers: Buffers,
-    volumes: FxHashMap<u32, Served>,
-    /// Volumes that something happened to in this round.
-    touched: Vec<u32>,
+    pub(super) volumes: FxHashMap<u32, Served>,
+    pub(super) several: Several,
+    /// Volumes and replicas that something happened to in this round.
+    pub(super) touched: Vec<u32>,
     /// Volumes that have more requests than one round takes.
     unfinished: Vec<u32>,
-    started: Instant,
     busy_ms: u64,
     stopping: bool,
-    budget: FileBudget,
+    pub(super) budget: FileBudget,
 }
 
 /// Runs a shard on the calling thread until it is told to stop.
-pub(super) fn run(inbox: Inbox<Message>, outbox: Outbox<Message>, paths: Paths, budget: FileBudget) {
+pub(super) fn run(inbox: Inbox<Message>, outbox: Outbox<Message>, paths: Paths, budget: FileBudget, post: Post) {
     never_wait_for_writeback();
     let mut shard = Shard {
         inbox,
@@ -90,9 +138,9 @@ pub(super) fn run(inbox: Inbox<Message>, outbox: Outbox<Message>, paths: Paths, 
         guest_path: paths.guest,
         buffers: Buffers::default(),
         volumes: FxHashMap::default(),
+        several: Several::new(post),
         touched: Vec::new(),
         unfinished: Vec::new(),
-        started: Instant::now(),
         busy_ms: 0,
         stopping: false,
         budget,
@@ -107,7 +155,7 @@ pub(super) fn run(inbox: Inbox<Message>, outbox: Outbox<Message>, paths: Paths, 
 
 impl Shard {
     fn round(&mut self, events: &mut Vec<Event>) {
-        let now_ms = self.now_ms();
+        let now_ms = clock::now_ms();
         if !events.is_empty() {
             self.busy_ms = now_ms;
             self.buffers.used();
@@ -131,7 +179,7 @@ impl Shard {
                         volume.tick(now_ms);
                         volume.readable();
                     }
-                    touch(&mut self.touched, key, volume);
+                    self.touch(key);
                 }
                 Event::Command {
                     volume: key,
@@ -144,35 +192,33 @@ impl Shard {
                         .expect("a volume stays until its commands have ended");
                     volume.tick(now_ms);
                     volume.commanded(slot, result);
-                    touch(&mut self.touched, key, volume);
+                    self.touch(key);
                 }
                 Event::Disk {
                     volume: key,
                     id,
                     result,
                 } => {
-                    let volume = self
-                        .volumes
-                        .get_mut(&key)
-                        .expect("a volume stays until its operations have ended");
-                    volume.tick(now_ms);
-                    volume.completed(id, result);
-                    touch(&mut self.touched, key, volume);
+                    if let Some(volume) = self.volumes.get_mut(&key) {
+                        volume.tick(now_ms);
+                        volume.completed(id, result);
+                    } else {
+                        let replica = self.several.replicas.get_mut(&key).expect(STAYS);
+                        replica.tick(now_ms);
+                        replica.completed(id, result);
+                    }
+                    self.touch(key);
                 }
             }
         }
-        for (key, volume) in &mut self.volumes {
-            if volume.next_tick_ms().is_some_and(|due| due <= now_ms) {
-                volume.tick(now_ms);
-                touch(&mut self.touched, *key, volume);
-            }
-        }
-        for key in self.unfinished.drain(..) {
-            if let Some(volume) = self.volumes.get_mut(&key) {
-                touch(&mut self.touched, key, volume);
-            }
+        self.tell_the_time(now_ms);
+        for key in self.unfinished.drain(..).collect::<Vec<_>>() {
+            self.touch(key);
         }
         while let Some(key) = self.touched.pop() {
+            if self.pump_replica(key) {
+                continue;
+            }
             let Some(volume) = self.volumes.get_mut(&key) else {
                 continue;
             };
@@ -180,16 +226,48 @@ impl Shard {
             if volume.pump(&mut self.reactor, &mut self.buffers) {
                 self.unfinished.push(key);
             }
-            if volume.may_go()
-                && let Some(volume) = self.volumes.remove(&key)
-            {
-                volume.go();
+            if volume.leading.is_some() {
+                self.follow(key);
             }
+            self.let_go(key);
         }
+        self.several.post.flush();
         if now_ms >= self.busy_ms + IDLE_BEFORE_TRIM_MS && self.is_warm() && !self.has_requests() {
             self.buffers.trim();
             self.volumes.values_mut().for_each(Served::trim);
             give_back_freed_memory();
+        }
+    }
+
+    /// Whoever asked for this moment, or an earlier one, is told.
+    fn tell_the_time(&mut self, now_ms: u64) {
+        let is_due = |due: Option<u64>| due.is_some_and(|due| due <= now_ms);
+        let volumes = self.volumes.iter().filter(|(_, volume)| is_due(volume.next_tick_ms()));
+        let replicas = self.several.replicas.iter();
+        let replicas = replicas.filter(|(_, replica)| is_due(replica.next_tick_ms()));
+        let due: Vec<u32> = volumes
+            .map(|(key, _)| *key)
+            .chain(replicas.map(|(key, _)| *key))
+            .collect();
+        for key in due {
+            if let Some(volume) = self.volumes.get_mut(&key) {
+                volume.tick(now_ms);
+            } else if let Some(replica) = self.several.replicas.get_mut(&key) {
+                replica.tick(now_ms);
+            }
+            self.touch(key);
+        }
+    }
+
+    /// Lets a volume go that nobody refers to any more.
+    fn let_go(&mut self, key: u32) {
+        if self.volumes.get(&key).is_some_and(Served::may_go)
+            && let Some(volume) = self.volumes.remove(&key)
+        {
+            if let Some(leading) = &volume.leading {
+                self.several.left(leading.volume);
+            }
+            volume.go();
         }
     }
 
@@ -208,12 +286,14 @@ impl Shard {
                 key
             }
             Message::Helped { volume: key, outcome } => {
-                let volume = self
-                    .volumes
-                    .get_mut(&key)
-                    .expect("a volume stays until its operations have ended");
-                volume.tick(now_ms);
-                volume.helped(outcome, &mut self.reactor);
+                if let Some(volume) = self.volumes.get_mut(&key) {
+                    volume.tick(now_ms);
+                    volume.helped(outcome, &mut self.reactor);
+                } else {
+                    let replica = self.several.replicas.get_mut(&key).expect(STAYS);
+                    replica.tick(now_ms);
+                    replica.helped(outcome, &mut self.reactor);
+                }
                 key
             }
             Message::Grow {
@@ -228,9 +308,9 @@ impl Shard {
                 key
             }
             Message::Report { volume: key, done } => {
-                if let Some(volume) = self.volumes.get(&key) {
+                if let Some(report) = self.volumes.get(&key).and_then(Served::report) {
                     // Whoever asked has given up if this fails.
-                    let _ = done.send(volume.report());
+                    let _ = done.send(report);
                 }
                 key
             }
@@ -246,42 +326,80 @@ impl Shard {
                 }
                 key
             }
+            Message::Host(new, done) => return self.host(*new, &done),
+            Message::Unhost { replica: key, done } => {
+                if let Some(replica) = self.several.replicas.get_mut(&key) {
+                    replica.close(done);
+                }
+                key
+            }
+            Message::GrowHosted {
+                replica: key,
+                size_bytes,
+                done,
+            } => {
+                if let Some(replica) = self.several.replicas.get_mut(&key) {
+                    replica.tick(now_ms);
+                    replica.grow(size_bytes, done);
+                }
+                key
+            }
+            Message::ReportHosted { replica: key, done } => {
+                if let Some(report) = self.several.replicas.get(&key).and_then(|replica| replica.report()) {
+                    // Whoever asked has given up if this fails.
+                    let _ = done.send(report);
+                }
+                return;
+            }
+            Message::Reopened { replica: key, opened } => {
+                if let Some(replica) = self.several.replicas.get_mut(&key) {
+                    replica.reopened(opened);
+                }
+                key
+            }
+            Message::Wire { volume, events } => return self.wire(volume, events),
+            Message::Routes { volume, routes } => return self.several.post.route(volume, routes),
+            Message::Config(key, news) => {
+                self.config(key, news);
+                key
+            }
             Message::Stop => {
                 self.stopping = true;
                 return;
             }
         };
-        if let Some(volume) = self.volumes.get_mut(&key) {
-            touch(&mut self.touched, key, volume);
-        }
+        self.touch(key);
     }
 
     fn add(&mut self, mut new: NewVolume) -> Result<Arc<Counters>, EngineError> {
-        let threads = match self.reactor.path() {
-            DiskPath::Ring => 1,
-            DiskPath::Threads => DISK_THREADS_WITHOUT_RING,
+        let disk = match new.dir {
+            Some(dir) => {
+                let helper = self.helper(new.key, &new.name, dir)?;
+                Some(DiskQueue::new(new.key, helper, self.budget.clone()))
+            }
+            None => None,
         };
-        let helper = Helper::start(new.key, &new.name, threads, new.dir, self.outbox.clone()).map_err(|error| {
-            EngineError::new(
-                ErrorKind::Retry,
-                format!("start the disk threads of volume {}", new.name),
-            )
-            .because(error)
-        })?;
         if self.guest_path == GuestPath::Ring && self.reactor.path() == DiskPath::Ring {
             new.session.allow_ring();
         }
         let counters = Arc::new(Counters::new(self.reactor.path()));
-        let served = Served::new(
-            new.key,
-            new.engine,
-            new.session,
-            helper,
-            counters.clone(),
-            self.budget.clone(),
-        );
+        if let Some(leading) = &new.leading {
+            self.several.led(leading.volume, new.key);
+        }
+        let served = Served::new(new.key, new.engine, new.session, disk, new.leading, counters.clone());
         self.volumes.insert(new.key, served);
         Ok(counters)
+    }
+
+    /// The threads that may block, of a volume or a replica.
+    pub(super) fn helper(&self, key: u32, name: &str, dir: Arc<ReplicaDir>) -> Result<Helper, EngineError> {
+        let threads = match self.reactor.path() {
+            DiskPath::Ring => 1,
+            DiskPath::Threads => DISK_THREADS_WITHOUT_RING,
+        };
+        Helper::start(key, name, threads, dir, self.outbox.clone()).map_err(|error| {
+            EngineError::new(ErrorKind::Retry, format!("start the disk threads of {name}")).because(error)
+        })
     }
 
     /// How long there is nothing to do unless something happens; `None` for ever.
@@ -289,26 +407,19 @@ impl Shard {
         if !self.unfinished.is_empty() {
             return Some(Duration::ZERO);
         }
-        let mut due = self.volumes.values().filter_map(Served::next_tick_ms).min();
+        let volumes = self.volumes.values().filter_map(Served::next_tick_ms);
+        let replicas = self.several.replicas.values();
+        let mut due = volumes
+            .chain(replicas.filter_map(|replica| replica.next_tick_ms()))
+            .min();
         if !self.has_requests() && self.is_warm() {
             let trim = self.busy_ms + IDLE_BEFORE_TRIM_MS;
             due = Some(due.map_or(trim, |due| due.min(trim)));
         }
-        due.map(|due| Duration::from_millis(due).saturating_sub(self.started.elapsed()))
+        due.map(|due| Duration::from_millis(due.saturating_sub(clock::now_ms())))
     }
 
     fn has_requests(&self) -> bool {
         self.volumes.values().any(Served::has_requests)
-    }
-
-    fn now_ms(&self) -> u64 {
-        self.started.elapsed().as_millis() as u64
-    }
-}
-
-fn touch(touched: &mut Vec<u32>, key: u32, volume: &mut Served) {
-    if !volume.touched {
-        volume.touched = true;
-        touched.push(key);
     }
 }

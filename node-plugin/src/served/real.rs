@@ -106,7 +106,9 @@ impl NodeEngine for RealEngine {
     }
 
     fn stores(&self) -> Vec<(String, StoreReport)> {
-        self.engine.stores()
+        let mut stores = self.engine.stores();
+        stores.extend(self.engine.hosted_stores());
+        stores
     }
 
     /// A shard that panics takes the process with it, so an engine that can be asked runs.

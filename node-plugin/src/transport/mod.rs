@@ -22,7 +22,7 @@ pub mod limits;
 mod link;
 mod session;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod wire;
 
 use std::io;

@@ -26,6 +26,7 @@ pub mod mutant;
 pub mod primary;
 pub mod replica;
 mod replica_store;
+pub mod verify;
 pub mod wire;
 
 use std::fmt::{self, Display};

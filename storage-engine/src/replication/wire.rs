@@ -80,6 +80,11 @@ mod kind {
     pub const FAILED: u16 = KIND_FIRST + 44;
 }
 
+/// Whether this message is a replica's answer; otherwise it is an order of a primary, or none.
+pub fn is_reply(kind: u16) -> bool {
+    kind >= kind::PROMISING
+}
+
 /// Writes fields one after the other.
 struct Out(Packed);
 

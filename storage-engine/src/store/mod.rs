@@ -41,7 +41,7 @@ use std::collections::VecDeque;
 use slab::Slab;
 
 pub use log::Batch;
-pub use read::{ReadPart, ReadToken};
+pub use read::{ReadBlock, ReadPart, ReadToken};
 pub use record::{Body, ControlOp, Header, PAGES_MAX, Seals, WRITES_MAX, WriteEntry};
 pub use recovery::{
     FormatOptions, OpenError, OpenOptions, OpenReport, Settle, format_joining_replica, format_replica,

@@ -12,7 +12,7 @@ use super::{Event, Purpose, Store};
 use crate::buffer::{Buf, BufMut};
 use crate::io::{FileId, Io, IoFailure};
 use crate::request::{Piece, RequestError};
-use crate::types::{Lba, Location, SnapshotId, Version};
+use crate::types::{Check, Lba, Location, SnapshotId, Version};
 
 /// Names a read until it is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,12 +86,31 @@ impl Part {
 pub enum ReadPart {
     /// So many blocks of zeros.
     Zeros(u64),
-    /// Blocks from `lba` on as they are stored, one behind the other, and an entry for each.
+    /// Blocks from `lba` on as they are stored, one behind the other, and what is known of each.
     Stored {
         lba: Lba,
-        entries: SmallVec<[Entry; 1]>,
+        blocks: SmallVec<[ReadBlock; 1]>,
         bytes: BufMut,
     },
+}
+
+/// One block of those.
+#[derive(Clone, Copy, Debug)]
+pub struct ReadBlock {
+    pub version: Version,
+    pub check: Check,
+    /// Bytes that it is stored in.
+    pub len: usize,
+}
+
+impl ReadBlock {
+    fn of(entry: &Entry) -> ReadBlock {
+        ReadBlock {
+            version: entry.version,
+            check: entry.check,
+            len: entry.location.len() as usize,
+        }
+    }
 }
 
 /// Who wants a page.
@@ -370,7 +389,7 @@ impl Store {
                 Part::Zeros(blocks, _) => ReadPart::Zeros(blocks),
                 Part::Stored { lba, entries, bytes } => ReadPart::Stored {
                     lba,
-                    entries,
+                    blocks: entries.iter().map(ReadBlock::of).collect(),
                     bytes: bytes.expect("every part was read"),
                 },
             });

@@ -117,26 +117,21 @@ impl Form {
     }
 
     fn open_part(&mut self, part: ReadPart) -> Result<Buf, RequestError> {
-        let ReadPart::Stored {
-            lba,
-            entries,
-            mut bytes,
-        } = part
-        else {
+        let ReadPart::Stored { lba, blocks, mut bytes } = part else {
             unreachable!("zeros are stored nowhere")
         };
         let block_bytes = self.block_bytes;
-        let mut grown = entries
+        let mut grown = blocks
             .iter()
-            .any(|entry| entry.location.len() < block_bytes as u64)
-            .then(|| BufMut::for_reading(entries.len() * block_bytes));
+            .any(|block| block.len < block_bytes)
+            .then(|| BufMut::for_reading(blocks.len() * block_bytes));
         let mut at = 0;
-        for (n, (entry, lba)) in entries.iter().zip((lba.0..).map(Lba)).enumerate() {
-            let block = &mut bytes.as_mut()[at..at + entry.location.len() as usize];
+        for (n, (found, lba)) in blocks.iter().zip((lba.0..).map(Lba)).enumerate() {
+            let block = &mut bytes.as_mut()[at..at + found.len];
             at += block.len();
             let opened = match &mut self.sealer {
                 Some(sealer) => sealer
-                    .open(lba, entry.version, entry.check.tag, block)
+                    .open(lba, found.version, found.check.tag, block)
                     .map_err(|error| error.to_string()),
                 None => Ok(()),
             };
@@ -156,8 +151,8 @@ impl Form {
                 bytes.as_mut().fill(0);
                 grown.iter_mut().for_each(|grown| grown.as_mut().fill(0));
                 return Err(RequestError::Corrupt(format!(
-                    "block {} version {} at {:?}: {error}",
-                    lba.0, entry.version, entry.location
+                    "block {} version {}: {error}",
+                    lba.0, found.version
                 )));
             }
         }

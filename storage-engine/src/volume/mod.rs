@@ -9,6 +9,7 @@ mod backing;
 mod control;
 mod form;
 mod full;
+mod led;
 mod partial;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -16,6 +17,7 @@ use std::ops::Range;
 
 pub use backing::Backing;
 pub use full::WhenFull;
+pub use led::{Led, LedOptions};
 
 use crate::BlockEngine;
 use crate::buffer::{Buf, BufMut};

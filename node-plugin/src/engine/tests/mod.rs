@@ -5,6 +5,7 @@ mod device;
 mod fake;
 mod guest_log;
 mod replica;
+mod several;
 mod stale;
 
 use std::fs::{self, File, OpenOptions};
@@ -72,6 +73,7 @@ impl Node {
             map_budget_bytes: 0,
             scrub: None,
             runtime_dir: dir.join("run"),
+            network: crate::engine::Network::default(),
         };
         let engine = Engine::start_with(&config, Box::new(open), paths).expect("start the engine");
         Node { dir, engine, control }

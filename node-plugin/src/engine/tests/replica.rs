@@ -30,6 +30,7 @@ impl Real {
             map_budget_bytes: 32 << 20,
             scrub,
             runtime_dir: dir.join("run"),
+            network: crate::engine::Network::default(),
         };
         Real {
             dir,

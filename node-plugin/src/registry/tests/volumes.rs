@@ -261,6 +261,7 @@ async fn on_the_real_engine_a_file_is_found_again_after_release_growth_and_a_new
         map_budget_bytes: 16 << 20,
         scrub: None,
         runtime_dir: dir.path().join("run"),
+        network: crate::engine::Network::default(),
     };
     std::fs::create_dir_all(&config.runtime_dir).unwrap();
     let bench = Bench::with(dir, Arc::new(RealEngine::start(config).unwrap()), Arc::new(RealDisks));

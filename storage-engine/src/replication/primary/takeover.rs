@@ -325,17 +325,13 @@ impl Primary {
     }
 
     fn serve(&mut self) {
-        let end = self.ends.iter().rev().find(|(_, end)| **end > Seq(0));
-        let end = end.map_or(Version::default(), |(epoch, seq)| Version {
-            epoch: *epoch,
-            seq: *seq,
-        });
-        // Whoever settled has everything before the end on stable storage.
-        self.agreed = self.agreed.max(end);
+        // Whoever settled has the beginning of the epoch on stable storage, and everything before it.
+        let begun = self.version(Seq(0));
+        self.agreed = self.agreed.max(begun);
         self.phase = Phase::Serving;
         for id in self.config.in_sync.clone() {
             self.stream_to(id);
-            self.members.get_mut(&id).expect("it just settled").flushed = end;
+            self.members.get_mut(&id).expect("it just settled").flushed = begun;
         }
         self.events.push_back(PrimaryEvent::Serving(self.config.epoch));
         self.go_on();

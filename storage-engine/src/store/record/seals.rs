@@ -35,6 +35,14 @@ impl Seals {
         }
     }
 
+    /// What all replicas of a volume that is not sealed have in common: the checks of its blocks.
+    pub fn shared(volume: [u8; 16], block_size: BlockSize) -> Seals {
+        Seals {
+            block_size,
+            ..Seals::plain(volume, 0)
+        }
+    }
+
     /// Those of a replica.
     pub fn of(geometry: &Geometry) -> Seals {
         Seals::of_origin(geometry, geometry.identity.volume, geometry.salt)

@@ -124,6 +124,7 @@ async fn record(kind: &'static Kind, fault: Option<Fault>, seed: u64, count: usi
             map_budget_bytes: 0,
             scrub: None,
             runtime_dir: dir.join("run"),
+            network: crate::engine::Network::default(),
         };
         Engine::start_with(&config, Box::new(open), Paths::BEST).expect("start the engine")
     };
