@@ -20,7 +20,7 @@ use super::inbox::Outbox;
 use super::shard::Message;
 use super::spec::Route;
 use crate::transport::exchange::{Exchange, Subscriber};
-use crate::transport::{Event, Frame, Hold, Incoming, Kind, Session, Side};
+use crate::transport::{Event, Frame, Hold, Incoming, Kind, Session, Side, Transport};
 
 /// Makes connections to other nodes.
 pub trait Dial: Send + Sync {
@@ -28,6 +28,16 @@ pub trait Dial: Send + Sync {
     fn dial(&self, node: Uuid, addresses: Vec<SocketAddr>);
     /// Has none any more.
     fn forget(&self, node: Uuid);
+}
+
+impl Dial for Transport {
+    fn dial(&self, node: Uuid, addresses: Vec<SocketAddr>) {
+        Transport::dial(self, node, addresses);
+    }
+
+    fn forget(&self, node: Uuid) {
+        Transport::forget(self, node);
+    }
 }
 
 /// A frame's payload, and what stands for its memory.

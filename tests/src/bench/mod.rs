@@ -5,8 +5,8 @@
 //! neighbours: the disk below may be another one a minute later, and is the same for both. The second thing that counts
 //! is the CPU time our process spends per operation, which a noisy machine changes least.
 //!
-//! `job` says what is measured, `setup` on what, `fio` measures, `server` is the process under test, `scratch` the place, `report` the
-//! outcome.
+//! `job` says what is measured, `setup` on what, `fio` measures, `server` is the process under test, `several` that of a
+//! volume with several replicas, `scratch` the place, `report` the outcome.
 
 pub mod fio;
 pub mod interrupt;
@@ -15,6 +15,7 @@ pub mod report;
 pub mod scratch;
 pub mod server;
 pub mod setup;
+pub mod several;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -54,7 +55,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         bail!("this needs root: it mounts a file system and makes a loop device");
     }
     fio::ensure()?;
-    let claim = Scratch::new(&options.dir)?.claim(options.size_bytes)?;
+    let claim = Scratch::new(&options.dir)?.claim(options.size_bytes, &options.setups)?;
     let scratch = claim.scratch();
     let raw = Fio {
         target: scratch.raw(),
@@ -97,7 +98,7 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         .collect();
     print!("\n{}", report::table(&rows));
     println!(
-        "medians of {} rounds of {:.0} s; latency of write-fsync is the write's and its sync's; CPU is our process's",
+        "medians of {} rounds of {:.0} s; latency of write-fsync is the write's and its sync's; CPU is that of all our processes",
         options.rounds,
         options.time.as_secs_f64()
     );

@@ -9,8 +9,8 @@ use nix::sys::statvfs::statvfs;
 
 use super::setup::Setup;
 
-/// What a run may need at most, in sizes of the volume: the raw file, and of each setup a log that is not cleaned yet.
-const SPACE_FACTOR: u64 = 1 + 3 * Setup::ALL.len() as u64;
+/// What a replica may need at most, in sizes of the volume: a log that is not cleaned yet.
+const LOG_FACTOR: u64 = 3;
 
 #[derive(Debug)]
 pub struct Scratch {
@@ -33,7 +33,7 @@ impl Scratch {
     }
 
     /// Makes the directory, keeps other runs out, and removes what a killed one left.
-    pub fn claim(self, size_bytes: u64) -> Result<Claim> {
+    pub fn claim(self, size_bytes: u64, setups: &[Setup]) -> Result<Claim> {
         fs::create_dir_all(&self.dir).with_context(|| format!("create {}", self.dir.display()))?;
         let lock = File::create(self.dir.join("lock")).with_context(|| format!("write in {}", self.dir.display()))?;
         let Ok(lock) = Flock::lock(lock, FlockArg::LockExclusiveNonblock) else {
@@ -44,9 +44,11 @@ impl Scratch {
         };
         self.clear()?;
         let found = statvfs(&self.dir)?;
+        let replicas: u64 = setups.iter().map(|setup| setup.replicas()).sum();
         let (free, wanted) = (
             found.blocks_available() * found.fragment_size(),
-            SPACE_FACTOR * size_bytes,
+            // The raw file is the one more.
+            (1 + LOG_FACTOR * replicas) * size_bytes,
         );
         if free < wanted {
             bail!(
@@ -127,8 +129,8 @@ mod tests {
     #[test]
     fn a_directory_is_one_runs_at_a_time_and_empty_after_it() {
         let dir = std::env::temp_dir().join(format!("galleonfs-bench-{}", std::process::id()));
-        let claim = Scratch::new(&dir).unwrap().claim(1).unwrap();
-        assert!(Scratch::new(&dir).unwrap().claim(1).is_err());
+        let claim = Scratch::new(&dir).unwrap().claim(1, &Setup::ALL).unwrap();
+        assert!(Scratch::new(&dir).unwrap().claim(1, &Setup::ALL).is_err());
         fs::write(claim.scratch().raw(), "x").unwrap();
         let replica = claim.scratch().replica(Setup::Sealed);
         fs::create_dir_all(&replica).unwrap();

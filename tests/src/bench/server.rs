@@ -1,7 +1,7 @@
 //! The process that serves the volume, and nothing else, so that its CPU time is what a node plugin would spend.
 //!
 //! ```text
-//! bench ── starts ──► serve: format, attach ── "device /dev/loopN" ──► bench
+//! bench ── starts ──► serve: format, attach ── "device /dev/loopN", the processes that take part ──► bench
 //! bench ── closes its pipe, or dies ──► serve: detach, exit
 //! ```
 //!
@@ -15,13 +15,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use galleonfs_node_plugin::disk::{BlockSize, FormatSpec, format_replica};
-use galleonfs_node_plugin::engine::{AttachSpec, Engine, EngineConfig, EngineError, ErrorKind, Settings, VolumeKey};
+use galleonfs_node_plugin::engine::{
+    AttachSpec, Engine, EngineConfig, EngineError, ErrorKind, Network, Settings, VolumeKey,
+};
+use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 use super::scratch::Scratch;
 use super::setup::Setup;
+use super::several;
 
-const VOLUME: &str = "bench";
+/// The name of the volume.
+pub const VOLUME: &str = "bench";
 
 /// What the node plugin takes when nobody says otherwise.
 pub const MAP_BUDGET_BYTES: usize = 256 << 20;
@@ -47,6 +52,8 @@ pub struct Server {
     /// Held to keep it running.
     stdin: Option<ChildStdin>,
     device: PathBuf,
+    /// All that serve: the child, and those that it has started.
+    pids: Vec<u32>,
 }
 
 impl Server {
@@ -69,11 +76,16 @@ impl Server {
             child,
             stdin,
             device: PathBuf::new(),
+            pids: Vec::new(),
         };
         let mut line = String::new();
         stdout.read_line(&mut line)?;
         match line.trim_end().strip_prefix(DEVICE) {
-            Some(device) => server.device = PathBuf::from(device),
+            Some(announced) => {
+                let mut words = announced.split(' ');
+                server.device = words.next().unwrap_or_default().into();
+                server.pids = words.map(str::parse).collect::<Result<_, _>>()?;
+            }
             // It has said why.
             None => bail!("the serving process made no device"),
         }
@@ -88,13 +100,17 @@ impl Server {
         self.child.id()
     }
 
-    /// The CPU time of the process so far, of all its threads, in user mode and for it in the kernel.
+    /// The CPU time of its processes so far, of all their threads, in user mode and for them in the kernel.
     pub fn cpu(&self) -> Result<Duration> {
-        let path = format!("/proc/{}/stat", self.child.id());
-        let stat = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
-        let ticks = cpu_ticks(&stat).with_context(|| format!("{path} reads `{stat}`"))?;
-        let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100);
-        Ok(Duration::from_secs(ticks) / u32::try_from(per_second)?)
+        let mut all = Duration::ZERO;
+        for pid in &self.pids {
+            let path = format!("/proc/{pid}/stat");
+            let stat = std::fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
+            let ticks = cpu_ticks(&stat).with_context(|| format!("{path} reads `{stat}`"))?;
+            let per_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)?.unwrap_or(100);
+            all += Duration::from_secs(ticks) / u32::try_from(per_second)?;
+        }
+        Ok(all)
     }
 
     /// Waits until it has stopped working by itself: what a job leaves to the background is not to slow the next one.
@@ -149,50 +165,68 @@ fn cpu_ticks(stat: &str) -> Option<u64> {
 
 /// The serving process itself: until its standard input ends.
 pub fn serve(scratch: &Scratch, serving: Serving) -> Result<()> {
-    let Serving {
-        setup,
-        size_bytes,
-        map_budget_bytes,
-    } = serving;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("start a runtime")?;
-    runtime.block_on(Engine::remove_stale(&scratch.mounts(setup)))?;
-    let engine = Engine::start(EngineConfig {
-        shards: 0,
-        map_budget_bytes,
-        scrub: None,
-        runtime_dir: scratch.mounts(setup),
-    })?;
-    let key = match setup {
+    runtime.block_on(Engine::remove_stale(&scratch.mounts(serving.setup)))?;
+    let key = match serving.setup {
         Setup::OneReplica => None,
         Setup::Sealed => Some(VolumeKey::new(1, &[0x5a; 32])?),
+        Setup::ThreeReplicas => {
+            let led = several::Led::start(&runtime, scratch, serving)?;
+            return until_told(&runtime, led.engine(), &led.device().path, &led.pids());
+        }
     };
-    let format = FormatSpec {
-        volume_uid: Uuid::new_v4(),
-        replica_uid: Uuid::new_v4(),
-        cluster_id: Uuid::new_v4(),
-        block_size: BlockSize::default(),
-        size_bytes,
-        salt: Uuid::new_v4().as_u64_pair().0,
-        key: key.clone(),
-    };
-    format_replica(&scratch.replica(setup), &format)?;
+    let engine = Engine::start(serving.engine(scratch, Network::default()))?;
+    let replica_dir = scratch.replica(serving.setup);
+    let format = serving.format(key.clone());
+    format_replica(&replica_dir, &format)?;
     let spec = AttachSpec {
         volume: VOLUME.to_owned(),
         volume_uid: format.volume_uid,
         replica_uid: format.replica_uid,
         cluster_id: format.cluster_id,
-        replica_dir: scratch.replica(setup),
+        replica_dir,
         epoch: 1,
-        size_bytes,
+        size_bytes: serving.size_bytes,
         read_only: false,
         settings: Settings::default(),
         key,
     };
     let device = runtime.block_on(engine.attach(spec))?;
-    let announced = announce(&device.path);
+    until_told(&runtime, &engine, &device.path, &[std::process::id()])
+}
+
+impl Serving {
+    /// How the engine is set up.
+    pub fn engine(self, scratch: &Scratch, network: Network) -> EngineConfig {
+        EngineConfig {
+            shards: 0,
+            map_budget_bytes: self.map_budget_bytes,
+            scrub: None,
+            runtime_dir: scratch.mounts(self.setup),
+            network,
+        }
+    }
+
+    /// A new replica of a new volume.
+    pub fn format(self, key: Option<VolumeKey>) -> FormatSpec {
+        FormatSpec {
+            volume_uid: Uuid::new_v4(),
+            replica_uid: Uuid::new_v4(),
+            cluster_id: Uuid::new_v4(),
+            block_size: BlockSize::default(),
+            size_bytes: self.size_bytes,
+            salt: Uuid::new_v4().as_u64_pair().0,
+            key,
+        }
+    }
+}
+
+/// Says where the device is, and takes it down when the input ends.
+fn until_told(runtime: &Runtime, engine: &Engine, device: &Path, pids: &[u32]) -> Result<()> {
+    let announced = announce(device, pids);
     // The end of the input, or of the bench: both mean the same.
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
     let start = Instant::now();
@@ -209,9 +243,10 @@ fn is_in_use(error: &EngineError) -> bool {
     error.kind() == ErrorKind::Retry
 }
 
-fn announce(device: &Path) -> Result<()> {
+fn announce(device: &Path, pids: &[u32]) -> Result<()> {
     let mut stdout = std::io::stdout();
-    writeln!(stdout, "{DEVICE}{}", device.display())?;
+    let pids: Vec<String> = pids.iter().map(u32::to_string).collect();
+    writeln!(stdout, "{DEVICE}{} {}", device.display(), pids.join(" "))?;
     Ok(stdout.flush()?)
 }
 

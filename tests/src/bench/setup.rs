@@ -7,17 +7,29 @@ pub enum Setup {
     OneReplica,
     /// The same, sealed.
     Sealed,
+    /// Three replicas on that disk, in three processes that talk over the loopback interface and TLS. There is no setting
+    /// without TLS to compare with.
+    ThreeReplicas,
 }
 
 impl Setup {
     /// In the order they run in.
-    pub const ALL: [Setup; 2] = [Setup::OneReplica, Setup::Sealed];
+    pub const ALL: [Setup; 3] = [Setup::OneReplica, Setup::Sealed, Setup::ThreeReplicas];
 
     /// Its name in the results.
     pub fn name(self) -> &'static str {
         match self {
             Setup::OneReplica => "one-replica",
             Setup::Sealed => "sealed",
+            Setup::ThreeReplicas => "three-replicas",
+        }
+    }
+
+    /// Copies of everything that is written.
+    pub fn replicas(self) -> u64 {
+        match self {
+            Setup::OneReplica | Setup::Sealed => 1,
+            Setup::ThreeReplicas => 3,
         }
     }
 

@@ -11,7 +11,7 @@ use galleonfs_tests::bench::interrupt::Interrupt;
 use galleonfs_tests::bench::job::{JOBS, Job};
 use galleonfs_tests::bench::scratch::Scratch;
 use galleonfs_tests::bench::setup::Setup;
-use galleonfs_tests::bench::{self, server};
+use galleonfs_tests::bench::{self, server, several};
 
 /// Measure a volume through its block device with fio, beside a raw file on the same disk. Needs root and fio.
 #[derive(Parser)]
@@ -49,6 +49,9 @@ enum Command {
         size_bytes: u64,
         map_budget_bytes: usize,
     },
+    /// Host a replica until the standard input ends; its first line says which.
+    #[command(hide = true)]
+    ServeReplica,
 }
 
 fn job(name: String) -> Job {
@@ -87,6 +90,9 @@ fn run(arguments: Arguments) -> Result<()> {
             map_budget_bytes,
         };
         return server::serve(&Scratch::new(&dir)?, serving);
+    }
+    if let Some(Command::ServeReplica) = arguments.command {
+        return several::host();
     }
     let interrupt = Interrupt::install()?;
     // A part is somebody trying something: what is written stays comparable.

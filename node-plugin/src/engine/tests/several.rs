@@ -102,28 +102,6 @@ struct Up {
     transport: Transport,
 }
 
-struct Dialer(Mutex<Option<Transport>>);
-
-impl Dial for Dialer {
-    fn dial(&self, node: Uuid, addresses: Vec<std::net::SocketAddr>) {
-        self.0
-            .lock()
-            .expect("no panic")
-            .as_ref()
-            .expect("it was started")
-            .dial(node, addresses);
-    }
-
-    fn forget(&self, node: Uuid) {
-        self.0
-            .lock()
-            .expect("no panic")
-            .as_ref()
-            .expect("it was started")
-            .forget(node);
-    }
-}
-
 impl Host {
     fn new(authority: &Authority, number: u128) -> Host {
         let uid = Uuid::from_u128(0xA0 + number);
@@ -143,12 +121,10 @@ impl Host {
     fn start(&mut self) {
         fs::create_dir_all(&self.dir).expect("make a directory for the test");
         let exchange = Exchange::default();
-        let dialer = Arc::new(Dialer(Mutex::new(None)));
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let config = TransportConfig::new(cluster(), self.uid);
         let transport = Transport::start(config, self.wallet.clone(), Some(listener), Arc::new(exchange.clone()))
             .expect("the transport starts");
-        *dialer.0.lock().expect("no panic") = Some(transport.clone());
         let config = EngineConfig {
             shards: 1,
             map_budget_bytes: 32 << 20,
@@ -156,7 +132,7 @@ impl Host {
             runtime_dir: self.dir.join("run"),
             network: Network {
                 exchange,
-                dial: Some(dialer),
+                dial: Some(Arc::new(transport.clone())),
             },
         };
         let engine = Engine::start(config).expect("start the engine");

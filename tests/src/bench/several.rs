@@ -1,0 +1,271 @@
+//! A volume of three replicas on one machine: this process leads it and hosts one, and two others host one each, as on
+//! three nodes whose network is the loopback interface.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result, bail};
+use galleonfs_api::NodeIdentity;
+use galleonfs_controller::certificates::Authority;
+use galleonfs_node_plugin::disk::{BlockSize, format_replica};
+use galleonfs_node_plugin::engine::{
+    Configs, Device, Engine, EngineConfig, HostSpec, LeadSpec, Network, ProposeDone, ReadDone, Route, Settings,
+};
+use galleonfs_node_plugin::identity::{Credentials, Wallet};
+use galleonfs_node_plugin::transport::exchange::Exchange;
+use galleonfs_node_plugin::transport::{Transport, TransportConfig};
+use galleonfs_storage_engine::replication::primary::Decision;
+use galleonfs_storage_engine::replication::{Change, Config, Incarnation, ReplicaId, Stamp};
+use rcgen::{CertificateParams, KeyPair};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
+use uuid::Uuid;
+
+use super::scratch::Scratch;
+use super::server::{Serving, VOLUME};
+
+/// How long the certificates of a run are valid.
+const LIFE: Duration = Duration::from_secs(24 * 3600);
+
+/// What a hosting process is told.
+#[derive(Deserialize, Serialize)]
+struct Order {
+    node: Uuid,
+    cluster: Uuid,
+    volume: Uuid,
+    replica: Uuid,
+    replica_dir: PathBuf,
+    runtime_dir: PathBuf,
+    map_budget_bytes: usize,
+    certificate: String,
+    key: String,
+    trusted: String,
+}
+
+/// The volume's object: in this process nobody else changes it.
+struct Object(Mutex<(u64, Config)>);
+
+impl Configs for Object {
+    fn read(&self, done: ReadDone) {
+        let (stamp, config) = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        done(Some((Stamp(stamp), config)));
+    }
+
+    fn propose(&self, expected: Stamp, config: Config, done: ProposeDone) {
+        let mut object = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let made = expected == Stamp(object.0);
+        if made {
+            *object = (object.0 + 1, config);
+        }
+        let stamp = Stamp(object.0);
+        drop(object);
+        done(if made {
+            Decision::Made(stamp)
+        } else {
+            Decision::Conflict
+        });
+    }
+}
+
+/// A process that hosts a replica. It ends when its input does.
+#[derive(Debug)]
+struct Hosting {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    address: SocketAddr,
+}
+
+impl Hosting {
+    fn start(order: &Order) -> Result<Hosting> {
+        let program = std::env::current_exe().context("find this program")?;
+        let mut child = Command::new(program)
+            .arg("serve-replica")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start a process that hosts a replica")?;
+        let mut stdin = child.stdin.take().context("it has no input")?;
+        writeln!(stdin, "{}", serde_json::to_string(order)?)?;
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("it has no output")?).read_line(&mut line)?;
+        let address = line
+            .trim()
+            .parse()
+            .context("a hosting process did not say where it is")?;
+        Ok(Hosting {
+            child,
+            stdin: Some(stdin),
+            address,
+        })
+    }
+}
+
+impl Drop for Hosting {
+    fn drop(&mut self) {
+        self.stdin.take();
+        if let Err(error) = self.child.wait() {
+            eprintln!("galleonfs-bench: waiting for a hosting process: {error}");
+        }
+    }
+}
+
+/// The volume while it is led.
+#[derive(Debug)]
+pub struct Led {
+    device: Device,
+    // In this order: the volume ends before those that have its replicas.
+    engine: Engine,
+    transport: Transport,
+    hosting: Vec<Hosting>,
+}
+
+impl Led {
+    /// Makes the replicas, starts who hosts them, and leads them.
+    pub fn start(runtime: &Runtime, scratch: &Scratch, serving: Serving) -> Result<Led> {
+        let mut format = serving.format(None);
+        let authority = Authority::make(format.cluster_id, SystemTime::now(), LIFE)?;
+        let mut orders = Vec::new();
+        for number in 0..serving.setup.replicas() {
+            format.replica_uid = Uuid::new_v4();
+            format.salt = Uuid::new_v4().as_u64_pair().0;
+            let dir = scratch.replica(serving.setup).join(number.to_string());
+            format_replica(&dir, &format)?;
+            let node = Uuid::new_v4();
+            let identity = NodeIdentity {
+                cluster: format.cluster_id,
+                node,
+            };
+            let (certificate, key) = certificate(&authority, identity)?;
+            orders.push(Order {
+                node,
+                cluster: format.cluster_id,
+                volume: format.volume_uid,
+                replica: format.replica_uid,
+                replica_dir: dir,
+                runtime_dir: scratch.mounts(serving.setup),
+                map_budget_bytes: serving.map_budget_bytes,
+                certificate,
+                key,
+                trusted: authority.certificate().to_owned(),
+            });
+        }
+        let (own, others) = orders.split_first().context("there are replicas")?;
+        let hosting = others.iter().map(Hosting::start).collect::<Result<Vec<_>>>()?;
+        let (engine, transport) = take_part(runtime, own)?;
+        let routes = others.iter().zip(&hosting).map(|(order, hosting)| Route {
+            replica: order.replica,
+            node: order.node,
+            addresses: vec![hosting.address],
+        });
+        engine.routes(own.volume, routes.collect());
+        let incarnation = Uuid::new_v4();
+        let ids = orders.iter().map(|order| ReplicaId(order.replica.into_bytes()));
+        let claimed = Config::new(ids).with(&Change::Claim(Incarnation(incarnation.into_bytes())));
+        let spec = LeadSpec {
+            volume: VOLUME.to_owned(),
+            volume_uid: own.volume,
+            cluster_id: own.cluster,
+            epoch: u64::from(claimed.epoch.0),
+            incarnation,
+            size_bytes: serving.size_bytes,
+            block_size: BlockSize::default(),
+            read_only: false,
+            settings: Settings::default(),
+            min_in_sync: 2,
+            prefer: Some(own.replica),
+            configs: Arc::new(Object(Mutex::new((1, claimed)))),
+        };
+        let device = runtime.block_on(engine.lead(spec))?;
+        Ok(Led {
+            device,
+            engine,
+            transport,
+            hosting,
+        })
+    }
+
+    pub fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Every process that takes part.
+    pub fn pids(&self) -> Vec<u32> {
+        let others = self.hosting.iter().map(|hosting| hosting.child.id());
+        [std::process::id()].into_iter().chain(others).collect()
+    }
+}
+
+impl Drop for Led {
+    fn drop(&mut self) {
+        self.transport.stop();
+    }
+}
+
+fn certificate(authority: &Authority, identity: NodeIdentity) -> Result<(String, String)> {
+    let key = KeyPair::generate()?;
+    let request = CertificateParams::default().serialize_request(&key)?;
+    let request = rcgen::CertificateSigningRequestParams::from_der(request.der())?;
+    let signed = authority.sign(identity, &request.public_key, SystemTime::now(), LIFE)?;
+    Ok((signed, key.serialize_pem()))
+}
+
+/// Starts an engine that hosts a replica, and listens.
+fn take_part(runtime: &Runtime, order: &Order) -> Result<(Engine, Transport)> {
+    let wallet = Wallet::default();
+    wallet.put(Credentials::new(&order.certificate, &order.key, &order.trusted)?);
+    let exchange = Exchange::default();
+    let transport = Transport::start(
+        TransportConfig::new(order.cluster, order.node),
+        wallet,
+        Some(TcpListener::bind("127.0.0.1:0")?),
+        Arc::new(exchange.clone()),
+    )?;
+    let engine = Engine::start(EngineConfig {
+        shards: 0,
+        map_budget_bytes: order.map_budget_bytes,
+        scrub: None,
+        runtime_dir: order.runtime_dir.clone(),
+        network: Network {
+            exchange,
+            dial: Some(Arc::new(transport.clone())),
+        },
+    })?;
+    runtime.block_on(engine.host(HostSpec {
+        volume: VOLUME.to_owned(),
+        volume_uid: order.volume,
+        replica: order.replica.to_string(),
+        replica_uid: order.replica,
+        cluster_id: order.cluster,
+        replica_dir: order.replica_dir.clone(),
+    }))?;
+    Ok((engine, transport))
+}
+
+/// The hosting process itself: until its standard input ends.
+pub fn host() -> Result<()> {
+    let mut line = String::new();
+    std::io::stdin().read_line(&mut line)?;
+    let order: Order = serde_json::from_str(&line).context("read which replica to host")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start a runtime")?;
+    let (engine, transport) = take_part(&runtime, &order)?;
+    let Some(address) = transport.address() else {
+        bail!("a hosting process listens")
+    };
+    println!("{address}");
+    std::io::stdout().flush()?;
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    runtime.block_on(engine.unhost(order.replica))?;
+    transport.stop();
+    Ok(())
+}
