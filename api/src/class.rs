@@ -28,20 +28,20 @@ pub const TABLE: &[Parameter] = &[
     Parameter {
         name: "replicaCount",
         aliases: &["replication"],
-        values: "1 (up to 7 in a later release)",
+        values: "1 to 7",
         help: "Number of copies on different nodes.",
         set: |parameters, value| {
-            let count = value
-                .parse::<i32>()
-                .ok()
-                .filter(|count| (1..=7).contains(count))
-                .ok_or(Refusal::Value)?;
-            if count > 1 {
-                return Err(Refusal::NotYet(
-                    "this release keeps one replica per volume; replication comes later",
-                ));
-            }
-            parameters.replica_count = count;
+            parameters.replica_count = count(value)?;
+            Ok(())
+        },
+    },
+    Parameter {
+        name: "minInSync",
+        aliases: &["min_in_sync"],
+        values: "1 to replicaCount",
+        help: "With fewer copies in sync writes wait. Half of replicaCount, rounded up, unless the class says otherwise.",
+        set: |parameters, value| {
+            parameters.min_in_sync = Some(count(value)?);
             Ok(())
         },
     },
@@ -147,7 +147,8 @@ pub const TABLE: &[Parameter] = &[
                 "replicated" => WriteConcern::Replicated,
                 "distributed" => {
                     return Err(Refusal::NotYet(
-                        "\"distributed\" needs replicas in two zones, and this release keeps one replica per volume",
+                        "a write that counts as done only in two zones comes later; \"replicated\" is what this release \
+                         has, and replicas are put into different zones where there are some",
                     ));
                 }
                 _ => return Err(Refusal::Value),
@@ -207,6 +208,8 @@ enum Refusal {
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct ClassParameters {
     pub replica_count: i32,
+    /// `None`: as [`crate::GalleonVolumeSpec::min_in_sync`] has it.
+    pub min_in_sync: Option<i32>,
     pub block_size: i32,
     pub sector_size: i32,
     pub compression: Option<Compression>,
@@ -255,6 +258,7 @@ impl ClassParameters {
     pub fn parse<'a>(given: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<Self, ClassError> {
         let mut parsed = Self {
             replica_count: 1,
+            min_in_sync: None,
             block_size: BLOCK_SIZE_DEFAULT,
             sector_size: SECTOR_SIZE_DEFAULT,
             compression: None,
@@ -298,6 +302,7 @@ impl ClassParameters {
                 }
             }
         }
+        parsed.refuse_what_does_not_go_together(&seen)?;
         if parsed.compression.is_some() && parsed.block_size == BLOCK_SIZE_DEFAULT {
             match seen.get("blockSize") {
                 None => parsed.block_size = BLOCK_SIZE_COMPRESSED,
@@ -312,6 +317,29 @@ impl ClassParameters {
             }
         }
         Ok(parsed)
+    }
+
+    /// What each parameter allows by itself, and the number of replicas does not. `seen`: how it was written.
+    fn refuse_what_does_not_go_together(&self, seen: &BTreeMap<&str, (&str, &str)>) -> Result<(), ClassError> {
+        let refused = |name: &str, why: &'static str| {
+            let (key, value) = seen.get(name).copied().unwrap_or((name, ""));
+            Err(ClassError::Refused {
+                key: key.to_string(),
+                value: value.to_string(),
+                why,
+            })
+        };
+        if self.min_in_sync.is_some_and(|least| least > self.replica_count) {
+            return refused("minInSync", "no more replicas can be in sync than the class asks for");
+        }
+        match self.write_concern {
+            Some(WriteConcern::Acknowledged | WriteConcern::Durable) if self.replica_count > 1 => refused(
+                "writeConcern",
+                "with several replicas a write counts as done when all that are in sync have it (\"replicated\"); \
+                 answering before that comes later",
+            ),
+            _ => Ok(()),
+        }
     }
 
     /// The parameters under our own names, as given: two requests ask for the same class if these are equal. Defaults are
@@ -336,6 +364,11 @@ impl ClassParameters {
             _ => WriteConcern::Replicated,
         })
     }
+}
+
+fn count(value: &str) -> Result<i32, Refusal> {
+    let count = value.parse().ok();
+    count.filter(|count| (1..=7).contains(count)).ok_or(Refusal::Value)
 }
 
 fn one_of(values: &[i32], value: &str) -> Result<i32, Refusal> {
@@ -485,9 +518,41 @@ mod tests {
 
     #[test]
     fn what_a_later_release_brings_is_recognised_and_refused() {
-        assert!(refusal([("replicaCount", "3")]).contains("one replica"));
         assert!(refusal([("encryption", "true")]).contains("comes later"));
         assert!(refusal([("writeConcern", "distributed")]).contains("two zones"));
+        for concern in ["acknowledged", "durable"] {
+            let text = refusal([("write_concern", concern), ("replicaCount", "2")]);
+            assert!(
+                text.contains("\"write_concern\"") && text.contains("comes later"),
+                "{text}"
+            );
+            assert!(parse([("writeConcern", concern), ("replicaCount", "1")]).is_ok());
+        }
+    }
+
+    #[test]
+    fn a_class_of_several_replicas_promises_that_all_in_sync_have_a_write() {
+        for count in 2..=7 {
+            let parsed = parse([("replicaCount", count.to_string().as_str())]).expect("as many as there may be");
+            assert_eq!((parsed.replica_count, parsed.min_in_sync), (count, None));
+            assert_eq!(parsed.write_concern(), WriteConcern::Replicated);
+        }
+    }
+
+    #[test]
+    fn the_least_number_in_sync_is_a_number_of_the_replicas_that_there_are() {
+        let parsed = parse([("minInSync", "3"), ("replicaCount", "3")]).expect("all of them");
+        assert_eq!(parsed.min_in_sync, Some(3));
+        assert_eq!(
+            parsed,
+            parse([("min_in_sync", "3"), ("replication", "3")]).expect("the same")
+        );
+        let text = refusal([("replicaCount", "3"), ("minInSync", "4")]);
+        assert!(text.contains("\"minInSync\" cannot be \"4\""), "{text}");
+        assert!(refusal([("minInSync", "2")]).contains("than the class asks for"));
+        for bad in ["0", "8", "half"] {
+            assert!(refusal([("replicaCount", "3"), ("minInSync", bad)]).contains("1 to replicaCount"));
+        }
     }
 
     #[test]

@@ -42,6 +42,7 @@ pub const NO_SPACE_TIMEOUT_SECONDS_MAX: i32 = 86_400;
     selectable = ".spec.attachTo.nodeName",
     printcolumn(name = "Size", type_ = "integer", format = "int64", json_path = ".spec.sizeBytes"),
     printcolumn(name = "Replicas", type_ = "integer", json_path = ".spec.replicaCount"),
+    printcolumn(name = "In Sync", type_ = "integer", json_path = ".status.inSyncCount"),
     printcolumn(name = "Attached To", type_ = "string", json_path = ".spec.attachTo.nodeName"),
     printcolumn(name = "Primary", type_ = "string", json_path = ".status.config.primary"),
     printcolumn(
@@ -72,6 +73,8 @@ pub const NO_SPACE_TIMEOUT_SECONDS_MAX: i32 = 86_400;
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.sizeBytes % self.blockSize == 0").message("sizeBytes must be a multiple of blockSize"),
+    validation = Rule::new("!has(self.minInSync) || self.minInSync <= self.replicaCount")
+        .message("minInSync must not be more than replicaCount"),
     validation = Rule::new("!has(self.attachTo) || !has(oldSelf.attachTo) || self.attachTo.nodeName == oldSelf.attachTo.nodeName")
         .message("attachTo must be cleared before it can name another node"),
     validation = Rule::new("has(self.pool) == has(oldSelf.pool) && (!has(self.pool) || self.pool == oldSelf.pool)")
@@ -104,9 +107,14 @@ pub struct GalleonVolumeSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = NO_SPACE_TIMEOUT_SECONDS_MAX))]
     pub no_space_timeout_seconds: Option<i32>,
-    /// Number of copies on different nodes. This release accepts 1.
+    /// Number of copies on different nodes. Fixed for the life of the volume.
     #[schemars(range(min = 1, max = 7))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("replicaCount is immutable"))]
     pub replica_count: i32,
+    /// With fewer copies in sync no write completes; absent for half of them, rounded up. Counts from the next attach on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 7))]
+    pub min_in_sync: Option<i32>,
     /// Which pools may hold replicas. Empty: any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pool: Option<PoolSelector>,
@@ -229,6 +237,10 @@ pub struct GalleonVolumeStatus {
     /// The size that every replica has reached.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_size_bytes: Option<i64>,
+    /// How many replicas have every acknowledged write: as many as `config.inSync` names, for whoever lists volumes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0))]
+    pub in_sync_count: Option<i32>,
     /// The block device, while there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device: Option<Device>,
@@ -301,10 +313,11 @@ pub struct Device {
 }
 
 impl GalleonVolumeSpec {
-    /// With fewer replicas in sync no write completes: half of them, rounded up, so that a volume of three survives a node
-    /// and still has two copies, and a volume of two survives one.
+    /// With fewer replicas in sync no write completes: half of them, rounded up, unless it was asked for otherwise. So a
+    /// volume of three survives a node and still has two copies, and a volume of two survives one.
     pub fn min_in_sync(&self) -> i32 {
-        self.replica_count.div_euclid(2) + self.replica_count.rem_euclid(2)
+        let half = self.replica_count.div_euclid(2) + self.replica_count.rem_euclid(2);
+        self.min_in_sync.unwrap_or(half)
     }
 
     /// Whether it has copies that are kept alike, or just the one.

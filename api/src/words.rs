@@ -17,6 +17,10 @@ pub const VOLUME_FINALIZER: &str = "galleonfs.io/volume";
 /// Set by the controller at creation, removed by the node when the replica's directory is gone.
 pub const REPLICA_FINALIZER: &str = "galleonfs.io/replica";
 
+/// Set by the controller on each replica of a replicated volume, removed by it when the volume's configuration does not
+/// name the replica and never will again. While it is there the node keeps the replica's data, whoever deletes the object.
+pub const MEMBER_FINALIZER: &str = "galleonfs.io/member";
+
 /// Labels that let a person find what belongs together. Programs use spec fields.
 pub const LABEL_VOLUME: &str = "galleonfs.io/volume";
 pub const LABEL_MANAGED_BY: &str = "app.kubernetes.io/managed-by";
@@ -28,6 +32,13 @@ pub const ANNOTATION_PVC_NAME: &str = "galleonfs.io/pvc-name";
 pub const ANNOTATION_PVC_NAMESPACE: &str = "galleonfs.io/pvc-namespace";
 pub const ANNOTATION_PV_NAME: &str = "galleonfs.io/pv-name";
 
+/// On a GalleonVolume: how often a replica has been let go of. New replicas are named after it, so no name comes twice.
+pub const ANNOTATION_REPLICA_GENERATION: &str = "galleonfs.io/replica-generation";
+/// On a GalleonReplica: since when its volume's configuration says that it missed a write.
+pub const ANNOTATION_OUT_SINCE: &str = "galleonfs.io/out-since";
+/// On a GalleonReplica that is not in sync yet: the one in whose place it was made.
+pub const ANNOTATION_REPLACES: &str = "galleonfs.io/replaces";
+
 /// Condition types.
 pub mod condition_type {
     /// The object does what its spec asks for. On every kind.
@@ -36,6 +47,8 @@ pub mod condition_type {
     pub const ATTACHED: &str = "Attached";
     /// A GalleonReplica or GalleonVolume has reached the size its spec asks for.
     pub const SIZED: &str = "Sized";
+    /// A GalleonVolume of several replicas has as many in sync as its spec asks for.
+    pub const REDUNDANT: &str = "Redundant";
 }
 
 /// Condition reasons. Each says what was found; the message says where, and what to do.
@@ -62,6 +75,18 @@ pub mod reason {
     pub const ATTACH_FAILED: &str = "AttachFailed";
     /// The volume has no replica: its creation was not finished.
     pub const NO_REPLICA: &str = "NoReplica";
+    /// Fewer replicas are in sync than a write needs.
+    pub const TOO_FEW_IN_SYNC: &str = "TooFewInSync";
+    /// As many replicas are in sync as were asked for.
+    pub const ALL_IN_SYNC: &str = "AllInSync";
+    /// A replica missed a write; it comes back, or is replaced in a while.
+    pub const REPLICA_OUT: &str = "ReplicaOut";
+    /// A replica is being given the writes that it missed.
+    pub const SYNCING: &str = "Syncing";
+    /// A replica is made in the place of one that stayed away.
+    pub const REPLACING: &str = "Replacing";
+    /// A replica should be replaced, and no other node can take it.
+    pub const NO_OTHER_NODE: &str = "NoOtherNode";
     /// A replica of the volume is not ready.
     pub const REPLICA_NOT_READY: &str = "ReplicaNotReady";
 

@@ -224,7 +224,7 @@ fn the_driver_object_says_what_the_driver_does() {
 
 #[test]
 fn classes_that_this_release_refuses_are_rendered_only_when_asked_for() {
-    let ready = ["fast-local-ssd", "galleonfs", "local-hdd"];
+    let ready = ["distributed", "fast-local-ssd", "galleonfs", "local-hdd"];
     let names = |objects: &Objects| {
         let mut names: Vec<String> = objects.names("StorageClass").into_iter().map(str::to_owned).collect();
         names.sort_unstable();
@@ -252,8 +252,9 @@ fn ready_classes_are_accepted_by_the_controller_and_the_others_are_refused_as_no
         let name = class["metadata"]["name"].as_str().expect("named");
         let parsed = ClassParameters::parse(parameters.iter().map(|(key, value)| (key.as_str(), value.as_str())));
         match (parsed, name) {
-            (Ok(_), "galleonfs" | "fast-local-ssd" | "local-hdd") => {}
-            (Err(refusal), "distributed" | "encrypted-storage") => {
+            (Ok(class), "distributed") => assert_eq!(class.replica_count, 3),
+            (Ok(class), "galleonfs" | "fast-local-ssd" | "local-hdd") => assert_eq!(class.replica_count, 1),
+            (Err(refusal), "encrypted-storage") => {
                 assert!(refusal.to_string().contains("this release"), "{name}: {refusal}");
             }
             (parsed, _) => panic!("{name}: {parsed:?}"),

@@ -2,8 +2,8 @@
 
 use galleonfs_api::{
     AttachTo, Capability, Condition, GalleonReplica, GalleonReplicaSpec, GalleonReplicaStatus, GalleonVolume,
-    GalleonVolumeSpec, MediaType, PoolSelector, ReplicaPhase, Reservation, StoragePool, StoragePoolSpec,
-    StoragePoolStatus, VolumeConfig, VolumeMode, WriteConcern, condition_type, reason,
+    GalleonVolumeSpec, MEMBER_FINALIZER, MediaType, PoolSelector, REPLICA_FINALIZER, ReplicaPhase, Reservation,
+    StoragePool, StoragePoolSpec, StoragePoolStatus, VolumeConfig, VolumeMode, WriteConcern, condition_type, reason,
     size::{GIB, reserved_bytes},
 };
 
@@ -81,6 +81,7 @@ pub fn volume(uid: &str) -> GalleonVolume {
         compression: None,
         no_space_timeout_seconds: None,
         replica_count: 1,
+        min_in_sync: None,
         pool: Some(PoolSelector::default()),
         write_concern: WriteConcern::Acknowledged,
         csi_name: uid.to_string(),
@@ -94,6 +95,22 @@ pub fn volume(uid: &str) -> GalleonVolume {
     let mut volume = GalleonVolume::new(uid, spec);
     volume.metadata.uid = Some(uid.to_string());
     volume
+}
+
+/// A volume of several replicas, made with a class that says no more than that.
+pub fn replicated(uid: &str, replica_count: i32) -> GalleonVolume {
+    let mut volume = volume(uid);
+    volume.spec.replica_count = replica_count;
+    volume.spec.write_concern = WriteConcern::Replicated;
+    volume
+}
+
+/// A replica of such a volume.
+pub fn one_of_several(uid: &str, node: &str, size_bytes: i64) -> GalleonReplica {
+    let mut replica = replica(uid, node, size_bytes);
+    replica.spec.replicated = true;
+    replica.metadata.finalizers = Some(vec![REPLICA_FINALIZER.to_string(), MEMBER_FINALIZER.to_string()]);
+    replica
 }
 
 pub fn settled(mut volume: GalleonVolume, in_sync: &[&str]) -> GalleonVolume {

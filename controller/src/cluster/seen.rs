@@ -7,7 +7,7 @@ use std::fmt::Debug;
 
 use futures::{Stream, StreamExt, future::BoxFuture, stream::BoxStream};
 use galleonfs_api::{GalleonReplica, GalleonVolume, StoragePool};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, NodeCondition};
 use kube::{
     Api, Resource, ResourceExt,
     runtime::{
@@ -17,6 +17,11 @@ use kube::{
     },
 };
 use tokio::sync::watch;
+
+use crate::plan::placement::Standing;
+
+/// Where a node says in which zone it stands.
+const ZONE_LABEL: &str = "topology.kubernetes.io/zone";
 
 /// The watched copies.
 #[derive(Clone)]
@@ -48,7 +53,7 @@ pub fn watch(
     let (volumes, volume_events) = copy(volumes, |_| {});
     let (replicas, replica_events) = copy(replicas, |_| {});
     let (pools, pool_events) = copy(pools, |_| {});
-    // Of a node only its readiness counts here; a large cluster's image lists would be megabytes.
+    // Of a node only its readiness and its labels count here; a large cluster's image lists would be megabytes.
     let (nodes, node_events) = copy(nodes, |node: &mut Node| {
         node.spec = None;
         if let Some(status) = &mut node.status {
@@ -124,25 +129,31 @@ impl Seen {
         ready(&self.volumes) && ready(&self.replicas) && ready(&self.pools) && ready(&self.nodes)
     }
 
-    /// Why a node should not get new replicas. While the nodes have not been seen, nothing is held against any.
-    pub fn node_trouble(&self, node: &str) -> Option<String> {
+    /// What counts of a node when replicas are placed. While the nodes have not been seen, nothing is held against any.
+    pub fn standing(&self, node: &str) -> Standing {
         if !ready(&self.nodes) {
-            return None;
+            return Standing::default();
         }
         let Some(node) = self.nodes.get(&ObjectRef::new(node)) else {
-            return Some("is not in the cluster any more".to_string());
+            return Standing {
+                trouble: Some("is not in the cluster any more".to_string()),
+                zone: None,
+            };
         };
-        let conditions = node
-            .status
-            .as_ref()
-            .and_then(|status| status.conditions.as_deref())
-            .unwrap_or_default();
-        let readiness = conditions.iter().find(|condition| condition.type_ == "Ready");
-        match readiness.map(|condition| condition.status.as_str()) {
-            Some("True") => None,
+        let trouble = match readiness(&node) {
+            Some(condition) if condition.status == "True" => None,
             _ => Some("is not ready".to_string()),
+        };
+        Standing {
+            trouble,
+            zone: node.labels().get(ZONE_LABEL).cloned(),
         }
     }
+}
+
+fn readiness(node: &Node) -> Option<&NodeCondition> {
+    let conditions = node.status.as_ref()?.conditions.as_deref()?;
+    conditions.iter().find(|condition| condition.type_ == "Ready")
 }
 
 fn ready<K>(store: &Store<K>) -> bool

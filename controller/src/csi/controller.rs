@@ -22,7 +22,7 @@ use crate::{
     error::Error,
     metrics::Metrics,
     operate::{World, attach, create, delete, describe, expand},
-    plan::{placement::Room, request},
+    plan::{placement::Room, request, upkeep},
 };
 
 /// What this release can do beyond the mandatory calls.
@@ -259,13 +259,8 @@ fn csi_volume(described: &describe::Described) -> Volume {
 
 /// Where a volume is published: where it is ordered to, or, that withdrawn, where it still is.
 fn published(described: &describe::Described) -> Vec<String> {
-    let volume = &described.volume;
-    volume
-        .attached_node()
-        .or(volume.primary())
-        .map(str::to_string)
-        .into_iter()
-        .collect()
+    let holder = upkeep::holder(&described.volume);
+    holder.map(str::to_string).into_iter().collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use super::{
 use crate::{
     cluster,
     error::{Error, Kind, Result},
+    plan,
 };
 
 /// Deletes a volume and waits until its space is free. A volume that is not there is fine.
@@ -57,7 +58,7 @@ async fn mark(world: &World, id: &str) -> Result<bool> {
             let text = format!("volume {id} is published on node {node}; unpublish it before deleting it");
             return Err(Error::new(Kind::Precondition, text));
         }
-        if let Some(node) = volume.primary() {
+        if let Some(node) = plan::upkeep::holder(&volume) {
             let text = format!("volume {id} is still being released by node {node}");
             return Err(Error::new(Kind::Precondition, text));
         }

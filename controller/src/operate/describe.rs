@@ -1,7 +1,5 @@
 //! What is there: volumes and room.
 
-use std::collections::BTreeMap;
-
 use galleonfs_api::GalleonVolume;
 use kube::ResourceExt;
 
@@ -12,10 +10,11 @@ use crate::{
     plan::{
         placement::{self, Room},
         request::{self, Capacity, Page},
+        upkeep,
     },
 };
 
-/// A volume and the nodes it can be used on.
+/// A volume and the nodes it can be used on; none are named if it can be used on all.
 #[derive(Clone, Debug)]
 pub struct Described {
     pub volume: GalleonVolume,
@@ -26,8 +25,7 @@ pub struct Described {
 pub async fn volume(world: &World, id: &str) -> Result<Described> {
     let volume = world.cluster.existing_volume(id).await?;
     let replicas = world.cluster.replicas_of(&volume).await?;
-    let members = super::create::members(&volume, &replicas);
-    let nodes = members.iter().map(|replica| replica.spec.node_name.clone()).collect();
+    let nodes = super::create::places(&volume, &replicas);
     Ok(Described { volume, nodes })
 }
 
@@ -42,24 +40,9 @@ pub async fn volumes(world: &World, page: &Page) -> Result<(Vec<Described>, Stri
         true => vec![],
         false => cluster::list(&world.cluster.replicas, Default::default()).await?,
     };
-    let node_of: BTreeMap<String, &str> = replicas
-        .iter()
-        .map(|replica| (replica.name_any(), replica.spec.node_name.as_str()))
-        .collect();
-    let described = entries.iter().map(|(_, volume)| {
-        let in_sync = volume
-            .config()
-            .map(|config| config.in_sync.as_slice())
-            .unwrap_or_default();
-        let nodes = in_sync
-            .iter()
-            .filter_map(|name| node_of.get(name))
-            .map(|node| node.to_string())
-            .collect();
-        Described {
-            volume: volume.clone(),
-            nodes,
-        }
+    let described = entries.iter().map(|(_, volume)| Described {
+        volume: volume.clone(),
+        nodes: super::create::places(volume, upkeep::own(volume, &replicas)),
     });
     Ok((described.collect(), next))
 }
@@ -84,8 +67,9 @@ pub fn room(world: &World, asked: &Capacity) -> Result<Room> {
     Ok(placement::room(
         &pools,
         &replicas,
-        |node| seen.node_trouble(node),
+        |node| seen.standing(node),
         &selector,
+        usize::try_from(asked.class.replica_count).unwrap_or(usize::MAX),
         asked.node.as_deref(),
     ))
 }

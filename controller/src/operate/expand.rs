@@ -1,11 +1,11 @@
 //! ControllerExpandVolume: room first, then the volume's size, then its replicas'.
 
-use galleonfs_api::{GalleonReplica, GalleonVolume, size};
+use galleonfs_api::{GalleonReplica, GalleonVolume, VolumeConfig, size};
 use kube::ResourceExt;
 
 use super::{TRIES_MAX, World, contended, reserve};
 use crate::{
-    cluster::replace,
+    cluster::{get, replace},
     error::{Error, Kind, Result},
     plan::{request::Expand, upkeep},
 };
@@ -28,9 +28,8 @@ pub async fn expand(world: &World, command: &Expand) -> Result<i64> {
         let replicas = cluster.replicas_of(&volume).await?;
         let own = upkeep::own(&volume, &replicas);
         if command.range.required_bytes > now {
-            for replica in &own {
-                reserve::grow(world, &volume, &replica.spec.pool_name, command.range.size_bytes).await?;
-            }
+            let pools = growing(world, &volume, &own).await?;
+            reserve::grow(world, &volume, &pools, command.range.size_bytes).await?;
             volume.spec.size_bytes = command.range.size_bytes;
             match replace(&cluster.volumes, &volume).await? {
                 Some(grown) => volume = grown,
@@ -44,14 +43,35 @@ pub async fn expand(world: &World, command: &Expand) -> Result<i64> {
     Err(contended(&format!("volume {id}")))
 }
 
-/// Tells replicas that are smaller than their volume to grow. A lost race is left to the next look.
-pub async fn grow_replicas(world: &World, volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> Result<()> {
+/// The pools in which a volume must have room to grow. Where a replica is out and its pool is not there any more, nothing
+/// will grow: that replica is lost.
+async fn growing<'a>(world: &World, volume: &GalleonVolume, replicas: &[&'a GalleonReplica]) -> Result<Vec<&'a str>> {
+    let mut pools = vec![];
+    for replica in replicas.iter().filter(|replica| !upkeep::is_leaving(replica)) {
+        let pool_name = replica.spec.pool_name.as_str();
+        let out = |config: &VolumeConfig| config.out.contains_key(&replica.name_any());
+        let lost = volume.config().is_some_and(out) && get(&world.cluster.pools, pool_name).await?.is_none();
+        if !lost {
+            pools.push(pool_name);
+        }
+    }
+    Ok(pools)
+}
+
+/// Tells replicas that are smaller than their volume to grow. A lost race is left to the next look. `false`: none can.
+pub async fn grow_replicas(world: &World, volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> Result<bool> {
     let size_bytes = volume.spec.size_bytes;
-    for replica in replicas {
-        if replica.spec.size_bytes >= size_bytes || replica.metadata.deletion_timestamp.is_some() {
+    let small: Vec<&GalleonReplica> = replicas
+        .iter()
+        .copied()
+        .filter(|replica| replica.spec.size_bytes < size_bytes)
+        .collect();
+    let pools = growing(world, volume, &small).await?;
+    reserve::grow(world, volume, &pools, size_bytes).await?;
+    for replica in small {
+        if !pools.contains(&replica.spec.pool_name.as_str()) {
             continue;
         }
-        reserve::grow(world, volume, &replica.spec.pool_name, size_bytes).await?;
         tracing::info!(
             volume = volume.name_any(),
             replica = replica.name_any(),
@@ -63,5 +83,5 @@ pub async fn grow_replicas(world: &World, volume: &GalleonVolume, replicas: &[&G
         grown.spec.reserved_bytes = size::reserved_bytes(size_bytes);
         replace(&world.cluster.replicas, &grown).await?;
     }
-    Ok(())
+    Ok(!pools.is_empty())
 }

@@ -8,7 +8,9 @@ pub mod create;
 pub mod delete;
 pub mod describe;
 pub mod expand;
+pub mod members;
 pub mod reserve;
+pub mod settle;
 pub mod upkeep;
 
 use crate::cluster::Cluster;

@@ -6,7 +6,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 
-use super::{World, expand, reserve};
+use super::{World, expand, members, reserve};
 use crate::{
     cluster::{self, replace, replace_status},
     error::{Error, Result, is_object_missing},
@@ -43,12 +43,16 @@ pub async fn step(world: &World, name: &str) -> Result<Progress> {
             volume.status.get_or_insert_default().config = Some(config);
             replace_status(&cluster.volumes, &volume).await?;
         }
-        Some(Step::GrowReplicas) => expand::grow_replicas(world, &volume, &own).await?,
+        Some(Step::GrowReplicas) if expand::grow_replicas(world, &volume, &own).await? => {}
+        Some(Step::GrowReplicas) => return Ok(Progress::Idle),
         Some(Step::DeleteReplicas(names)) => {
             for replica in own.iter().filter(|replica| names.contains(&replica.name_any())) {
                 tracing::info!(volume = name, replica = replica.name_any(), "deleting the replica");
                 cluster::delete(&cluster.replicas, *replica, false).await?;
             }
+        }
+        Some(Step::LetGo) => {
+            members::let_go(world, &volume, &own).await?;
         }
         Some(Step::DropFinalizer) => {
             reserve::release_all(world, &volume.uid().unwrap_or_default()).await?;

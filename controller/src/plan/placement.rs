@@ -1,4 +1,4 @@
-//! Where a replica goes, and how much room a pool has left.
+//! Where replicas go, and how much room a pool has left.
 //!
 //! Space is promised before it is used, so room is a matter of bookkeeping: what the pool can hold, minus what is
 //! promised. Promises stand in two places, the pool's `status.reservations` and the replicas' `spec.reservedBytes`, and
@@ -18,7 +18,7 @@ use crate::error::{Error, Kind, Result};
 const POOLS_NAMED_MAX: usize = 8;
 
 /// What is to be placed.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct Wish<'a> {
     pub size_bytes: i64,
     pub selector: &'a PoolSelector,
@@ -27,6 +27,26 @@ pub struct Wish<'a> {
     pub volume_uid: Option<&'a str>,
     /// Pools that were tried and failed, taken only if there is nothing else.
     pub avoid: &'a [String],
+    /// How many replicas the volume is to have. One is placed where the volume is to be used, several anywhere: they are
+    /// used from everywhere.
+    pub replicas: usize,
+    /// Nodes that have one already. No node gets two.
+    pub taken: &'a [String],
+}
+
+impl Wish<'_> {
+    fn allows(&self, node: &str) -> bool {
+        self.replicas > 1 || self.topology.allows(node)
+    }
+}
+
+/// What counts of a node when replicas are placed.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Standing {
+    /// Why it should not get new replicas.
+    pub trouble: Option<String>,
+    /// Where it stands, by its label.
+    pub zone: Option<String>,
 }
 
 /// Bytes promised in a pool to volumes other than `except`.
@@ -85,24 +105,52 @@ fn obstacle(pool: &StoragePool, node_trouble: Option<&str>) -> Option<String> {
     node_trouble.map(|trouble| format!("is on node {} which {trouble}", pool.spec.node_name))
 }
 
-/// Chooses the pool for a new replica: by preference of the request, then by room. `node_trouble` says why a node should
-/// not get new replicas.
-pub fn choose<'a>(
+/// Chooses pools for the replicas that a volume still lacks, all of them or none: each on a node of its own, in as many
+/// zones as there are; then by preference of the request, then by room.
+pub fn choose_all<'a>(
     pools: &'a [StoragePool],
     replicas: &[GalleonReplica],
-    node_trouble: impl Fn(&str) -> Option<String>,
+    standing: impl Fn(&str) -> Standing,
     wish: &Wish<'_>,
-) -> Result<&'a StoragePool> {
+) -> Result<Vec<&'a StoragePool>> {
+    let mut taken = wish.taken.to_vec();
+    let mut chosen: Vec<&StoragePool> = vec![];
+    while taken.len() < wish.replicas {
+        let next = Wish { taken: &taken, ..*wish };
+        match best(pools, replicas, &standing, &next) {
+            Ok(pool) => {
+                chosen.push(pool);
+                taken.push(pool.spec.node_name.clone());
+            }
+            Err(refused) => return Err(no_room(pools, refused, &taken, wish)),
+        }
+    }
+    Ok(chosen)
+}
+
+/// The best pool for one more replica, or why each one cannot have it.
+fn best<'a>(
+    pools: &'a [StoragePool],
+    replicas: &[GalleonReplica],
+    standing: impl Fn(&str) -> Standing,
+    wish: &Wish<'_>,
+) -> Result<&'a StoragePool, Vec<String>> {
     let needed = size::reserved_bytes(wish.size_bytes);
+    let zones: Vec<Option<String>> = wish.taken.iter().map(|node| standing(node).zone).collect();
     let (mut refused, mut others) = (vec![], vec![]);
     let mut best: Option<(_, &StoragePool)> = None;
-    for pool in pools.iter().filter(|pool| wish.topology.allows(&pool.spec.node_name)) {
+    let free_for_it = |pool: &&StoragePool| {
+        let node = &pool.spec.node_name;
+        wish.allows(node) && !wish.taken.contains(node)
+    };
+    for pool in pools.iter().filter(free_for_it) {
         let name = pool.name_any();
         if let Some(mismatch) = mismatch(pool, wish.selector) {
             others.push(format!("{name} {mismatch}"));
             continue;
         }
-        if let Some(obstacle) = obstacle(pool, node_trouble(&pool.spec.node_name).as_deref()) {
+        let Standing { trouble, zone } = standing(&pool.spec.node_name);
+        if let Some(obstacle) = obstacle(pool, trouble.as_deref()) {
             refused.push(format!("{name} {obstacle}"));
             continue;
         }
@@ -124,10 +172,12 @@ pub fn choose<'a>(
         let reserved = wish
             .volume_uid
             .is_some_and(|uid| reservations(pool).any(|(other, _)| other == uid));
-        // A reservation of our own is where an earlier attempt left off: finish that one.
+        // A reservation of our own is where an earlier attempt left off: finish that one. Nodes without a zone count as
+        // one zone.
         let rank = (
             wish.avoid.contains(&name),
             !reserved,
+            zones.iter().filter(|taken| **taken == zone).count(),
             preference.unwrap_or(usize::MAX),
             std::cmp::Reverse(free),
             name,
@@ -138,18 +188,27 @@ pub fn choose<'a>(
     }
     // What is wrong with the pools that were meant comes before the list of the others.
     refused.append(&mut others);
-    best.map(|(_, pool)| pool)
-        .ok_or_else(|| no_room(pools, refused, needed, wish))
+    best.map(|(_, pool)| pool).ok_or(refused)
 }
 
-fn no_room(pools: &[StoragePool], refused: Vec<String>, needed: i64, wish: &Wish<'_>) -> Error {
-    let asked = format!(
-        "no pool has room for a volume of {} ({} with the log's overhead)",
+fn no_room(pools: &[StoragePool], refused: Vec<String>, taken: &[String], wish: &Wish<'_>) -> Error {
+    let sizes = format!(
+        "{} ({} with the log's overhead)",
         size::human(wish.size_bytes),
-        size::human(needed)
+        size::human(size::reserved_bytes(wish.size_bytes))
     );
+    let asked = match (wish.replicas, taken) {
+        (0 | 1, _) => format!("no pool has room for a volume of {sizes}"),
+        (count, []) => format!("{count} replicas need {count} nodes with room for {sizes} each, and there is none"),
+        (count, taken) => format!(
+            "{count} replicas need {count} nodes with room for {sizes} each, and beside {} there is no other",
+            taken.join(", ")
+        ),
+    };
     let text = if pools.is_empty() {
         format!("{asked}: there is no StoragePool; see `kubectl get storagepools -A`, and the node plugin's pods")
+    } else if refused.is_empty() && wish.replicas > 1 {
+        format!("{asked}: all {} StoragePools are on these nodes", pools.len())
     } else if refused.is_empty() {
         let nodes = wish.topology.requisite.as_deref().unwrap_or_default().join(", ");
         format!("{asked}: none of the {} StoragePools is on node {nodes}", pools.len())
@@ -214,33 +273,61 @@ pub fn is_stale(pool: &StoragePool, uid: &str, volume: Option<&GalleonVolume>, r
 /// What GetCapacity reports.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Room {
-    /// Sum over the pools of the largest volume that fits.
+    /// What volumes could have altogether.
     pub available_bytes: i64,
     /// The largest single volume.
     pub largest_bytes: i64,
 }
 
-/// How much could still be created in pools that fit.
+/// How much could still be created in pools that fit. A volume of one replica is used on its node, so room counts where
+/// it is asked for; one of several is used everywhere, so all room counts for every node.
 pub fn room(
     pools: &[StoragePool],
     replicas: &[GalleonReplica],
-    node_trouble: impl Fn(&str) -> Option<String>,
+    standing: impl Fn(&str) -> Standing,
     selector: &PoolSelector,
+    replica_count: usize,
     node: Option<&str>,
 ) -> Room {
-    let mut room = Room::default();
-    for pool in pools
-        .iter()
-        .filter(|pool| node.is_none_or(|node| pool.spec.node_name == node))
-    {
+    let mut nodes: BTreeMap<&str, Room> = BTreeMap::new();
+    let counts = |pool: &&StoragePool| replica_count > 1 || node.is_none_or(|node| pool.spec.node_name == node);
+    for pool in pools.iter().filter(counts) {
         let fits = mismatch(pool, selector).is_none();
-        if fits && obstacle(pool, node_trouble(&pool.spec.node_name).as_deref()).is_none() {
+        if fits && obstacle(pool, standing(&pool.spec.node_name).trouble.as_deref()).is_none() {
             let largest = size::largest_volume(free_bytes(pool, replicas, None));
+            let room = nodes.entry(&pool.spec.node_name).or_default();
             room.available_bytes = room.available_bytes.saturating_add(largest);
             room.largest_bytes = room.largest_bytes.max(largest);
         }
     }
-    room
+    spread(&nodes.into_values().collect::<Vec<_>>(), replica_count.max(1))
+}
+
+/// What `count` replicas on as many nodes leave of the room that each node has.
+fn spread(nodes: &[Room], count: usize) -> Room {
+    let descending = |bytes: fn(&Room) -> i64| {
+        let mut all: Vec<i64> = nodes.iter().map(bytes).collect();
+        all.sort_unstable_by_key(|bytes| std::cmp::Reverse(*bytes));
+        all
+    };
+    let largest_bytes = descending(|room| room.largest_bytes)
+        .get(count - 1)
+        .copied()
+        .unwrap_or(0);
+    // A node holds each volume once. Of the `full` largest nodes every volume takes one replica, so the others bear the
+    // rest; whichever number of them is the bottleneck decides.
+    let all = descending(|room| room.available_bytes);
+    let rest = |full: usize| {
+        let sum = all
+            .iter()
+            .skip(full)
+            .fold(0, |sum: i64, bytes| sum.saturating_add(*bytes));
+        sum / i64::try_from(count - full).unwrap_or(i64::MAX)
+    };
+    Room {
+        available_bytes: (0..count).map(rest).min().unwrap_or(0),
+        largest_bytes,
+    }
 }
 
 #[cfg(test)]

@@ -14,11 +14,44 @@ fn wish<'a>(selector: &'a PoolSelector, topology: &'a TopologyWish) -> Wish<'a> 
         topology,
         volume_uid: None,
         avoid: &[],
+        replicas: 1,
+        taken: &[],
     }
 }
 
+fn well(_: &str) -> Standing {
+    Standing::default()
+}
+
+fn choose<'a>(
+    pools: &'a [StoragePool],
+    replicas: &[GalleonReplica],
+    standing: impl Fn(&str) -> Standing,
+    wish: &Wish<'_>,
+) -> Result<&'a StoragePool> {
+    choose_all(pools, replicas, standing, wish).map(|chosen| chosen[0])
+}
+
 fn chosen(pools: &[StoragePool], replicas: &[GalleonReplica], wish: &Wish<'_>) -> Result<String> {
-    choose(pools, replicas, |_| None, wish).map(|pool| pool.spec.node_name.clone())
+    choose(pools, replicas, well, wish).map(|pool| pool.spec.node_name.clone())
+}
+
+fn nodes(
+    pools: &[StoragePool],
+    replicas: &[GalleonReplica],
+    standing: impl Fn(&str) -> Standing,
+    wish: &Wish<'_>,
+) -> Result<Vec<String>> {
+    let chosen = choose_all(pools, replicas, standing, wish)?;
+    Ok(chosen.iter().map(|pool| pool.spec.node_name.clone()).collect())
+}
+
+/// A node's name begins with its zone.
+fn zoned(node: &str) -> Standing {
+    Standing {
+        trouble: None,
+        zone: node.split_once('-').map(|(zone, _)| zone.to_string()),
+    }
 }
 
 fn only(node: &str) -> TopologyWish {
@@ -143,7 +176,10 @@ fn a_node_in_trouble_or_a_pool_being_deleted_gets_nothing_new() {
         deleting(pool("c", 100 * GIB)),
     ];
     let (anything, anywhere) = (PoolSelector::default(), TopologyWish::default());
-    let trouble = |node: &str| (node == "a").then(|| "is not ready".to_string());
+    let trouble = |node: &str| Standing {
+        trouble: (node == "a").then(|| "is not ready".to_string()),
+        zone: None,
+    };
     let chosen = choose(&pools, &[], trouble, &wish(&anything, &anywhere)).expect("room on b");
     assert_eq!(chosen.spec.node_name, "b");
 }
@@ -177,7 +213,7 @@ fn two_claims_cannot_both_win_the_last_gigabyte() {
     let bytes = reserved_bytes(GIB);
     let pools = [pool("a", bytes)];
     let (anything, anywhere) = (PoolSelector::default(), TopologyWish::default());
-    let winner = choose(&pools, &[], |_| None, &wish(&anything, &anywhere)).expect("room for one");
+    let winner = choose(&pools, &[], well, &wish(&anything, &anywhere)).expect("room for one");
     let written = reserve(winner, &[], "first", "first", bytes).expect("something to write");
     // The second controller either read before that write, and its own is refused, or after it, and sees this:
     let error = chosen(&[written], &[], &wish(&anything, &anywhere)).expect_err("it is gone");
@@ -269,12 +305,12 @@ fn capacity_is_what_create_would_accept() {
     let pools = [pool("a", 10 * GIB), pool("b", 5 * GIB), pool("c", 10 * MIB)];
     let replicas = [replica("v", "a", GIB)];
     let anything = PoolSelector::default();
-    let all = room(&pools, &replicas, |_| None, &anything, None);
-    let at_b = room(&pools, &replicas, |_| None, &anything, Some("b"));
+    let all = room(&pools, &replicas, well, &anything, 1, None);
+    let at_b = room(&pools, &replicas, well, &anything, 1, Some("b"));
     assert_eq!(at_b.available_bytes, at_b.largest_bytes);
     assert!(all.largest_bytes > at_b.largest_bytes && all.available_bytes == all.largest_bytes + at_b.largest_bytes);
     assert_eq!(
-        room(&pools, &replicas, |_| None, &anything, Some("nowhere")),
+        room(&pools, &replicas, well, &anything, 1, Some("nowhere")),
         Room::default()
     );
 
@@ -284,4 +320,148 @@ fn capacity_is_what_create_would_accept() {
         ..wish(&anything, &anywhere)
     };
     assert!(chosen(&pools, &replicas, &largest).is_ok());
+}
+
+#[test]
+fn replicas_go_to_different_nodes_and_the_first_to_the_preferred_one() {
+    let pools = [
+        pool("a", 10 * GIB),
+        pool("b", 20 * GIB),
+        pool("c", 30 * GIB),
+        pool("d", 40 * GIB),
+    ];
+    let anything = PoolSelector::default();
+    // The scheduler's choice, in the strict form: for a volume that is used from everywhere it is no more than a wish.
+    let topology = only("a");
+    let three = Wish {
+        replicas: 3,
+        ..wish(&anything, &topology)
+    };
+    assert_eq!(nodes(&pools, &[], well, &three).expect("room"), ["a", "d", "c"]);
+    let full = [
+        pool("a", MIB),
+        pool("b", 20 * GIB),
+        pool("c", 30 * GIB),
+        pool("d", 40 * GIB),
+    ];
+    assert_eq!(
+        nodes(&full, &[], well, &three).expect("room elsewhere"),
+        ["d", "c", "b"]
+    );
+    let mut second = pool("d", 50 * GIB);
+    second.metadata.name = Some("second.d".to_string());
+    let two_on_d = [pool("d", 40 * GIB), second];
+    assert!(
+        nodes(&two_on_d, &[], well, &three).is_err(),
+        "two pools are not two nodes"
+    );
+    let taken = ["d".to_string(), "a".to_string()];
+    let last = Wish { taken: &taken, ..three };
+    assert_eq!(nodes(&pools, &[], well, &last).expect("one more"), ["c"]);
+}
+
+#[test]
+fn replicas_are_spread_over_as_many_zones_as_there_are() {
+    let pools = [
+        pool("x-1", 90 * GIB),
+        pool("x-2", 80 * GIB),
+        pool("x-3", 70 * GIB),
+        pool("y-1", 20 * GIB),
+        pool("z-1", 10 * GIB),
+    ];
+    let (anything, anywhere) = (PoolSelector::default(), TopologyWish::default());
+    let asked = |replicas| Wish {
+        replicas,
+        ..wish(&anything, &anywhere)
+    };
+    let placed = |replicas| nodes(&pools, &[], zoned, &asked(replicas)).expect("room");
+    assert_eq!(placed(3), ["x-1", "y-1", "z-1"]);
+    assert_eq!(placed(5), ["x-1", "y-1", "z-1", "x-2", "x-3"]);
+    let two_zones = nodes(&pools[..4], &[], zoned, &asked(3)).expect("room");
+    assert_eq!(two_zones, ["x-1", "y-1", "x-2"], "as evenly as it can be");
+    let taken = ["y-1".to_string(), "x-1".to_string()];
+    let replacement = Wish {
+        taken: &taken,
+        ..asked(3)
+    };
+    assert_eq!(nodes(&pools, &[], zoned, &replacement).expect("room"), ["z-1"]);
+}
+
+#[test]
+fn where_there_are_too_few_nodes_nothing_is_chosen_and_each_refusal_is_named() {
+    let pools = [pool("a", 10 * GIB), pool("b", GIB), pool("c", 10 * GIB)];
+    let (anything, anywhere) = (PoolSelector::default(), TopologyWish::default());
+    let three = Wish {
+        replicas: 3,
+        ..wish(&anything, &anywhere)
+    };
+    let sick = |node: &str| Standing {
+        trouble: (node == "c").then(|| "is not ready".to_string()),
+        zone: None,
+    };
+    let error = nodes(&pools, &[], sick, &three).expect_err("one is full, one is sick");
+    assert_eq!(error.kind, Kind::NoRoom);
+    for part in [
+        "3 replicas need 3 nodes with room for 1 GiB (",
+        "beside a there is no other: ",
+        "default.b has 1 GiB free of 1 GiB",
+        "default.c is on node c which is not ready",
+    ] {
+        assert!(error.text.contains(part), "{:?} lacks {part:?}", error.text);
+    }
+    let text = nodes(&pools[..1], &[], well, &three).expect_err("one node").text;
+    assert!(
+        text.contains("beside a there is no other: all 1 StoragePools are on these nodes"),
+        "{text}"
+    );
+}
+
+#[test]
+fn half_made_replicas_are_finished_where_their_reservations_are() {
+    let bytes = reserved_bytes(GIB);
+    let pools = [
+        pool("a", 100 * GIB),
+        pool("b", 90 * GIB),
+        reserved(pool("c", bytes), "v", bytes),
+        reserved(pool("d", bytes), "v", bytes),
+    ];
+    let (anything, anywhere) = (PoolSelector::default(), TopologyWish::default());
+    let asked = Wish {
+        volume_uid: Some("v"),
+        replicas: 3,
+        ..wish(&anything, &anywhere)
+    };
+    assert_eq!(nodes(&pools, &[], well, &asked).expect("room"), ["c", "d", "a"]);
+}
+
+#[test]
+fn capacity_for_several_replicas_is_what_that_many_nodes_have() {
+    let pools = [pool("a", 100 * GIB), pool("b", 20 * GIB), pool("c", 10 * GIB)];
+    let anything = PoolSelector::default();
+    let largest = |bytes: i64| size::largest_volume(bytes);
+    let three = room(&pools, &[], well, &anything, 3, None);
+    assert_eq!(three.largest_bytes, largest(10 * GIB));
+    assert_eq!(
+        three.available_bytes,
+        largest(10 * GIB),
+        "each volume takes some of the smallest"
+    );
+    let two = room(&pools, &[], well, &anything, 2, None);
+    assert_eq!(two.largest_bytes, largest(20 * GIB));
+    assert_eq!(
+        two.available_bytes,
+        largest(20 * GIB) + largest(10 * GIB),
+        "one replica of each is on the large node"
+    );
+    assert_eq!(room(&pools, &[], well, &anything, 4, None), Room::default());
+    // It can be used from everywhere, also where there is no pool at all.
+    assert_eq!(room(&pools, &[], well, &anything, 2, Some("nowhere")), two);
+
+    let anywhere = TopologyWish::default();
+    let fits = Wish {
+        size_bytes: two.largest_bytes,
+        replicas: 2,
+        ..wish(&anything, &anywhere)
+    };
+    assert!(choose_all(&pools, &[], well, &fits).is_ok());
 }

@@ -107,7 +107,8 @@ pub fn attachment(volume: &GalleonVolume, asked: &AttachTo) -> Result<Attach> {
             ),
         )),
         None => match volume.primary() {
-            Some(primary) if primary != asked.node_name => Err(Error::new(
+            // With several replicas the epoch shuts a former primary out, and it may never come back to let go.
+            Some(primary) if primary != asked.node_name && !volume.spec.is_replicated() => Err(Error::new(
                 Kind::Precondition,
                 format!("volume {name} is still being released by node {primary}"),
             )),

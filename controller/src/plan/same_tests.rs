@@ -124,3 +124,24 @@ fn what_is_being_deleted_or_of_another_mode_cannot_be_published() {
     };
     assert_eq!(kind(attachment(&volume("v"), &block)), Kind::Invalid);
 }
+
+#[test]
+fn a_primary_that_never_lets_go_holds_up_a_volume_of_one_replica_only() {
+    let left_behind = |mut volume: GalleonVolume| {
+        let status = volume.status.get_or_insert_default();
+        status.config.get_or_insert_default().primary = Some("dead".to_string());
+        volume
+    };
+    assert_eq!(
+        kind(attachment(&left_behind(volume("v")), &attach_to("b"))),
+        Kind::Precondition
+    );
+    let several = left_behind(crate::fixtures::replicated("v", 3));
+    assert_eq!(
+        attachment(&several, &attach_to("b")).expect("its epoch is over"),
+        Attach::Free
+    );
+    let mut ordered = several;
+    ordered.spec.attach_to = Some(attach_to("dead"));
+    assert_eq!(kind(attachment(&ordered, &attach_to("b"))), Kind::Precondition);
+}

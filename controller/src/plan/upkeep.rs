@@ -3,8 +3,11 @@
 //! Looked at again after every change, so each answer is small. What it refuses to do is guess: a volume without
 //! replicas may be one whose creation is under way in another process, and is left to whoever creates or deletes it.
 
+use std::collections::BTreeSet;
+
 use galleonfs_api::{
-    Condition, GalleonReplica, GalleonVolume, ReplicaPhase, VolumeConfig, condition_type, reason, size,
+    Condition, GalleonReplica, GalleonVolume, MEMBER_FINALIZER, ReplicaPhase, VolumeConfig, condition_type, reason,
+    size,
 };
 use kube::ResourceExt;
 
@@ -17,8 +20,15 @@ pub enum Step {
     GrowReplicas,
     /// Delete these replicas; their nodes free the space.
     DeleteReplicas(Vec<String>),
+    /// Let the nodes remove what is marked as deleted and nobody names.
+    LetGo,
     /// Let the volume go: nothing of it is left.
     DropFinalizer,
+}
+
+/// A number of replicas, as the spec has it.
+pub fn count(replicas: i32) -> usize {
+    usize::try_from(replicas).unwrap_or(0)
 }
 
 /// The replicas of a volume among all.
@@ -38,6 +48,9 @@ pub fn next(volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> Option<Step
     if volume.is_deleting() {
         return deletion(volume, replicas);
     }
+    if replicas.iter().any(|replica| is_let_go(volume, replica)) {
+        return Some(Step::LetGo);
+    }
     let Some(config) = volume.config() else {
         return first_config(volume, replicas).map(Step::WriteConfig);
     };
@@ -50,7 +63,7 @@ pub fn next(volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> Option<Step
 }
 
 fn deletion(volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> Option<Step> {
-    if volume.attached_node().is_some() || volume.primary().is_some() {
+    if holder(volume).is_some() {
         return None;
     }
     if replicas.is_empty() {
@@ -61,38 +74,75 @@ fn deletion(volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> Option<Step
         .filter(|replica| !is_leaving(replica))
         .map(|replica| replica.name_any());
     let staying: Vec<String> = staying.collect();
-    (!staying.is_empty()).then_some(Step::DeleteReplicas(staying))
+    if !staying.is_empty() {
+        return Some(Step::DeleteReplicas(staying));
+    }
+    let kept = replicas.iter().any(|replica| is_let_go(volume, replica));
+    kept.then_some(Step::LetGo)
 }
 
-fn is_leaving(replica: &GalleonReplica) -> bool {
+/// The node that must release a volume before it may be taken apart. With several replicas it is enough that nobody is
+/// ordered to serve it: a node that died as its primary never lets go, and all it could do is serve itself.
+pub fn holder(volume: &GalleonVolume) -> Option<&str> {
+    let serving = volume.primary().filter(|_| !volume.spec.is_replicated());
+    volume.attached_node().or(serving)
+}
+
+/// Whether a replica is marked as deleted.
+pub fn is_leaving(replica: &GalleonReplica) -> bool {
     replica.metadata.deletion_timestamp.is_some()
 }
 
-/// The configuration a volume starts with, once enough replicas are ready. From then on its place is settled.
-pub fn first_config(volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> Option<VolumeConfig> {
-    let wanted = usize::try_from(volume.spec.replica_count).ok()?;
-    let ready = |replica: &&&GalleonReplica| replica.phase() == ReplicaPhase::Ready && !is_leaving(replica);
-    let mut in_sync: Vec<String> = replicas
+/// Whether the node of a replica is bound to keep its data.
+pub fn is_kept(replica: &GalleonReplica) -> bool {
+    replica
+        .finalizers()
         .iter()
-        .filter(ready)
-        .map(|replica| replica.name_any())
-        .collect();
-    in_sync.sort();
-    in_sync.truncate(wanted);
-    (wanted > 0 && in_sync.len() == wanted).then(|| VolumeConfig {
-        in_sync,
+        .any(|finalizer| finalizer == MEMBER_FINALIZER)
+}
+
+/// Whether a volume that is there to stay has this replica in its configuration.
+pub fn is_named(volume: &GalleonVolume, replica: &GalleonReplica) -> bool {
+    let name = replica.name_any();
+    !volume.is_deleting()
+        && volume
+            .config()
+            .is_some_and(|config| members(config).any(|member| *member == name))
+}
+
+fn is_let_go(volume: &GalleonVolume, replica: &GalleonReplica) -> bool {
+    is_leaving(replica) && is_kept(replica) && !is_named(volume, replica)
+}
+
+/// Every replica that a configuration names.
+pub fn members(config: &VolumeConfig) -> impl Iterator<Item = &String> {
+    // One that catches up is still on record as out.
+    let syncing = config.syncing.iter().filter(|name| !config.out.contains_key(*name));
+    config.in_sync.iter().chain(syncing).chain(config.out.keys())
+}
+
+/// The configuration a volume starts with, once enough replicas are ready, each on another node. From then on its places
+/// are settled.
+pub fn first_config(volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> Option<VolumeConfig> {
+    let wanted = count(volume.spec.replica_count);
+    let ready = |replica: &&&GalleonReplica| replica.phase() == ReplicaPhase::Ready && !is_leaving(replica);
+    let mut ready: Vec<&&GalleonReplica> = replicas.iter().filter(ready).collect();
+    ready.sort_by_key(|replica| replica.name_any());
+    let mut nodes = BTreeSet::new();
+    ready.retain(|replica| nodes.insert(&replica.spec.node_name));
+    ready.truncate(wanted);
+    (wanted > 0 && ready.len() == wanted).then(|| VolumeConfig {
+        in_sync: ready.into_iter().map(|replica| replica.name_any()).collect(),
         ..VolumeConfig::default()
     })
 }
 
 /// Replicas that a settled volume does not name and does not lack: what a lost race between two creations left.
 fn surplus(volume: &GalleonVolume, config: &VolumeConfig, replicas: &[&GalleonReplica]) -> Vec<String> {
-    let members = || config.in_sync.iter().chain(&config.syncing).chain(config.out.keys());
-    if members().count() < usize::try_from(volume.spec.replica_count).unwrap_or(usize::MAX) {
+    if members(config).count() < count(volume.spec.replica_count) {
         return vec![];
     }
-    let stranger =
-        |replica: &&&GalleonReplica| !is_leaving(replica) && !members().any(|name| *name == replica.name_any());
+    let stranger = |replica: &&&GalleonReplica| !is_leaving(replica) && !is_named(volume, replica);
     replicas
         .iter()
         .filter(stranger)
@@ -140,7 +190,7 @@ pub fn conditions(volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> Vec<C
 
 fn readiness(volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> (bool, &'static str, String) {
     if volume.is_deleting() {
-        if let Some(node) = volume.attached_node().or(volume.primary()) {
+        if let Some(node) = holder(volume) {
             return (
                 false,
                 reason::ATTACHED,

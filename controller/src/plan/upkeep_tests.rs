@@ -1,6 +1,14 @@
 use super::*;
-use crate::fixtures::{attach_to, deleting, failed, ready, replica, settled, volume};
+use crate::fixtures::{attach_to, deleting, failed, one_of_several, ready, replica, replicated, settled, volume};
 use galleonfs_api::{condition, size::GIB};
+
+fn three() -> [GalleonReplica; 3] {
+    ["a", "b", "c"].map(|node| ready(one_of_several("v", node, GIB)))
+}
+
+fn refs(replicas: &[GalleonReplica]) -> Vec<&GalleonReplica> {
+    replicas.iter().collect()
+}
 
 fn condition_of(volume: &GalleonVolume, replicas: &[&GalleonReplica], type_: &str) -> Condition {
     condition::get(&conditions(volume, replicas), type_)
@@ -128,4 +136,77 @@ fn readiness_passes_on_what_the_node_says() {
 
     let well = ready(replica("v", "a", GIB));
     assert!(condition_of(&settled(volume("v"), &["v-a"]), &[&well], condition_type::READY).is_true());
+}
+
+#[test]
+fn the_first_configuration_of_several_waits_for_all_and_takes_one_of_each_node() {
+    let [a, b, c] = three();
+    let volume = replicated("v", 3);
+    assert_eq!(next(&volume, &[&a, &b]), None);
+    let pending = one_of_several("v", "c", GIB);
+    assert_eq!(next(&volume, &[&a, &b, &pending]), None);
+    let mut twin = b.clone();
+    twin.metadata.name = Some("v-b-too".to_string());
+    assert_eq!(
+        next(&volume, &[&a, &b, &twin]),
+        None,
+        "two copies on one node are lost together"
+    );
+    let Some(Step::WriteConfig(config)) = next(&volume, &[&twin, &c, &b, &a]) else {
+        panic!("a configuration")
+    };
+    assert_eq!((config.epoch, config.primary), (0, None));
+    assert_eq!(config.in_sync, ["v-a", "v-b", "v-c"]);
+    assert!(config.out.is_empty() && config.syncing.is_empty());
+    let settled = settled(volume, &["v-a", "v-b", "v-c"]);
+    assert_eq!(
+        next(&settled, &[&twin, &c, &b, &a]),
+        Some(Step::DeleteReplicas(vec!["v-b-too".to_string()]))
+    );
+}
+
+#[test]
+fn a_replica_that_is_deleted_is_let_go_only_when_nobody_names_it() {
+    let [a, b, c] = three();
+    let leaving = deleting(one_of_several("v", "c", GIB));
+    let named = settled(replicated("v", 3), &["v-a", "v-b", "v-c"]);
+    assert_eq!(
+        next(&named, &[&a, &b, &leaving]),
+        None,
+        "a person did that, and the volume needs it"
+    );
+    let unnamed = settled(replicated("v", 3), &["v-a", "v-b", "v-d"]);
+    assert_eq!(next(&unnamed, &[&a, &b, &leaving]), Some(Step::LetGo));
+    assert_eq!(next(&replicated("v", 3), &[&a, &b, &leaving]), Some(Step::LetGo));
+    let mut free = leaving;
+    free.metadata.finalizers = Some(vec![galleonfs_api::REPLICA_FINALIZER.to_string()]);
+    assert_eq!(next(&unnamed, &[&a, &b, &free]), None, "its node is at it");
+    let syncing = {
+        let mut volume = settled(replicated("v", 3), &["v-a", "v-b"]);
+        let config = volume.status.as_mut().and_then(|status| status.config.as_mut());
+        config.expect("a configuration").syncing = vec!["v-c".to_string()];
+        volume
+    };
+    assert_eq!(next(&syncing, &[&a, &b, &deleting(c)]), None);
+}
+
+#[test]
+fn a_deleted_volume_of_several_lets_go_of_all_its_replicas_though_its_primary_died() {
+    let own = three();
+    let mut volume = deleting(settled(replicated("v", 3), &["v-a", "v-b", "v-c"]));
+    volume.spec.attach_to = Some(attach_to("z"));
+    assert_eq!(next(&volume, &refs(&own)), None);
+    volume.spec.attach_to = None;
+    let config = volume.status.as_mut().and_then(|status| status.config.as_mut());
+    config.expect("a configuration").primary = Some("z".to_string());
+    let names = ["v-a", "v-b", "v-c"].map(str::to_string).to_vec();
+    assert_eq!(next(&volume, &refs(&own)), Some(Step::DeleteReplicas(names)));
+    let leaving = own.map(deleting);
+    assert_eq!(next(&volume, &refs(&leaving)), Some(Step::LetGo));
+    let free = leaving.map(|mut replica| {
+        replica.metadata.finalizers = Some(vec![galleonfs_api::REPLICA_FINALIZER.to_string()]);
+        replica
+    });
+    assert_eq!(next(&volume, &refs(&free)), None, "the nodes are at it");
+    assert_eq!(next(&volume, &[]), Some(Step::DropFinalizer));
 }

@@ -7,8 +7,8 @@ use std::sync::{
 
 use futures::{StreamExt, TryStreamExt};
 use galleonfs_api::{
-    Condition, GalleonReplica, GalleonReplicaStatus, GalleonVolume, ReplicaPhase, StoragePool, condition,
-    condition_type, reason,
+    Condition, GalleonReplica, GalleonReplicaStatus, GalleonVolume, MEMBER_FINALIZER, ReplicaPhase, StoragePool,
+    condition, condition_type, reason,
 };
 use kube::{
     Api, Resource, ResourceExt,
@@ -134,6 +134,13 @@ impl Node {
     async fn tend_replica(self, mut replica: GalleonReplica) -> Result<(), kube::Error> {
         let name = replica.name_any();
         if replica.metadata.deletion_timestamp.is_some() {
+            if replica
+                .finalizers()
+                .iter()
+                .any(|finalizer| finalizer == MEMBER_FINALIZER)
+            {
+                return Ok(());
+            }
             replica.finalizers_mut().clear();
             return self
                 .replicas

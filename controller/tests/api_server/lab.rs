@@ -111,8 +111,13 @@ impl Lab {
             children: Arc::new(Mutex::new(vec![api_server, etcd])),
         };
         lab.await_ready().await?;
-        for node in ["node-a", "node-b"] {
-            lab.make_node(node).await?;
+        for (node, zone) in [
+            ("node-a", "one"),
+            ("node-b", "one"),
+            ("node-c", "two"),
+            ("node-d", "two"),
+        ] {
+            lab.make_node(node, zone).await?;
         }
         Ok(lab)
     }
@@ -135,8 +140,8 @@ impl Lab {
     }
 
     /// A node that is ready and whose kubelet knows the driver.
-    async fn make_node(&self, name: &str) -> Result<()> {
-        let metadata = serde_json::json!({"name": name});
+    async fn make_node(&self, name: &str, zone: &str) -> Result<()> {
+        let metadata = serde_json::json!({"name": name, "labels": {"topology.kubernetes.io/zone": zone}});
         let node = serde_json::json!({
             "metadata": metadata,
             "status": {"conditions": [{"type": "Ready", "status": "True", "reason": "Lab", "message": ""}]},

@@ -7,6 +7,7 @@
 mod certificates;
 mod fake_node;
 mod lab;
+mod replicated;
 mod rules;
 mod scenarios;
 
@@ -39,6 +40,11 @@ const SCENARIOS: &[Scenario] = scenarios![
     scenarios::a_failed_replica_is_replaced_elsewhere,
     scenarios::deletion_waits_for_the_node_and_says_so,
     scenarios::growing_beyond_the_pool_changes_nothing,
+    replicated::a_volume_of_several_lives_from_creation_to_deletion,
+    replicated::too_few_nodes_leave_nothing_behind_and_a_failed_one_is_passed_over,
+    replicated::growth_beyond_one_of_the_pools_changes_none_of_them,
+    replicated::two_controllers_do_not_share_out_room_that_is_enough_for_one,
+    replicated::a_dead_primary_keeps_nobody_from_moving_or_deleting_its_volume,
     scenarios::a_successor_takes_over_and_an_idle_cluster_is_not_written_to,
 ];
 

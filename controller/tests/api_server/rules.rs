@@ -16,6 +16,7 @@ fn volume() -> GalleonVolume {
         compression: None,
         no_space_timeout_seconds: None,
         replica_count: 1,
+        min_in_sync: None,
         pool: None,
         write_concern: WriteConcern::Acknowledged,
         csi_name: "v".to_string(),
@@ -90,6 +91,18 @@ pub async fn the_api_server_refuses_what_must_never_happen(lab: Lab) {
         .await
         .expect("what is written from now on may be compressed");
     refused(volumes.spec(|spec| spec.size_bytes -= 4096).await, "must not shrink");
+    refused(
+        volumes.spec(|spec| spec.replica_count = 3).await,
+        "replicaCount is immutable",
+    );
+    refused(
+        volumes.spec(|spec| spec.min_in_sync = Some(2)).await,
+        "minInSync must not be more than replicaCount",
+    );
+    volumes
+        .spec(|spec| spec.min_in_sync = Some(1))
+        .await
+        .expect("as many as there are");
     refused(
         volumes.spec(|spec| spec.csi_name = "w".into()).await,
         "csiName is immutable",

@@ -37,13 +37,13 @@ fn capability() -> VolumeCapability {
     }
 }
 
-fn place(node: &str) -> Topology {
+pub fn place(node: &str) -> Topology {
     Topology {
         segments: [(TOPOLOGY_KEY.to_string(), node.to_string())].into(),
     }
 }
 
-fn create_request(name: &str, size_bytes: i64) -> CreateVolumeRequest {
+pub fn create_request(name: &str, size_bytes: i64) -> CreateVolumeRequest {
     CreateVolumeRequest {
         name: name.to_string(),
         capacity_range: Some(CapacityRange {
@@ -55,22 +55,22 @@ fn create_request(name: &str, size_bytes: i64) -> CreateVolumeRequest {
     }
 }
 
-fn within<T>(seconds: u64, message: T) -> Request<T> {
+pub fn within<T>(seconds: u64, message: T) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(Duration::from_secs(seconds));
     request
 }
 
-fn code<T: std::fmt::Debug>(outcome: Result<T, Status>) -> Code {
+pub fn code<T: std::fmt::Debug>(outcome: Result<T, Status>) -> Code {
     outcome.expect_err("refused").code()
 }
 
-async fn create(controller: &mut Running, request: CreateVolumeRequest) -> Result<Volume, Status> {
+pub async fn create(controller: &mut Running, request: CreateVolumeRequest) -> Result<Volume, Status> {
     let answer = controller.controller.create_volume(within(30, request)).await?;
     Ok(answer.into_inner().volume.expect("a volume in the answer"))
 }
 
-async fn delete(controller: &mut Running, id: &str) -> Result<(), Status> {
+pub async fn delete(controller: &mut Running, id: &str) -> Result<(), Status> {
     let request = DeleteVolumeRequest {
         volume_id: id.to_string(),
         ..Default::default()
@@ -78,7 +78,7 @@ async fn delete(controller: &mut Running, id: &str) -> Result<(), Status> {
     controller.controller.delete_volume(within(30, request)).await.map(drop)
 }
 
-fn publish_request(id: &str, node: &str) -> ControllerPublishVolumeRequest {
+pub fn publish_request(id: &str, node: &str) -> ControllerPublishVolumeRequest {
     ControllerPublishVolumeRequest {
         volume_id: id.to_string(),
         node_id: node.to_string(),
@@ -87,7 +87,7 @@ fn publish_request(id: &str, node: &str) -> ControllerPublishVolumeRequest {
     }
 }
 
-fn unpublish_request(id: &str, node: &str) -> ControllerUnpublishVolumeRequest {
+pub fn unpublish_request(id: &str, node: &str) -> ControllerUnpublishVolumeRequest {
     ControllerUnpublishVolumeRequest {
         volume_id: id.to_string(),
         node_id: node.to_string(),
@@ -95,20 +95,20 @@ fn unpublish_request(id: &str, node: &str) -> ControllerUnpublishVolumeRequest {
     }
 }
 
-fn volumes(lab: &Lab) -> Api<GalleonVolume> {
+pub fn volumes(lab: &Lab) -> Api<GalleonVolume> {
     Api::namespaced(lab.client.clone(), &lab.namespace)
 }
 
-fn replicas(lab: &Lab) -> Api<GalleonReplica> {
+pub fn replicas(lab: &Lab) -> Api<GalleonReplica> {
     Api::namespaced(lab.client.clone(), &lab.namespace)
 }
 
-fn pools(lab: &Lab) -> Api<StoragePool> {
+pub fn pools(lab: &Lab) -> Api<StoragePool> {
     Api::namespaced(lab.client.clone(), &lab.namespace)
 }
 
 /// A pool on a node with a fake node behind it, ready to be used.
-async fn pool(lab: &Lab, node: &str, usable_bytes: i64, behaviour: Behaviour) -> FakeNode {
+pub async fn pool(lab: &Lab, node: &str, usable_bytes: i64, behaviour: Behaviour) -> FakeNode {
     let spec = StoragePoolSpec {
         pool: "default".to_string(),
         node_name: node.to_string(),
@@ -130,12 +130,12 @@ async fn pool(lab: &Lab, node: &str, usable_bytes: i64, behaviour: Behaviour) ->
 }
 
 /// Waits until a volume is as wanted.
-async fn volume_becomes(lab: &Lab, name: &str, wanted: impl Fn(&GalleonVolume) -> bool) {
+pub async fn volume_becomes(lab: &Lab, name: &str, wanted: impl Fn(&GalleonVolume) -> bool) {
     let wanted = |volume: Option<&GalleonVolume>| volume.is_some_and(&wanted);
     await_condition(volumes(lab), name, wanted).await.expect("a watch");
 }
 
-async fn promised(lab: &Lab) -> Vec<String> {
+pub async fn promised(lab: &Lab) -> Vec<String> {
     let pools = pools(lab).list(&ListParams::default()).await.expect("pools");
     pools
         .items

@@ -107,6 +107,7 @@ impl<E: NodeEngine> Bench<E> {
             compression: None,
             no_space_timeout_seconds: None,
             replica_count: 1,
+            min_in_sync: None,
             pool: None,
             write_concern: WriteConcern::Durable,
             csi_name: "v".into(),
