@@ -7,7 +7,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use galleonfs_api::{GROUP, GalleonReplica, GalleonVolume, REPLICA_FINALIZER, StoragePool, VERSION};
 use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, ResourceExt};
 use uuid::Uuid;
@@ -90,16 +90,29 @@ fn sort(error: kube::Error) -> ObjectError {
     }
 }
 
+fn if_there<K>(found: Result<K, ObjectError>) -> Result<Option<K>, ObjectError> {
+    match found {
+        Ok(object) => Ok(Some(object)),
+        Err(ObjectError::NotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 impl Objects for Kubernetes {
     fn volume<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<GalleonVolume>, ObjectError>> {
+        async move { if_there(bounded(self.api().get(name)).await) }.boxed()
+    }
+
+    fn replicas_of<'a>(&'a self, volume: &'a str) -> BoxFuture<'a, Result<Vec<GalleonReplica>, ObjectError>> {
         async move {
-            match bounded(self.api::<GalleonVolume>().get(name)).await {
-                Ok(volume) => Ok(Some(volume)),
-                Err(ObjectError::NotFound) => Ok(None),
-                Err(error) => Err(error),
-            }
+            let of_volume = ListParams::default().fields(&format!("spec.volumeName={volume}"));
+            Ok(bounded(self.api().list(&of_volume)).await?.items)
         }
         .boxed()
+    }
+
+    fn pool<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<StoragePool>, ObjectError>> {
+        async move { if_there(bounded(self.api().get(name)).await) }.boxed()
     }
 
     fn put_volume_status<'a>(&'a self, volume: &'a GalleonVolume) -> BoxFuture<'a, Result<GalleonVolume, ObjectError>> {

@@ -8,13 +8,20 @@
 //!
 //! - An engine is started only under an epoch that a compare-and-swap on the volume's object granted to this process.
 //! - A volume is closed only when nothing of it is mounted here; the primary is cleared only after it is closed.
+//! - A replica of a volume of several takes part in it from the time it is made until it is removed, wherever the volume is
+//!   attached; it is called ready only while it does.
 //! - Data is removed only for a replica whose object is there and says that it is being deleted, never because an object
 //!   is missing. A replica that was ready once is never made a second time.
 //! - Status is written when it changed.
 
 mod cache;
+mod configs;
+mod hosting;
 mod kubernetes;
+mod leading;
 mod objects;
+mod opening;
+mod patience;
 mod plan;
 mod pools;
 mod queue;
@@ -31,6 +38,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use galleonfs_api::Endpoint;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 pub use cache::Cache;
@@ -43,6 +51,9 @@ use crate::csi::{Directory, Found};
 use crate::pool::Pools;
 use crate::served::{Guards, NodeEngine, ReplicaDisks, Served};
 use crate::staging::Stager;
+use hosting::Hosting;
+use leading::Led;
+use patience::Patience;
 use plan::Grant;
 
 /// One thing to reconcile.
@@ -81,6 +92,16 @@ struct Own {
     restored: HashSet<String>,
     /// Volumes that are not attached here, and whose objects were asked whether a predecessor of ours still holds them.
     settled: HashSet<String>,
+    /// Grants to lead volumes of several replicas that have served for their one attempt.
+    spent: HashSet<String>,
+    /// Volumes of several replicas that are led here, or are about to be.
+    led: HashMap<String, Led>,
+    /// When a volume of several replicas may be led again after that failed.
+    patience: HashMap<String, Patience>,
+    /// Replicas that take part in volumes of several.
+    hosting: HashMap<String, Hosting>,
+    /// Where other nodes' pools are, and when that was read.
+    reached: HashMap<String, (Instant, Option<Endpoint>)>,
     /// Why a replica could not be opened: a reason word and a sentence.
     troubles: HashMap<String, (&'static str, String)>,
     /// The last notice about each object, so that nobody is told the same thing twice in a row.

@@ -46,6 +46,10 @@ pub trait Objects: Send + Sync + 'static {
         replica: &'a GalleonReplica,
     ) -> BoxFuture<'a, Result<GalleonReplica, ObjectError>>;
     fn put_pool_status<'a>(&'a self, pool: &'a StoragePool) -> BoxFuture<'a, Result<StoragePool, ObjectError>>;
+    /// All replicas of a volume, as they are now.
+    fn replicas_of<'a>(&'a self, volume: &'a str) -> BoxFuture<'a, Result<Vec<GalleonReplica>, ObjectError>>;
+    /// Reads a pool as it is now.
+    fn pool<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<StoragePool>, ObjectError>>;
     /// Removes our finalizer from a replica whose directory is gone.
     fn drop_replica_finalizer<'a>(&'a self, replica: &'a GalleonReplica) -> BoxFuture<'a, Result<(), ObjectError>>;
     /// Makes an Event. That it could not be made is logged, and is no reason to stop.

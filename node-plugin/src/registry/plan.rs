@@ -33,6 +33,8 @@ pub struct Local {
     pub trouble: Option<Trouble>,
     /// It is known that no predecessor of ours is still its primary.
     pub settled: bool,
+    /// Of a volume with several replicas: the grant has served for its one attempt.
+    pub spent: bool,
 }
 
 /// The next step for a volume.
@@ -52,8 +54,10 @@ pub enum Step {
     TakeOver,
     /// Somebody else took it over: stop serving.
     Yield,
-    /// Open it in the granted epoch.
+    /// Open it in the granted epoch, or lead its replicas.
     Attach,
+    /// What was begun under the grant came to nothing, or is over: end it, and forget the grant.
+    GiveUp,
     /// Make it as large as its replica may be.
     Grow(u64),
     /// Mount again what was mounted before this process came.
@@ -81,15 +85,20 @@ pub fn next(node: &str, wanted: Option<&GalleonVolume>, replica: Option<&Galleon
     let Some(grant) = local.grant else {
         return if local.device.is_some() {
             Step::Yield
+        } else if volume.spec.is_replicated() && observed_bytes(volume).is_none() {
+            Step::AwaitConfig
         } else {
             Step::TakeOver
         };
     };
+    if released(config, &grant) {
+        return Step::GiveUp;
+    }
     if !holds(node, config, &grant) {
         return Step::Yield;
     }
     let Some(device) = &local.device else {
-        return Step::Attach;
+        return if local.spent { Step::GiveUp } else { Step::Attach };
     };
     let size = target_bytes(volume, replica);
     if device.size_bytes < size {
@@ -112,18 +121,31 @@ pub fn holds(node: &str, config: &VolumeConfig, grant: &Grant) -> bool {
     config.epoch < grant.epoch || (config.epoch == grant.epoch && ours())
 }
 
-/// The configuration in which `node` is the primary.
+/// Whether the epoch of this grant has ended in order: only the engine that it was granted to does that.
+fn released(config: &VolumeConfig, grant: &Grant) -> bool {
+    config.epoch == grant.epoch && config.primary.is_none()
+}
+
+/// The replicas that a configuration names; one may be named twice.
+pub fn names(config: &VolumeConfig) -> impl Iterator<Item = &String> {
+    config.in_sync.iter().chain(&config.syncing).chain(config.out.keys())
+}
+
+/// The configuration in which `node` is the primary. Whoever was catching up starts again from where it was known to be.
 pub fn taken_over(node: &str, config: &VolumeConfig, incarnation: Uuid) -> (VolumeConfig, Grant) {
     let grant = Grant {
         epoch: config.epoch + 1,
         incarnation,
     };
-    let new = VolumeConfig {
+    let mut new = VolumeConfig {
         epoch: grant.epoch,
         primary: Some(node.to_owned()),
         incarnation: Some(incarnation.to_string()),
         ..config.clone()
     };
+    for name in std::mem::take(&mut new.syncing) {
+        new.out.entry(name).or_default();
+    }
     (new, grant)
 }
 
@@ -138,11 +160,21 @@ pub fn complete<'a>(
         .find(|replica| replica.spec.volume_uid == uid && config.in_sync.contains(&replica.name_any()))
 }
 
-/// How large the volume may be here: the controller raises the volume first and its replicas when there is room.
+/// How large the volume may be here: the controller raises the volume first and its replicas when there is room. With
+/// several replicas the device follows when all that are in sync have grown.
 pub fn target_bytes(volume: &GalleonVolume, replica: Option<&GalleonReplica>) -> u64 {
     let wanted = volume.spec.size_bytes;
-    let granted = replica.map_or(wanted, |replica| replica.spec.size_bytes.min(wanted));
-    u64::try_from(granted).unwrap_or(0)
+    let granted = if volume.spec.is_replicated() {
+        observed_bytes(volume).unwrap_or(0)
+    } else {
+        replica.map_or(wanted, |replica| replica.spec.size_bytes)
+    };
+    u64::try_from(granted.min(wanted)).unwrap_or(0)
+}
+
+/// The size that every replica in sync has reached, once the controller has said so.
+fn observed_bytes(volume: &GalleonVolume) -> Option<i64> {
+    volume.status.as_ref()?.observed_size_bytes
 }
 
 fn device_status(node: &str, device: &Device) -> DeviceStatus {
@@ -189,6 +221,17 @@ pub fn report_down(volume: &mut GalleonVolume, why: &str, text: String) -> bool 
         &mut status.conditions,
         Condition::new(condition_type::ATTACHED, false, why, text),
     ) || had
+}
+
+/// Puts "not attached" into the status of a volume that `node` gave up; why it could not be attached is left there.
+pub fn report_released(volume: &mut GalleonVolume, node: &str) {
+    let status = volume.status.get_or_insert_default();
+    let said = condition::get(&status.conditions, condition_type::ATTACHED);
+    if said.is_some_and(|said| said.reason == reason::ATTACH_FAILED) {
+        status.device = None;
+    } else {
+        report_down(volume, reason::DETACHED, format!("released by node {node}"));
+    }
 }
 
 /// The next step for a replica.

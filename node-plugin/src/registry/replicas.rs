@@ -23,11 +23,15 @@ impl Registry {
             .get(name)
             .filter(|replica| replica.spec.node_name == self.node)
         else {
+            self.unhost(name).await?;
             self.own(|own| own.troubles.remove(name));
             return Ok(Next::Gone);
         };
         let volume = &replica.spec.volume_name;
-        let open = self.engine.device(volume).is_some() || self.own(|own| own.grants.contains_key(volume));
+        let replicated = replica.spec.replicated;
+        // One of several may go while its volume is in use: it is no part of it any more, the controller saw to that.
+        let open =
+            !replicated && (self.engine.device(volume).is_some() || self.own(|own| own.grants.contains_key(volume)));
         let pool = self.pools.get(&replica.spec.pool_name);
         if pool.is_none() && self.cache.pools.get(&replica.spec.pool_name).is_some() {
             // Not looked at since our start. It will be, and wakes us.
@@ -38,6 +42,7 @@ impl Registry {
             Some(Pool::Refused { .. }) | None => None,
         };
         let there = match dir.clone() {
+            Some(_) if replicated && self.is_hosted(&replica) => true,
             Some(dir) => on_thread("looking for a replica", move || Ok(dir.symlink_metadata().is_ok())).await?,
             None => false,
         };
@@ -56,7 +61,7 @@ impl Registry {
                 Ok(Next::Wait)
             }
             (ReplicaStep::Make, Some(dir)) => self.make(&replica, dir).await,
-            (ReplicaStep::Ready, Some(_)) => self.replica_ready(&replica).await,
+            (ReplicaStep::Ready, Some(dir)) => self.replica_there(&replica, dir).await,
             (ReplicaStep::Remove, Some(dir)) => self.remove(&replica, dir).await,
             (ReplicaStep::Make | ReplicaStep::Ready | ReplicaStep::Remove, None) => {
                 unreachable!("these steps are for pools that are ours")
@@ -75,10 +80,11 @@ impl Registry {
             key: None,
         };
         let disks = self.disks.clone();
-        match on_disks("making a replica", disks, move |disks| disks.make(&dir, &spec)).await? {
+        let at = dir.clone();
+        match on_disks("making a replica", disks, move |disks| disks.make(&at, &spec)).await? {
             Ok(()) => {
                 tracing::info!(replica = %replica.name_any(), volume = %replica.spec.volume_name, "made");
-                self.replica_ready(replica).await
+                self.replica_there(replica, dir).await
             }
             Err(error) => {
                 let text = format!("its directory could not be made: {}", plan::text_of(&error));
@@ -87,7 +93,11 @@ impl Registry {
         }
     }
 
-    async fn replica_ready(&self, replica: &GalleonReplica) -> Result<Next, Retry> {
+    /// Its directory is there.
+    async fn replica_there(&self, replica: &GalleonReplica, dir: PathBuf) -> Result<Next, Retry> {
+        if replica.spec.replicated {
+            return self.host(replica, dir).await;
+        }
         if let Some((why, text)) = self.own(|own| own.troubles.get(&replica.name_any()).cloned()) {
             let status = plan::replica_status(replica.status.as_ref(), ReplicaPhase::Failed, None, why, text);
             self.put_replica(replica, status).await?;
@@ -101,20 +111,29 @@ impl Registry {
                 .unwrap_or(i64::MAX)
                 .min(replica.spec.size_bytes)
         });
+        self.ready(replica, size).await?;
+        Ok(Next::Wait)
+    }
+
+    pub(super) async fn ready(&self, replica: &GalleonReplica, size_bytes: i64) -> Result<(), Retry> {
         let text = format!("on node {}", self.node);
         let status = plan::replica_status(
             replica.status.as_ref(),
             ReplicaPhase::Ready,
-            Some(size),
+            Some(size_bytes),
             reason::READY,
             text,
         );
         self.forget_notice(&about(replica));
-        self.put_replica(replica, status).await?;
-        Ok(Next::Wait)
+        self.put_replica(replica, status).await
     }
 
-    async fn replica_failed(&self, replica: &GalleonReplica, why: &'static str, text: String) -> Result<Next, Retry> {
+    pub(super) async fn replica_failed(
+        &self,
+        replica: &GalleonReplica,
+        why: &'static str,
+        text: String,
+    ) -> Result<Next, Retry> {
         let notice = Notice {
             warning: true,
             reason: why,
@@ -128,6 +147,7 @@ impl Registry {
     }
 
     async fn remove(&self, replica: &GalleonReplica, dir: PathBuf) -> Result<Next, Retry> {
+        self.unhost(&replica.name_any()).await?;
         let disks = self.disks.clone();
         if let Err(error) = on_disks("removing a replica", disks, move |disks| disks.remove(&dir)).await? {
             let text = format!("its directory could not be removed: {}", plan::text_of(&error));
@@ -135,10 +155,11 @@ impl Registry {
         }
         let volume = &replica.spec.volume_name;
         let records = self.stager.records();
-        if records
+        let in_use = self.own(|own| own.grants.contains_key(volume));
+        let of_volume = records
             .get(volume)
-            .is_some_and(|record| record.volume_uid.as_ref() == Some(&replica.spec.volume_uid))
-        {
+            .is_some_and(|record| record.volume_uid.as_ref() == Some(&replica.spec.volume_uid));
+        if of_volume && !in_use {
             // What this node remembered of it dies with its data.
             let forgotten = records.change(volume, |record| record.formatting = None).await;
             forgotten.map_err(|error| Retry::Later(error.text()))?;
@@ -163,7 +184,7 @@ impl Registry {
     }
 }
 
-fn about(replica: &GalleonReplica) -> Subject {
+pub(super) fn about(replica: &GalleonReplica) -> Subject {
     Subject {
         kind: "GalleonReplica",
         name: replica.name_any(),
@@ -171,7 +192,7 @@ fn about(replica: &GalleonReplica) -> Subject {
     }
 }
 
-fn uid(what: &str, uid: &str) -> Result<Uuid, Retry> {
+pub(super) fn uid(what: &str, uid: &str) -> Result<Uuid, Retry> {
     Uuid::parse_str(uid).map_err(|_| Retry::Later(format!("{what} has the uid {uid:?}, which is none")))
 }
 

@@ -7,12 +7,13 @@ use kube::ResourceExt;
 use tokio::time::{Duration, Instant};
 use uuid::Uuid;
 
+use super::leading::KEEP_EVERY;
 use super::objects::{Notice, ObjectError, Subject};
+use super::patience::Patience;
 use super::plan::{self, Grant, Local, Step};
 use super::{Key, Next, Registry, Retry};
 use crate::mount::MountError;
-use crate::pool::{Pool, REPLICAS};
-use crate::served::{AttachSpec, Device, Presence, Unguarded};
+use crate::served::{Presence, Unguarded};
 
 /// How often an attached volume is asked for trouble: a look at memory.
 const TROUBLE_EVERY: Duration = Duration::from_secs(30);
@@ -29,7 +30,7 @@ impl From<ObjectError> for Retry {
     }
 }
 
-fn about(volume: &str, object: Option<&GalleonVolume>) -> Subject {
+pub(super) fn about(volume: &str, object: Option<&GalleonVolume>) -> Subject {
     Subject {
         kind: "GalleonVolume",
         name: volume.to_owned(),
@@ -37,7 +38,7 @@ fn about(volume: &str, object: Option<&GalleonVolume>) -> Subject {
     }
 }
 
-fn warning(reason: &'static str, action: &'static str, text: String) -> Notice {
+pub(super) fn warning(reason: &'static str, action: &'static str, text: String) -> Notice {
     Notice {
         warning: true,
         reason,
@@ -59,10 +60,14 @@ impl Registry {
         if step != Step::Nothing {
             tracing::debug!(volume = name, ?step, "next step");
         }
+        if let (Some(object), Some(_)) = (&object, &local.device) {
+            self.keep(name, object).await;
+        }
         match (step, object) {
             (Step::Forget, _) => {
                 self.served.set(name, None);
                 self.forget_notice(&about(name, None));
+                self.own(|own| own.patience.remove(name));
                 Ok(Next::Gone)
             }
             (Step::Hold, _) => {
@@ -92,7 +97,12 @@ impl Registry {
                 self.served.set(name, Some(Presence::Coming));
                 Ok(Next::Wait)
             }
-            (Step::TakeOver, Some(_)) => self.take_over(name).await,
+            (Step::GiveUp, _) => self.give_up(name).await,
+            (Step::TakeOver, Some(_)) => match self.own(|own| own.patience.get(name).and_then(Patience::remaining)) {
+                Some(left) => Ok(Next::Again(left)),
+                None => self.take_over(name).await,
+            },
+            (Step::Attach, Some(object)) if object.spec.is_replicated() => self.lead(name, &object).await,
             (Step::Attach, Some(object)) => self.attach(name, &object, replica).await,
             (Step::Grow(size_bytes), Some(_)) => self.grow(name, size_bytes).await,
             (Step::Restore, Some(object)) => self.restore(name, &object).await,
@@ -106,7 +116,11 @@ impl Registry {
                             .await;
                     }
                 }
-                Ok(Next::Again(TROUBLE_EVERY))
+                Ok(Next::Again(if object.spec.is_replicated() {
+                    KEEP_EVERY
+                } else {
+                    TROUBLE_EVERY
+                }))
             }
             (Step::TakeOver | Step::Attach | Step::Grow(_) | Step::Restore | Step::Report | Step::Nothing, None) => {
                 unreachable!("these steps are for volumes that are to be attached here")
@@ -125,6 +139,7 @@ impl Registry {
             trouble,
             restored: own.restored.contains(name),
             settled: own.settled.contains(name),
+            spent: own.spent.contains(name),
         })
     }
 
@@ -162,141 +177,11 @@ impl Registry {
         self.own(|own| own.settled.remove(name));
         self.objects.put_volume_status(&object).await?;
         tracing::info!(volume = name, epoch = grant.epoch, incarnation = %grant.incarnation, "took the volume over");
-        self.own(|own| own.grants.insert(name.to_owned(), grant));
+        self.own(|own| {
+            own.grants.insert(name.to_owned(), grant);
+            own.spent.remove(name);
+        });
         Ok(Next::Again(Duration::ZERO))
-    }
-
-    async fn attach(
-        &self,
-        name: &str,
-        object: &GalleonVolume,
-        replica: Option<Arc<GalleonReplica>>,
-    ) -> Result<Next, Retry> {
-        if self.served.get(name).is_none() {
-            self.served.set(name, Some(Presence::Coming));
-        }
-        if let Some(pool) = replica.as_ref().map(|replica| &replica.spec.pool_name)
-            && self.pools.get(pool).is_none()
-            && self.cache.pools.get(pool).is_some()
-        {
-            // Not looked at since our start. It will be, and wakes us.
-            return Ok(Next::Wait);
-        }
-        let opened = match self.spec(name, object, replica.as_deref()) {
-            Ok(spec) => self
-                .engine
-                .attach(spec)
-                .await
-                .map_err(|error| (plan::reason_of(&error), plan::text_of(&error))),
-            Err(why) => Err(why),
-        };
-        match opened {
-            Ok(device) => {
-                tracing::info!(volume = name, device = %device.path.display(), "attached");
-                // What is staged from now on is mounted on this device; only what was staged before must be mounted again.
-                let fresh = self.stager.records().staged(name).is_none();
-                self.own(|own| {
-                    own.restored.remove(name);
-                    if fresh {
-                        own.restored.insert(name.to_owned());
-                    }
-                });
-                self.trouble(replica.as_deref(), None);
-                self.here(name, device);
-                Ok(Next::Again(Duration::ZERO))
-            }
-            Err((why, text)) => {
-                self.served.set(name, Some(Presence::Failed(text.clone())));
-                self.trouble(replica.as_deref(), Some((why, text.clone())));
-                self.notice(
-                    about(name, Some(object)),
-                    warning(reason::ATTACH_FAILED, "Attach", text.clone()),
-                )
-                .await;
-                self.report_failure(name, &text).await?;
-                Err(Retry::Later(format!("attach of {name} failed: {text}")))
-            }
-        }
-    }
-
-    /// What to open, or a reason word and a sentence why nothing can be.
-    fn spec(
-        &self,
-        name: &str,
-        object: &GalleonVolume,
-        replica: Option<&GalleonReplica>,
-    ) -> Result<AttachSpec, (&'static str, String)> {
-        let node = &self.node;
-        let Some(replica) = replica else {
-            return Err((
-                reason::NO_REPLICA,
-                format!("node {node} has no complete replica of volume {name}"),
-            ));
-        };
-        let (pool_name, replica_name) = (&replica.spec.pool_name, replica.name_any());
-        let path = match self.pools.get(pool_name) {
-            Some(Pool::Ours { path }) => path,
-            Some(Pool::Refused { reason: why, message }) => {
-                return Err((
-                    reason::POOL_NOT_READY,
-                    format!("pool {pool_name} is not ready ({why}): {message}"),
-                ));
-            }
-            None => {
-                return Err((
-                    reason::POOL_MISSING,
-                    format!("pool {pool_name} is not known on node {node} yet"),
-                ));
-            }
-        };
-        let uuid = |what: &str, uid: Option<String>| {
-            let uid = uid.unwrap_or_default();
-            let bad = || (reason::IO_ERROR, format!("{what} has the uid {uid:?}, which is none"));
-            Uuid::parse_str(&uid).map_err(|_| bad())
-        };
-        let grant = self
-            .own(|own| own.grants.get(name).copied())
-            .expect("an attach follows a grant");
-        let replica_uid = uuid(&replica_name, replica.uid())?;
-        Ok(AttachSpec {
-            volume: name.to_owned(),
-            volume_uid: uuid(name, object.uid())?,
-            replica_uid,
-            cluster_id: self.cluster_id,
-            replica_dir: path.join(REPLICAS).join(replica_uid.to_string()),
-            epoch: u64::try_from(grant.epoch).expect("an epoch is never negative: the API server sees to that"),
-            size_bytes: plan::target_bytes(object, Some(replica)),
-            read_only: object
-                .spec
-                .attach_to
-                .as_ref()
-                .is_some_and(|attach_to| attach_to.read_only),
-            settings: plan::settings(&object.spec),
-            key: None,
-        })
-    }
-
-    /// Remembers why a replica cannot be opened, for its own status.
-    fn trouble(&self, replica: Option<&GalleonReplica>, trouble: Option<(&'static str, String)>) {
-        let Some(replica) = replica else { return };
-        let name = replica.name_any();
-        let news = self.own(|own| match trouble.clone() {
-            Some(trouble) => own.troubles.insert(name.clone(), trouble),
-            None => own.troubles.remove(&name),
-        }) != trouble;
-        if news {
-            self.queue.wake(Key::Replica(name));
-        }
-    }
-
-    fn here(&self, name: &str, device: Device) {
-        self.served.set(name, Some(Presence::Here(device)));
-        // Its replica reports the size.
-        for replica in self.cache.replicas.list() {
-            if replica.spec.volume_name == name {
-                self.queue.wake(Key::Replica(replica.name_any()));
-            }
-        }
     }
 
     async fn grow(&self, name: &str, size_bytes: u64) -> Result<Next, Retry> {
@@ -381,7 +266,7 @@ impl Registry {
     }
 
     /// Says in the object's status that the attach failed, if it does not say so already.
-    async fn report_failure(&self, name: &str, text: &str) -> Result<(), Retry> {
+    pub(super) async fn report_failure(&self, name: &str, text: &str) -> Result<(), Retry> {
         let Some(mut object) = self.fresh(name).await? else {
             return Ok(());
         };
@@ -419,11 +304,8 @@ impl Registry {
         })
         .await?;
         tracing::info!(volume = name, "released");
-        self.own(|own| {
-            own.grants.remove(name);
-            own.restored.remove(name);
-            own.settled.insert(name.to_owned());
-        });
+        self.forget_grant(name);
+        self.own(|own| own.settled.insert(name.to_owned()));
         self.wake_replicas_of(name);
         Ok(Next::Again(Duration::ZERO))
     }
@@ -479,14 +361,21 @@ impl Registry {
             .detach(name)
             .await
             .map_err(|error| Retry::Later(plan::text_of(&error)))?;
-        self.own(|own| {
-            own.grants.remove(name);
-            own.restored.remove(name);
-        });
+        self.forget_grant(name);
         Ok(Next::Again(Duration::ZERO))
     }
 
-    fn wake_replicas_of(&self, volume: &str) {
+    /// To be called when the engine has nothing of the volume any more.
+    pub(super) fn forget_grant(&self, name: &str) {
+        self.own(|own| {
+            own.grants.remove(name);
+            own.spent.remove(name);
+            own.restored.remove(name);
+        });
+        self.forget_led(name);
+    }
+
+    pub(super) fn wake_replicas_of(&self, volume: &str) {
         for replica in self.cache.replicas.list() {
             if replica.spec.volume_name == volume {
                 self.queue.wake(Key::Replica(replica.name_any()));

@@ -1,12 +1,15 @@
 //! A simple engine that works: sparse files behind loop devices. For tests, and for running the CSI services alone.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use galleonfs_storage_engine::replication::primary::Decision;
+use galleonfs_storage_engine::replication::{Change, Incarnation};
 
 use super::{AttachSpec, Device, FormatSpec, NodeEngine, ReplicaDisks, Trouble, VolumeMetrics};
 use crate::engine::{EngineError, ErrorKind, HostSpec, Hosted, LeadSpec, Route, StoreReport};
@@ -15,13 +18,20 @@ use uuid::Uuid;
 /// One sparse file per volume, in its replica directory, behind a loop device of the kernel's.
 #[derive(Debug, Default)]
 pub struct FakeEngine {
-    devices: Mutex<HashMap<String, Device>>,
+    /// Each with the file behind it.
+    devices: Mutex<HashMap<String, (Device, File)>>,
     /// What the next attach of a volume fails with.
     failures: Mutex<HashMap<String, String>>,
     attached: Mutex<Vec<AttachSpec>>,
     troubles: Mutex<HashMap<String, Trouble>>,
     led: Mutex<Vec<LeadSpec>>,
+    /// Those whose epoch is still to be ended.
+    leading: Mutex<HashMap<String, LeadSpec>>,
+    /// As long as it is locked, nobody gets ready to be led.
+    readiness: tokio::sync::Mutex<()>,
     hosted: Mutex<HashMap<Uuid, (HostSpec, Hosted)>>,
+    /// What opening a replica fails with.
+    host_failures: Mutex<HashMap<Uuid, String>>,
     routes: Mutex<HashMap<Uuid, Vec<Route>>>,
     looks: Mutex<Vec<String>>,
 }
@@ -66,9 +76,80 @@ impl FakeEngine {
         self.looks.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Lets nobody get ready to be led until what is returned is dropped.
+    pub async fn hold_leading(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.readiness.lock().await
+    }
+
+    /// Lets opening a replica fail with `why`, until `None` is set.
+    pub fn fail_host(&self, replica: Uuid, why: Option<&str>) {
+        let mut failures = self.host_failures.lock().unwrap_or_else(PoisonError::into_inner);
+        match why {
+            Some(why) => drop(failures.insert(replica, why.to_owned())),
+            None => drop(failures.remove(&replica)),
+        }
+    }
+
+    /// Lets a hosted replica take no more writes.
+    pub fn stop_hosted(&self, replica: Uuid, why: &str) {
+        let mut all = self.hosted.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, hosted)) = all.get_mut(&replica) {
+            hosted.stopped = Some(why.to_owned());
+        }
+    }
+
+    fn host_now(&self, spec: HostSpec) -> Result<(), EngineError> {
+        let failures = self.host_failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = failures.get(&spec.replica_uid) {
+            return Err(EngineError::new(ErrorKind::Failed, why));
+        }
+        let file = spec.replica_dir.join("size");
+        let size = std::fs::read_to_string(&file)
+            .map_err(|error| EngineError::os(format!("read {}", file.display()), error))?;
+        let hosted = Hosted {
+            size_bytes: size.parse().expect("we have written it"),
+            stopped: None,
+        };
+        let mut all = self.hosted.lock().unwrap_or_else(PoisonError::into_inner);
+        all.entry(spec.replica_uid).or_insert((spec, hosted));
+        Ok(())
+    }
+
+    fn led_now(&self, volume: &str) -> Option<LeadSpec> {
+        let leading = self.leading.lock().unwrap_or_else(PoisonError::into_inner);
+        leading.get(volume).cloned()
+    }
+
+    /// Ends the epoch of a volume that is led, in its object.
+    async fn release(&self, volume: &str) -> Result<(), EngineError> {
+        let Some(spec) = self.led_now(volume) else {
+            return Ok(());
+        };
+        let away = || EngineError::new(ErrorKind::Retry, format!("the epoch of {volume} cannot be ended yet"));
+        let (done, read) = tokio::sync::oneshot::channel();
+        spec.configs.read(Box::new(move |found| drop(done.send(found))));
+        let (stamp, config) = read.await.ok().flatten().ok_or_else(away)?;
+        if config.incarnation == Some(Incarnation(spec.incarnation.into_bytes())) {
+            let (done, decided) = tokio::sync::oneshot::channel();
+            let released = config.with(&Change::Release);
+            let tell = Box::new(move |decision| {
+                let _ = done.send(decision);
+            });
+            spec.configs.propose(stamp, released, tell);
+            let decision = decided.await.map_err(|_| away())?;
+            if !matches!(decision, Decision::Made(_)) {
+                return Err(away());
+            }
+        }
+        self.leading
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(volume);
+        Ok(())
+    }
+
     fn lead_now(&self, spec: LeadSpec) -> Result<Device, EngineError> {
         let (volume, size_bytes, read_only) = (spec.volume.clone(), spec.size_bytes, spec.read_only);
-        self.led.lock().unwrap_or_else(PoisonError::into_inner).push(spec);
         self.refuse_if_told(&volume)?;
         // Gone with the device: the loop device keeps it as long as it is needed.
         let file = std::env::temp_dir().join(format!("galleonfs-fake-{}", Uuid::new_v4()));
@@ -103,13 +184,12 @@ impl FakeEngine {
         if let Some(device) = self.device(volume) {
             return Ok(device);
         }
-        std::fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(file)
-            .and_then(|file| file.set_len(size_bytes.max(file.metadata()?.len())))
-            .map_err(|error| EngineError::os(format!("open {}", file.display()), error))?;
+        let opened = File::options().write(true).create(true).truncate(false).open(file);
+        let opened = opened.and_then(|file| {
+            file.set_len(size_bytes.max(file.metadata()?.len()))?;
+            Ok(file)
+        });
+        let open = opened.map_err(|error| EngineError::os(format!("open {}", file.display()), error))?;
         let mut args = vec!["--show", "-f"];
         if read_only {
             args.push("-r");
@@ -123,7 +203,7 @@ impl FakeEngine {
         self.devices
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .insert(volume.to_owned(), device.clone());
+            .insert(volume.to_owned(), (device.clone(), open));
         Ok(device)
     }
 
@@ -134,7 +214,7 @@ impl FakeEngine {
             .unwrap_or_else(PoisonError::into_inner)
             .remove(volume)
         {
-            Some(device) => losetup(&["-d"], &[device.path]).map(drop),
+            Some((device, _)) => losetup(&["-d"], &[device.path]).map(drop),
             None => Ok(()),
         }
     }
@@ -142,13 +222,9 @@ impl FakeEngine {
     fn grow_now(&self, volume: &str, size_bytes: u64) -> Result<Device, EngineError> {
         let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
         let missing = || EngineError::new(ErrorKind::NotFound, format!("volume {volume} is not attached"));
-        let device = devices.get_mut(volume).ok_or_else(missing)?;
-        let file = losetup(&["-n", "-O", "BACK-FILE"], std::slice::from_ref(&device.path))?;
-        let grown = std::fs::OpenOptions::new()
-            .write(true)
-            .open(file.trim())
-            .and_then(|f| f.set_len(size_bytes));
-        grown.map_err(|error| EngineError::os(format!("grow {}", file.trim()), error))?;
+        let (device, file) = devices.get_mut(volume).ok_or_else(missing)?;
+        let grown = file.set_len(size_bytes);
+        grown.map_err(|error| EngineError::os(format!("grow the file of {volume}"), error))?;
         losetup(&["-c"], std::slice::from_ref(&device.path))?;
         device.size_bytes = size_bytes;
         Ok(device.clone())
@@ -158,7 +234,7 @@ impl FakeEngine {
 impl Drop for FakeEngine {
     fn drop(&mut self) {
         let devices = self.devices.get_mut().unwrap_or_else(PoisonError::into_inner);
-        for device in std::mem::take(devices).into_values() {
+        for (device, _) in std::mem::take(devices).into_values() {
             let _ = losetup(&["-d"], &[device.path]);
         }
     }
@@ -186,7 +262,11 @@ impl NodeEngine for FakeEngine {
     }
 
     fn detach<'a>(&'a self, volume: &'a str) -> BoxFuture<'a, Result<(), EngineError>> {
-        async move { self.detach_now(volume) }.boxed()
+        async move {
+            self.detach_now(volume)?;
+            self.release(volume).await
+        }
+        .boxed()
     }
 
     fn grow<'a>(&'a self, volume: &'a str, size_bytes: u64) -> BoxFuture<'a, Result<Device, EngineError>> {
@@ -194,17 +274,25 @@ impl NodeEngine for FakeEngine {
     }
 
     fn lead(&self, spec: LeadSpec) -> BoxFuture<'_, Result<Device, EngineError>> {
-        async move { self.lead_now(spec) }.boxed()
+        async move {
+            let volume = spec.volume.clone();
+            self.led
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(spec.clone());
+            self.leading
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .insert(volume, spec.clone());
+            let _ready = self.readiness.lock().await;
+            self.lead_now(spec)
+        }
+        .boxed()
     }
 
     fn host(&self, spec: HostSpec) -> BoxFuture<'_, Result<(), EngineError>> {
-        let hosted = Hosted {
-            size_bytes: 0,
-            stopped: None,
-        };
-        let mut all = self.hosted.lock().unwrap_or_else(PoisonError::into_inner);
-        all.entry(spec.replica_uid).or_insert((spec, hosted));
-        async { Ok(()) }.boxed()
+        let done = self.host_now(spec);
+        async { done }.boxed()
     }
 
     fn unhost(&self, replica: Uuid) -> BoxFuture<'_, Result<(), EngineError>> {
@@ -254,7 +342,7 @@ impl NodeEngine for FakeEngine {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .get(volume)
-            .cloned()
+            .map(|(device, _)| device.clone())
     }
 
     fn trouble(&self, volume: &str) -> Option<Trouble> {
@@ -286,14 +374,16 @@ impl NodeEngine for FakeEngine {
     }
 }
 
-/// Replica directories with nothing but an identity in them.
+/// Replica directories with nothing but an identity and a size in them.
 #[derive(Debug, Default)]
 pub struct FakeDisks;
 
 impl ReplicaDisks for FakeDisks {
     fn make(&self, dir: &Path, spec: &FormatSpec) -> Result<(), EngineError> {
         let identity = spec.replica_uid.to_string();
-        let made = std::fs::create_dir_all(dir).and_then(|()| std::fs::write(dir.join("identity"), identity));
+        let made = std::fs::create_dir_all(dir)
+            .and_then(|()| std::fs::write(dir.join("identity"), identity))
+            .and_then(|()| std::fs::write(dir.join("size"), spec.size_bytes.to_string()));
         made.map_err(|error| EngineError::os(format!("make {}", dir.display()), error))
     }
 

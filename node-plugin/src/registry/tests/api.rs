@@ -20,8 +20,12 @@ pub(super) struct World {
     pub(super) notices: Vec<(String, Notice)>,
     /// Every request fails with this.
     pub(super) failing: Option<ObjectError>,
+    /// Every write fails with this.
+    pub(super) refusing: Option<ObjectError>,
     /// The next write is done, and its answer lost.
     pub(super) lost: bool,
+    /// Volumes are neither read nor written: nobody answers.
+    pub(super) hanging: bool,
 }
 
 /// An API server in memory: resource versions, and the rules that the real one enforces on a configuration.
@@ -41,7 +45,7 @@ impl FakeApi {
         take: impl FnOnce(&mut K, &K),
     ) -> Result<K, ObjectError> {
         self.with(|world| {
-            if let Some(error) = &world.failing {
+            if let Some(error) = world.failing.as_ref().or(world.refusing.as_ref()) {
                 return Err(error.clone());
             }
             world.version += 1;
@@ -76,7 +80,11 @@ fn check_config(old: &GalleonVolume, new: &GalleonVolume) {
             "two primaries in one epoch"
         );
     }
-    assert!(!new.in_sync.is_empty() && new.in_sync.iter().all(|name| old.in_sync.contains(name)));
+    assert!(!new.in_sync.is_empty());
+    assert!(
+        new.epoch == old.epoch || new.in_sync.iter().all(|name| old.in_sync.contains(name)),
+        "a replica became in sync by decree"
+    );
 }
 
 impl Objects for FakeApi {
@@ -85,10 +93,16 @@ impl Objects for FakeApi {
             Some(error) => Err(error.clone()),
             None => Ok(world.volumes.get(name).cloned()),
         });
+        if self.with(|world| world.hanging) {
+            return std::future::pending().boxed();
+        }
         async move { found }.boxed()
     }
 
     fn put_volume_status<'a>(&'a self, volume: &'a GalleonVolume) -> BoxFuture<'a, Result<GalleonVolume, ObjectError>> {
+        if self.with(|world| world.hanging) {
+            return std::future::pending().boxed();
+        }
         let take = |old: &mut GalleonVolume, new: &GalleonVolume| old.status = new.status.clone();
         let done = self.put(volume, |world| &mut world.volumes, check_config, take);
         async move { done }.boxed()
@@ -107,6 +121,25 @@ impl Objects for FakeApi {
         let take = |old: &mut StoragePool, new: &StoragePool| old.status = new.status.clone();
         let done = self.put(pool, |world| &mut world.pools, |_, _| {}, take);
         async move { done }.boxed()
+    }
+
+    fn replicas_of<'a>(&'a self, volume: &'a str) -> BoxFuture<'a, Result<Vec<GalleonReplica>, ObjectError>> {
+        let found = self.with(|world| match &world.failing {
+            Some(error) => Err(error.clone()),
+            None => {
+                let of_volume = |replica: &&GalleonReplica| replica.spec.volume_name == volume;
+                Ok(world.replicas.values().filter(of_volume).cloned().collect())
+            }
+        });
+        async move { found }.boxed()
+    }
+
+    fn pool<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<StoragePool>, ObjectError>> {
+        let found = self.with(|world| match &world.failing {
+            Some(error) => Err(error.clone()),
+            None => Ok(world.pools.get(name).cloned()),
+        });
+        async move { found }.boxed()
     }
 
     fn drop_replica_finalizer<'a>(&'a self, replica: &'a GalleonReplica) -> BoxFuture<'a, Result<(), ObjectError>> {

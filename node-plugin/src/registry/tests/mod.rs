@@ -1,6 +1,9 @@
 //! The registry room against an API server in memory, with a simple engine on real loop devices.
 
 mod api;
+mod configs;
+mod hosting;
+mod leading;
 mod pools;
 mod replicas;
 mod volumes;
@@ -10,8 +13,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use galleonfs_api::{
-    AttachTo, Capability, Condition, GalleonReplica, GalleonReplicaSpec, GalleonVolume, GalleonVolumeSpec, MediaType,
-    REPLICA_FINALIZER, StoragePool, StoragePoolSpec, VolumeConfig, VolumeMode, WriteConcern, condition, condition_type,
+    AttachTo, Capability, Condition, Endpoint, GalleonReplica, GalleonReplicaSpec, GalleonVolume, GalleonVolumeSpec,
+    MediaType, REPLICA_FINALIZER, StoragePool, StoragePoolSpec, VolumeConfig, VolumeMode, WriteConcern, condition,
+    condition_type,
 };
 use kube::ResourceExt;
 use uuid::Uuid;
@@ -63,6 +67,78 @@ impl Bench {
         self.registry = Self::start(&self.dir, &self.api, &self.engine, &self.disks, self.cluster_id);
         dead
     }
+
+    /// As [`Bench::new`], but the volume has two more replicas: `v-b` on the node `n2` and `v-c` on `n3`.
+    fn of_three() -> Bench {
+        let bench = Bench::new();
+        for (replica, node, address) in [("v-b", "n2", "10.0.0.2:9811"), ("v-c", "n3", "10.0.0.3:9811")] {
+            bench.add_replica(replica, node, address);
+        }
+        bench.edit("v-a", of_replicas, |replica| replica.spec.replicated = true);
+        bench.edit("v", of_volumes, |volume| {
+            volume.spec.replica_count = 3;
+            let status = volume.status.get_or_insert_default();
+            status.config.get_or_insert_default().in_sync = vec!["v-a".into(), "v-b".into(), "v-c".into()];
+            status.observed_size_bytes = Some(16 * MIB);
+        });
+        bench
+    }
+
+    /// One more replica of the volume, in the pool of another node that is reached at `address`.
+    fn add_replica(&self, name: &str, node: &str, address: &str) {
+        let mut pool = self.api.with(|world| world.pools[POOL].clone());
+        pool.metadata.name = Some(format!("default.{node}"));
+        pool.spec.node_name = node.into();
+        pool.status.get_or_insert_default().endpoint = Some(Endpoint {
+            address: address.into(),
+            node_uid: uid_of(node).to_string(),
+        });
+        self.add(pool, of_pools);
+        let mut replica = self.replica();
+        replica.metadata.name = Some(name.into());
+        replica.spec.node_name = node.into();
+        replica.spec.pool_name = format!("default.{node}");
+        replica.spec.replicated = true;
+        self.add(replica, of_replicas);
+    }
+
+    fn edit_config(&self, edit: impl FnOnce(&mut VolumeConfig)) {
+        self.edit("v", of_volumes, |volume| {
+            edit(volume.status.as_mut().unwrap().config.as_mut().unwrap());
+        });
+    }
+
+    fn config(&self) -> VolumeConfig {
+        self.volume().config().unwrap().clone()
+    }
+
+    /// Whatever failed may be tried again.
+    fn lose_patience(&self) {
+        self.registry.own(|own| {
+            own.patience.clear();
+            own.hosting.values_mut().for_each(|hosting| hosting.forgive());
+        });
+    }
+
+    /// What was read of other nodes' pools is old.
+    fn forget_reached(&self) {
+        self.registry.own(|own| {
+            own.reached.clear();
+            own.led.values_mut().for_each(|led| led.doubt());
+        });
+    }
+}
+
+fn of_volumes(world: &mut World) -> &mut BTreeMap<String, GalleonVolume> {
+    &mut world.volumes
+}
+
+fn of_replicas(world: &mut World) -> &mut BTreeMap<String, GalleonReplica> {
+    &mut world.replicas
+}
+
+fn of_pools(world: &mut World) -> &mut BTreeMap<String, StoragePool> {
+    &mut world.pools
 }
 
 impl<E: NodeEngine> Bench<E> {
@@ -205,8 +281,14 @@ impl<E: NodeEngine> Bench<E> {
             cache
                 .volumes
                 .replace(world.volumes.values().filter(attached).cloned().collect());
-            cache.replicas.replace(world.replicas.values().cloned().collect());
-            cache.pools.replace(world.pools.values().cloned().collect());
+            let here = |replica: &&GalleonReplica| replica.spec.node_name == "n1";
+            cache
+                .replicas
+                .replace(world.replicas.values().filter(here).cloned().collect());
+            let here = |pool: &&StoragePool| pool.spec.node_name == "n1";
+            cache
+                .pools
+                .replace(world.pools.values().filter(here).cloned().collect());
         });
     }
 
