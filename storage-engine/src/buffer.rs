@@ -45,8 +45,11 @@ enum AllMut {
     Lent(Arc<dyn LentMut>),
 }
 
-/// Most pages that a thread keeps for reuse: 16 MiB, what a guest that reads ahead has in flight.
-const SPARE_PAGES_MAX: usize = 4096;
+/// Most pages that a thread keeps for reuse by itself; what is more goes where every thread can take it. A thread that
+/// receives what another one lets go of would otherwise get fresh memory for each message.
+const OWN_PAGES_MAX: usize = 1024;
+/// Most pages that wait there: 16 MiB, what a guest that reads ahead has in flight.
+const COMMON_PAGES_MAX: usize = 4096;
 /// Pages of the memory that is kept: a buffer takes the next larger one, so that lengths which are never asked for again
 /// do not pile up. The last one is the longest record.
 const CLASSES: [usize; 14] = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 256, 257];
@@ -61,32 +64,58 @@ fn class_of(pages: usize) -> Option<usize> {
 thread_local! {
     /// Memory that was let go: getting it from the system, aligned and cleared, for each read and each header cost a
     /// quarter of the CPU.
-    static SPARES: RefCell<Spares> = RefCell::default();
+    static SPARES: RefCell<Spares> = const { RefCell::new(Spares::new(OWN_PAGES_MAX)) };
 }
 
-#[derive(Default)]
 struct Spares {
     by_class: [Vec<Memory>; CLASSES.len()],
     pages: usize,
+    pages_max: usize,
 }
 
 impl Spares {
+    const fn new(pages_max: usize) -> Spares {
+        Spares {
+            by_class: [const { Vec::new() }; CLASSES.len()],
+            pages: 0,
+            pages_max,
+        }
+    }
+
     fn take(&mut self, class: usize) -> Option<Memory> {
         let memory = self.by_class[class].pop()?;
         self.pages -= memory.len();
         Some(memory)
     }
 
-    /// Keeps `memory`, to which nobody else has a reference.
-    fn keep(&mut self, memory: Memory) {
+    /// Keeps `memory`, to which nobody else has a reference. Gives it back if there is no room for it, or no use.
+    fn keep(&mut self, memory: Memory) -> Option<Memory> {
         let pages = memory.len();
-        if let Some(class) = class_of(pages)
-            && CLASSES[class] == pages
-            && self.pages + pages <= SPARE_PAGES_MAX
-        {
-            self.pages += pages;
-            self.by_class[class].push(memory);
+        match class_of(pages) {
+            Some(class) if CLASSES[class] == pages && self.pages + pages <= self.pages_max => {
+                self.pages += pages;
+                self.by_class[class].push(memory);
+                None
+            }
+            _ => Some(memory),
         }
+    }
+}
+
+#[expect(
+    clippy::disallowed_types,
+    reason = "no state: memory that is nobody's, on its way from one thread to another"
+)]
+mod common {
+    use std::sync::{Mutex, PoisonError};
+
+    use super::{COMMON_PAGES_MAX, Spares};
+
+    /// Memory that threads have too much of.
+    static COMMON: Mutex<Spares> = Mutex::new(Spares::new(COMMON_PAGES_MAX));
+
+    pub(super) fn with<T>(work: impl FnOnce(&mut Spares) -> T) -> T {
+        work(&mut COMMON.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
@@ -96,13 +125,20 @@ fn let_go(memory: &mut Option<Memory>) {
         && Arc::get_mut(&mut memory).is_some()
     {
         // While a thread ends its spares may be gone already; then the memory just goes back.
-        let _ = SPARES.try_with(|spares| spares.borrow_mut().keep(memory));
+        let left = SPARES.try_with(|spares| spares.borrow_mut().keep(memory));
+        if let Ok(Some(memory)) = left {
+            // Outside the lock: freeing it may take a while.
+            let left = common::with(|common| common.keep(memory));
+            drop(left);
+        }
     }
 }
 
-/// Gives the memory back that this thread keeps for reuse.
+/// Gives the memory back that this thread keeps for reuse, and what is there for all.
 pub fn free_spares() {
-    let _ = SPARES.try_with(|spares| *spares.borrow_mut() = Spares::default());
+    let _ = SPARES.try_with(|spares| spares.replace(Spares::new(OWN_PAGES_MAX)));
+    let all = common::with(|common| std::mem::replace(common, Spares::new(COMMON_PAGES_MAX)));
+    drop(all);
 }
 
 impl Drop for BufMut {
@@ -133,7 +169,8 @@ impl BufMut {
     fn spare(len: usize) -> Option<BufMut> {
         let pages = pages_of(len);
         let class = class_of(pages)?;
-        let memory = SPARES.try_with(|spares| spares.borrow_mut().take(class)).ok()??;
+        let own = SPARES.try_with(|spares| spares.borrow_mut().take(class)).ok()?;
+        let memory = own.or_else(|| common::with(|common| common.take(class)))?;
         Some(BufMut::of(memory, pages))
     }
 
@@ -355,6 +392,21 @@ mod tests {
         drop((first, other));
         let again = [BufMut::for_reading(3 * PAGE_BYTES), BufMut::for_reading(3 * PAGE_BYTES)];
         assert!(again.iter().any(|buf| buf.as_ref().as_ptr() == all));
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "it is about two threads")]
+    #[test]
+    fn a_thread_that_has_too_much_leaves_memory_to_the_others() {
+        let pages = 256;
+        let buffers: Vec<BufMut> = (0..2 * OWN_PAGES_MAX / pages)
+            .map(|_| BufMut::new(pages * PAGE_BYTES))
+            .collect();
+        let places: Vec<_> = buffers.iter().map(|buf| buf.as_ref().as_ptr().addr()).collect();
+        std::thread::spawn(move || drop(buffers)).join().expect("it only drops");
+        let taken: Vec<BufMut> = (0..places.len())
+            .map_while(|_| BufMut::spare(pages * PAGE_BYTES))
+            .collect();
+        assert!(taken.iter().any(|buf| places.contains(&buf.as_ref().as_ptr().addr())));
     }
 
     #[test]

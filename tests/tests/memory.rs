@@ -35,7 +35,7 @@ fn a_volume_of_a_tebibyte_takes_little_memory_idle_and_a_bounded_amount_under_lo
     // As much as is written, and as much again for the map and for segments that are not full.
     let claim = Scratch::new(&dir)
         .unwrap()
-        .claim(WRITERS * WRITES_EACH * MAP_PAGE_BYTES)
+        .claim(WRITERS * WRITES_EACH * MAP_PAGE_BYTES, &[Setup::OneReplica])
         .unwrap();
     let serving = Serving {
         setup: Setup::OneReplica,

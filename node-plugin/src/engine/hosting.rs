@@ -315,6 +315,7 @@ impl Inner {
             volume: spec.volume_uid,
             configs: spec.configs.clone(),
             ready: Some(ready),
+            look_ms: 0,
         };
         let export = Export {
             volume: spec.volume.clone(),

@@ -22,7 +22,12 @@ pub(super) struct Leading {
     pub configs: Arc<dyn Configs>,
     /// Waits until requests are served, or it is clear that they never will be.
     pub ready: Option<Sender<Result<(), String>>>,
+    /// When to look again what it waits for.
+    pub look_ms: u64,
 }
+
+/// How often it is looked what a volume waits for.
+pub(super) const LOOK_EVERY_MS: u64 = 1000;
 
 /// News of a configuration, for the volume that asked.
 #[derive(Debug)]

@@ -21,7 +21,7 @@ use slab::Slab;
 
 use super::disk_queue::DiskQueue;
 use super::helper::{Outcome, Threads};
-use super::leading::Leading;
+use super::leading::{LOOK_EVERY_MS, Leading};
 use super::limits::{INFLIGHT_BYTES_PER_VOLUME_MAX, REQUESTS_PER_TURN_MAX};
 use super::reactor::{Reactor, Source};
 use super::stats::{Counters, StoreReport};
@@ -240,7 +240,7 @@ impl Served {
             disk.refill(reactor);
         }
         self.next_tick_ms = self.engine.next_tick_ms();
-        self.tell_ready();
+        self.tell_of_replicas();
         self.settle_close();
         self.give_commands(reactor);
         if !self.watched && !self.ended && self.leaving.is_none() && !self.is_full() {
@@ -260,21 +260,22 @@ impl Served {
         self.session.has_arrived() && !self.ended && !self.is_full() && self.leaving.is_none()
     }
 
-    /// Tells whoever waits for it that requests are served, or that they never will be.
-    fn tell_ready(&mut self) {
-        let Some(ready) = self.leading.as_mut().and_then(|leading| leading.ready.take()) else {
-            return;
-        };
-        let how = match self.engine.stopped() {
-            Some(why) => Err(why),
-            None if self.engine.led().is_some_and(|led| led.primary().is_serving()) => Ok(()),
-            None => {
-                self.leading.as_mut().expect("it was just there").ready = Some(ready);
-                return;
+    /// Tells whoever wants to know whether the replicas of a volume that is led let it serve.
+    fn tell_of_replicas(&mut self) {
+        let Some(leading) = &mut self.leading else { return };
+        if let Some(ready) = leading.ready.take() {
+            match self.engine.stopped() {
+                // Whoever asked has given up if sending fails.
+                Some(why) => drop(ready.send(Err(why))),
+                None if self.engine.led().is_some_and(|led| led.primary().is_serving()) => drop(ready.send(Ok(()))),
+                None => leading.ready = Some(ready),
             }
-        };
-        // Whoever asked has given up if this fails.
-        let _ = ready.send(how);
+        }
+        if self.told_ms >= leading.look_ms {
+            leading.look_ms = self.told_ms + LOOK_EVERY_MS;
+            let waits_for = self.engine.led().and_then(|led| led.primary().waits_for());
+            self.counters.wait_for(waits_for);
+        }
     }
 
     fn give_commands(&mut self, reactor: &mut Reactor) {

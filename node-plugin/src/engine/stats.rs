@@ -40,6 +40,8 @@ pub struct VolumeStats {
     pub last_error: Option<String>,
     /// What the scrub told last of damage that is still there.
     pub damage: Option<String>,
+    /// What requests of a volume with several replicas wait for, if they do for long.
+    pub waits_for: Option<String>,
 }
 
 /// What the store of a volume says of itself.
@@ -67,6 +69,7 @@ pub(super) struct Counters {
     inflight: AtomicU64,
     last_error: Mutex<Option<String>>,
     damage: Mutex<Option<String>>,
+    waits_for: Mutex<Option<String>>,
 }
 
 impl Counters {
@@ -86,6 +89,7 @@ impl Counters {
             inflight: AtomicU64::new(0),
             last_error: Mutex::new(None),
             damage: Mutex::new(None),
+            waits_for: Mutex::new(None),
         }
     }
 
@@ -133,6 +137,11 @@ impl Counters {
         *self.last_error.lock().expect("nobody panics while holding it") = Some(error);
     }
 
+    /// What requests wait for, in words.
+    pub fn wait_for(&self, what: Option<String>) {
+        *self.waits_for.lock().expect("nobody panics while holding it") = what;
+    }
+
     /// What is damaged, in words.
     pub fn damaged(&self, damage: Option<String>) {
         *self.damage.lock().expect("nobody panics while holding it") = damage;
@@ -159,6 +168,7 @@ impl Counters {
             },
             last_error: self.last_error.lock().expect("nobody panics while holding it").clone(),
             damage: self.damage.lock().expect("nobody panics while holding it").clone(),
+            waits_for: self.waits_for.lock().expect("nobody panics while holding it").clone(),
         }
     }
 }

@@ -84,7 +84,7 @@ impl NodeEngine for RealEngine {
         match stats.last_error.or(stats.damage) {
             Some(error) => Some(Trouble::Broken(error)),
             None if stats.waits_for_space => Some(Trouble::PoolFull(self.engine.pool(volume)?)),
-            None => None,
+            None => stats.waits_for.map(Trouble::Waiting),
         }
     }
 

@@ -94,8 +94,10 @@ pub mod timing {
 
 /// Bounds of what is held in memory.
 pub mod limits {
-    /// Writes that are not durable everywhere are kept so that a member which comes back can have them again; more than so
-    /// many bytes, and the primary flushes.
+    /// Writes that are not durable everywhere are kept so that a member which comes back can have them again. With more than
+    /// so many bytes the primary has them flushed: memory that comes back soon is used again while it is warm.
+    pub const REPLAY_FLUSH_BYTES: u64 = 16 << 20;
+    /// With so many no more are taken: the guest waits for the flush.
     pub const REPLAY_BYTES_MAX: u64 = 64 << 20;
     /// The same in records.
     pub const REPLAY_RECORDS_MAX: usize = 1_000;

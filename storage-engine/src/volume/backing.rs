@@ -15,6 +15,11 @@ use crate::store::{
 };
 use crate::types::{BlockSize, Epoch, Identity, Lba, Seq, SnapshotId, Version};
 
+/// Records that may be on their way to the disk at a time. More hides latency, fewer make larger records: writes that
+/// arrive meanwhile gather in the next one. With 32 writes waiting, 1 record of 132 KiB to 8 of 20 KiB at a time gave the
+/// same rate on a disk in a data centre, three times that of single blocks.
+const RECORDS_INFLIGHT_MAX: usize = 4;
+
 /// See the module. What each verb means is said at the same verb of [`Store`].
 pub trait Backing: Debug {
     /// The epoch that is served; writes are numbered from 1 in it.
@@ -38,6 +43,10 @@ pub trait Backing: Debug {
     /// Why nothing is written any more, if so.
     fn stopped(&self) -> Option<&str>;
 
+    /// Records that may be on their way at a time.
+    fn records_inflight_max(&self) -> usize {
+        RECORDS_INFLIGHT_MAX
+    }
     /// Whether the next record has a place, everywhere.
     fn room(&mut self, payload_pages: usize, zero_only: bool) -> Room;
     /// Appends writes: [`Event::Appended`] when the death of a process cannot lose them.

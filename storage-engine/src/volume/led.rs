@@ -27,6 +27,10 @@ use crate::store::{
 };
 use crate::types::{BlockSize, Epoch, Identity, Lba, Seq, SnapshotId, Version};
 
+/// Records that may be on their way at a time. Each costs messages to every replica, so fewer and larger ones than on a
+/// disk of one's own.
+const RECORDS_INFLIGHT_MAX: usize = 2;
+
 /// What a led volume is.
 #[derive(Clone, Copy, Debug)]
 pub struct LedOptions {
@@ -277,6 +281,10 @@ impl Backing for Led {
 
     fn stopped(&self) -> Option<&str> {
         self.stopped.as_deref()
+    }
+
+    fn records_inflight_max(&self) -> usize {
+        RECORDS_INFLIGHT_MAX
     }
 
     fn room(&mut self, _payload_pages: usize, _zero_only: bool) -> Room {

@@ -30,10 +30,6 @@ use crate::store::{
 };
 use crate::types::{BlockSize, Lba, PAGE_BYTES, SECTOR_BYTES, Seq, Version};
 
-/// Records that may be on their way to the disk at a time. More hides latency, fewer make larger records: writes that
-/// arrive meanwhile gather in the next one. With 32 writes waiting, 1 record of 132 KiB to 8 of 20 KiB at a time gave the
-/// same rate on a disk in a data centre, three times that of single blocks.
-const RECORDS_INFLIGHT_MAX: usize = 4;
 /// Largest write that is taken, in bytes; a front end splits larger ones.
 pub const WRITE_BYTES_MAX: u64 = PAGES_MAX as u64 * PAGE_BYTES;
 
@@ -357,7 +353,7 @@ impl<B: Backing> Volume<B> {
             return;
         }
         let block_pages = usize::from(self.block_size().pages());
-        while !self.waiting.is_empty() && self.records_inflight.len() < RECORDS_INFLIGHT_MAX {
+        while !self.waiting.is_empty() && self.records_inflight.len() < self.store.records_inflight_max() {
             // As if nothing were compressed: what becomes of it shows when it has its place.
             let (mut writes, mut pages) = (0, 0);
             for write in self.waiting.iter().take(WRITES_MAX) {

@@ -192,6 +192,7 @@ impl Drop for Host {
         if self.up.is_some() {
             self.kill();
         }
+        let _ = nix::mount::umount2(&self.dir.join("pool"), nix::mount::MntFlags::MNT_DETACH);
         clean_up(&self.dir);
     }
 }
@@ -205,8 +206,19 @@ struct Cluster {
 impl Cluster {
     /// So many nodes, of which the first ones have a replica.
     async fn new(nodes: u128, replicas: usize) -> Cluster {
+        Cluster::with_pools(nodes, replicas, None).await
+    }
+
+    /// The same, with pools of so many bytes.
+    async fn with_pools(nodes: u128, replicas: usize, pool_bytes: Option<u64>) -> Cluster {
         let authority = authority();
         let hosts: Vec<Host> = (1..=nodes).map(|number| Host::new(&authority, number)).collect();
+        for (host, bytes) in hosts.iter().zip(pool_bytes.iter().cycle()) {
+            let pool = host.dir.join("pool");
+            fs::create_dir_all(&pool).expect("make a directory");
+            let size = format!("size={bytes}");
+            run("mount", &["-t", "tmpfs", "-o", &size, "tmpfs", &text(&pool)]);
+        }
         for host in &hosts[..replicas] {
             host.format();
             host.host().await;
@@ -590,4 +602,27 @@ async fn a_volume_grows_when_its_replicas_have() {
         host.host().await;
         assert_eq!(host.engine().hosted(host.replica).expect("hosted").size_bytes, 2 * SIZE);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_in_pools_that_are_nearly_full_are_cleaned_while_they_are_written_to() {
+    // What placement asks for, and no more.
+    let pool_bytes = SIZE + SIZE / 5 + 80 * MIB;
+    let cluster = Cluster::with_pools(3, 3, Some(pool_bytes)).await;
+    let device = cluster.lead(0).await.expect("lead").path;
+    let file = open_direct(&device);
+    let mut bytes = BufMut::zeroed(MIB as usize);
+    for time in 1..=10 {
+        for at in 0..SIZE / MIB {
+            fill(bytes.as_mut(), at, time);
+            file.write_all_at(bytes.as_ref(), at * MIB).expect("write");
+        }
+    }
+    let contents = read_all(&device);
+    for (at, found) in contents.chunks(MIB as usize).enumerate() {
+        fill(bytes.as_mut(), at as u64, 10);
+        assert!(found == bytes.as_ref(), "megabyte {at} is not what was written last");
+    }
+    drop(file);
+    cluster.hosts[0].engine().detach(VOLUME).await.expect("detach");
 }

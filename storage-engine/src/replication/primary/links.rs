@@ -12,7 +12,7 @@ impl Primary {
             return;
         }
         if let Some(member) = self.members.get_mut(&replica) {
-            (member.asked_ms, member.beat_ms) = (0, 0);
+            (member.asked_ms, member.beat_ms, member.flush_asked_ms) = (0, 0, 0);
             if member.streams() && member.acked >= member.base {
                 member.sent = member.acked;
                 self.pump(replica);

@@ -42,6 +42,10 @@ pub(super) struct Member {
     pub base: Seq,
     /// Everything up to here is on its stable storage.
     pub flushed: Version,
+    /// What it was asked to have there, and when. One flush is asked for at a time: the next one covers all that came
+    /// meanwhile.
+    pub flush_asked: Version,
+    pub flush_asked_ms: u64,
     /// It grants that nobody else reads or writes before that.
     pub lease_until_ms: u64,
     /// When something was last asked that is asked again if nothing comes.
@@ -73,6 +77,8 @@ impl Member {
             sent: Seq(0),
             base: Seq(0),
             flushed: Version::default(),
+            flush_asked: Version::default(),
+            flush_asked_ms: 0,
             lease_until_ms: 0,
             asked_ms: now_ms,
             promising_ms: None,

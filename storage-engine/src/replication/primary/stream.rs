@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::super::limits::{REPLAY_BYTES_MAX, REPLAY_RECORDS_MAX};
+use super::super::limits::{REPLAY_BYTES_MAX, REPLAY_FLUSH_BYTES, REPLAY_RECORDS_MAX};
 use super::super::message::{Ask, Batch};
 use super::super::mutant::Mutant;
 use super::super::timing::{ASK_AGAIN_MS, BEAT_MS, FLUSH_IDLE_MS, LEASE_MS};
@@ -28,7 +28,7 @@ impl Primary {
 
     /// True if a record may come. Otherwise after the next event.
     pub fn has_room(&self) -> bool {
-        self.is_serving() && self.replay.len() < 2 * REPLAY_RECORDS_MAX && self.replay_bytes < 2 * REPLAY_BYTES_MAX
+        self.is_serving() && self.replay.len() < 2 * REPLAY_RECORDS_MAX && self.replay_bytes < REPLAY_BYTES_MAX
     }
 
     /// Takes the next record of the epoch. Its payload must not change any more, and is kept until it is durable.
@@ -42,7 +42,7 @@ impl Primary {
         for id in self.streaming() {
             self.pump(id);
         }
-        if self.replay.len() > REPLAY_RECORDS_MAX || self.replay_bytes > REPLAY_BYTES_MAX {
+        if self.replay.len() > REPLAY_RECORDS_MAX || self.replay_bytes > REPLAY_FLUSH_BYTES {
             self.flush_now();
         }
     }
@@ -76,6 +76,7 @@ impl Primary {
         member.standing = Standing::Streaming;
         (member.sent, member.base) = (member.acked, Seq(0));
         (member.owes_write_ms, member.owes_flush_ms, member.owes_beat_ms) = (None, None, None);
+        member.flush_asked = Version::default();
         member.beat_ms = 0;
         self.pump(id);
     }
@@ -111,6 +112,8 @@ impl Primary {
         assert!(upto <= assigned, "I10: {id:?} has write {upto:?} of {assigned:?}");
         if upto > member.acked {
             member.acked = upto;
+            // What is behind is on its way, and not lost.
+            member.asked_ms = now_ms;
             member.sent = member.sent.max(upto);
             member.owes_write_ms = (member.acked < member.sent).then_some(now_ms);
         }
@@ -213,21 +216,21 @@ impl Primary {
             return;
         }
         let (now_ms, upto, early) = (self.now_ms, self.flush_to, self.mutant(Mutant::FlushTooEarly));
-        let mut asked = Vec::new();
+        let mut to_ask = Vec::new();
         for id in self.streaming() {
             let member = self.members.get_mut(&id).expect("it streams");
-            let again = member.owes_flush_ms.is_some() && now_ms < member.asked_ms + ASK_AGAIN_MS;
+            let asked = member.flush_asked > member.flushed && now_ms < member.flush_asked_ms + ASK_AGAIN_MS;
             let has = Version {
                 epoch: upto.epoch,
                 seq: member.acked,
             };
-            if member.flushed < upto && has >= upto && !again && !early {
+            if member.flushed < upto && has >= upto && !asked && !early {
                 member.owes_flush_ms.get_or_insert(now_ms);
-                member.asked_ms = now_ms;
-                asked.push(id);
+                (member.flush_asked, member.flush_asked_ms) = (upto, now_ms);
+                to_ask.push(id);
             }
         }
-        for id in asked {
+        for id in to_ask {
             self.ask(id, Ask::Flush { upto });
         }
         let flushed = self.ack_set().map(|id| {
@@ -247,13 +250,13 @@ impl Primary {
     }
 
     pub(super) fn flushed(&mut self, id: ReplicaId, upto: Version) {
-        let wanted = self.flush_to;
         let member = self.members.get_mut(&id).expect("an answer is taken from members");
         if !member.streams() {
             return;
         }
         member.flushed = member.flushed.max(upto);
-        if member.flushed >= wanted {
+        // It did what it was asked for. What is wanted by now may be more, and is asked for next.
+        if member.flushed >= member.flush_asked {
             member.owes_flush_ms = None;
         }
     }
