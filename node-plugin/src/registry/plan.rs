@@ -2,7 +2,7 @@
 
 use galleonfs_api::{
     Compression, Condition, Device as DeviceStatus, GalleonReplica, GalleonReplicaStatus, GalleonVolume,
-    GalleonVolumeSpec, ReplicaPhase, VolumeConfig, condition, condition_type, reason,
+    GalleonVolumeSpec, MEMBER_FINALIZER, ReplicaPhase, VolumeConfig, condition, condition_type, reason,
 };
 use galleonfs_storage_engine::compress::Codec;
 use galleonfs_storage_engine::volume::WhenFull;
@@ -252,7 +252,7 @@ pub enum ReplicaStep {
 /// Decides about a replica. `there` says whether its directory exists; `open` whether its volume is attached here.
 pub fn next_replica(replica: &GalleonReplica, pool: Option<&Pool>, there: bool, open: bool) -> ReplicaStep {
     let name = &replica.spec.pool_name;
-    let deleting = replica.metadata.deletion_timestamp.is_some();
+    let deleting = may_go(replica);
     match pool {
         _ if deleting && open => ReplicaStep::AwaitDetach,
         None => ReplicaStep::Fail(
@@ -276,6 +276,12 @@ pub fn next_replica(replica: &GalleonReplica, pool: Option<&Pool>, there: bool, 
         }
         Some(Pool::Ours { .. }) => ReplicaStep::Make,
     }
+}
+
+/// Whether its data is to be removed. One that its volume may still name is kept, and goes on, whoever deletes the object.
+fn may_go(replica: &GalleonReplica) -> bool {
+    let kept = replica.finalizers().iter().any(|name| name == MEMBER_FINALIZER);
+    replica.metadata.deletion_timestamp.is_some() && !kept
 }
 
 fn was_ready(replica: &GalleonReplica) -> bool {

@@ -1,6 +1,6 @@
 //! Replicas of a volume of three: they take part in it as long as they are there, wherever it is attached.
 
-use galleonfs_api::{ReplicaPhase, reason};
+use galleonfs_api::{MEMBER_FINALIZER, ReplicaPhase, reason};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::Resource;
 
@@ -117,6 +117,24 @@ async fn a_replica_that_was_given_up_is_closed_and_removed_while_its_volume_is_i
     assert!(!is_hosted(&bench) && !bench.replica_path().exists());
     assert!(!bench.api.with(|world| world.replicas.contains_key("v-a")));
     assert!(bench.device().is_some());
+}
+
+#[tokio::test]
+async fn a_replica_that_its_volume_may_still_name_goes_on_whoever_deletes_it() {
+    let bench = Bench::of_three();
+    bench.run().await.unwrap();
+    bench.edit("v-a", of_replicas, |replica| {
+        replica.finalizers_mut().push(MEMBER_FINALIZER.into());
+        replica.meta_mut().deletion_timestamp = Some(Time(k8s_openapi::jiff::Timestamp::now()));
+    });
+    bench.run().await.unwrap();
+    assert!(is_hosted(&bench) && bench.replica_path().exists());
+    assert_eq!(bench.replica().phase(), ReplicaPhase::Ready);
+    bench.edit("v-a", of_replicas, |replica| {
+        replica.finalizers_mut().retain(|name| name != MEMBER_FINALIZER);
+    });
+    bench.run().await.unwrap();
+    assert!(!is_hosted(&bench) && !bench.replica_path().exists());
 }
 
 #[tokio::test]
