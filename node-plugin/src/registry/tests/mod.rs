@@ -6,6 +6,7 @@ mod hosting;
 mod leading;
 mod pools;
 mod replicas;
+mod several;
 mod volumes;
 
 use std::collections::BTreeMap;
