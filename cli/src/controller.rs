@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use clap::Args;
-use galleonfs_controller::{ControllerConfig, DefaultPool, certificates::Times};
+use galleonfs_controller::{ControllerConfig, DefaultPool, Delay, certificates::Times};
 
 #[derive(Args, Clone, Debug)]
 pub struct ControllerArguments {
@@ -38,6 +38,14 @@ pub struct ControllerArguments {
         value_name = "NAME"
     )]
     pub node_service_account: String,
+    /// How long a replica may stay away before another is made in its place: 90s, 10m, 1h30m.
+    #[arg(
+        long,
+        env = "GALLEONFS_REPLACEMENT_DELAY",
+        default_value = "10m",
+        value_name = "TIME"
+    )]
+    pub replacement_delay: Delay,
     /// A kubeconfig file. Left out: the pod's service account, else $KUBECONFIG, else ~/.kube/config.
     #[arg(long, value_name = "PATH")]
     pub kubeconfig: Option<PathBuf>,
@@ -54,6 +62,7 @@ impl From<ControllerArguments> for ControllerConfig {
             health_address: given.health_address,
             node_service_account: given.node_service_account,
             certificate_times: Times::default(),
+            replacement_delay: given.replacement_delay,
             kubeconfig: given.kubeconfig,
         }
     }

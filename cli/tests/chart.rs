@@ -357,6 +357,7 @@ fn values_that_make_no_sense_are_refused_with_the_reason() {
         ("controller.replicas=0", "replicas"),
         ("controller.replicas=two", "replicas"),
         ("controller.capacityPollInterval=soon", "capacityPollInterval"),
+        ("controller.replacementDelay=600", "replacementDelay"),
         ("contoller.replicas=2", "contoller"),
         ("image.pullPolicy=Sometimes", "pullPolicy"),
         ("image.repository=", "repository"),

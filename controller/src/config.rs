@@ -1,6 +1,6 @@
 //! What the controller is told when it starts.
 
-use std::{net::SocketAddr, path::PathBuf, str::FromStr};
+use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use galleonfs_api::{MediaType, name};
 
@@ -25,6 +25,8 @@ pub struct ControllerConfig {
     pub node_service_account: String,
     /// How long certificates and their authority last.
     pub certificate_times: Times,
+    /// How long a replica may stay away before it is replaced.
+    pub replacement_delay: Delay,
     /// The kubeconfig file; `None`: the pod's service account, or KUBECONFIG, or the user's own file.
     pub kubeconfig: Option<PathBuf>,
 }
@@ -69,9 +71,61 @@ impl FromStr for DefaultPool {
     }
 }
 
+/// A length of time, written as Kubernetes writes it: `90s`, `10m`, `1h30m`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Delay(pub Duration);
+
+impl FromStr for Delay {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("{text:?} is no length of time; write 90s, 10m or 1h30m");
+        let mut seconds: u64 = 0;
+        for part in text.split_inclusive(['h', 'm', 's']) {
+            let unit = match part.chars().next_back() {
+                Some('h') => 3600,
+                Some('m') => 60,
+                Some('s') => 1,
+                _ => return Err(bad()),
+            };
+            let count: u64 = part[..part.len() - 1].parse().map_err(|_| bad())?;
+            seconds = count
+                .checked_mul(unit)
+                .and_then(|more| seconds.checked_add(more))
+                .ok_or_else(bad)?;
+        }
+        match text {
+            "" => Err(bad()),
+            _ => Ok(Self(Duration::from_secs(seconds))),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_delay_is_read_as_kubernetes_writes_it() {
+        let seconds = |text: &str| text.parse::<Delay>().map(|delay| delay.0.as_secs());
+        assert_eq!(seconds("90s"), Ok(90));
+        assert_eq!(seconds("10m"), Ok(600));
+        assert_eq!(seconds("1h30m"), Ok(5400));
+        assert_eq!(seconds("0s"), Ok(0));
+        for bad in [
+            "",
+            "10",
+            "m",
+            "10m5",
+            "1.5h",
+            "-1s",
+            "10min",
+            "99999999999999999999h",
+            "9999999999999999999h",
+        ] {
+            assert!(seconds(bad).is_err(), "{bad:?} was taken");
+        }
+    }
 
     #[test]
     fn a_default_pool_is_read_from_one_word() {

@@ -36,7 +36,7 @@ use tokio::{
     sync::watch,
 };
 
-pub use config::{ControllerConfig, DefaultPool};
+pub use config::{ControllerConfig, DefaultPool, Delay};
 pub use election::LEASE_NAME;
 
 use crate::{certificates::Issuer, cluster::Cluster, election::Election, metrics::Metrics, operate::World};
@@ -59,7 +59,7 @@ pub async fn run(config: ControllerConfig) -> anyhow::Result<()> {
 pub async fn run_until(config: ControllerConfig, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
     let client = client(&config).await?;
     let (cluster, seen) = Cluster::new(client.clone(), &config.namespace);
-    let world = Arc::new(World::new(cluster));
+    let world = Arc::new(World::new(cluster, config.replacement_delay.0));
     let metrics = Metrics::default();
     let (stopping, stopped) = watch::channel(false);
     let when_stopped = || {

@@ -1,9 +1,15 @@
 //! What the controller counts, in Prometheus' terms.
 
-use std::{future::Future, time::Instant};
+use std::{
+    collections::HashMap,
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
 use prometheus::{
-    Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, Opts, Registry, TextEncoder, core::Collector,
+    CounterVec, Encoder, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder, core::Collector,
 };
 use tonic::{Code, Response, Status};
 
@@ -17,6 +23,11 @@ pub struct Metrics {
     call_seconds: HistogramVec,
     reconciles: IntCounterVec,
     leader: IntGauge,
+    in_sync: IntGaugeVec,
+    wanted: IntGaugeVec,
+    below: CounterVec,
+    /// Volumes of several replicas that the leader knows; for those below what was asked for, until when that is counted.
+    below_since: Arc<Mutex<HashMap<String, Option<Instant>>>>,
 }
 
 impl Default for Metrics {
@@ -36,7 +47,23 @@ impl Default for Metrics {
         let seconds = HistogramOpts::new("galleonfs_csi_call_seconds", "Time to serve a CSI call, by method.")
             .buckets(vec![0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0]);
         let reconciles = Opts::new("galleonfs_reconciles_total", "Looks at an object, by kind and outcome.");
+        let in_sync = Opts::new(
+            "galleonfs_volume_in_sync_replicas",
+            "Replicas that have every completed write, of volumes with several. The leader knows.",
+        );
+        let wanted = Opts::new(
+            "galleonfs_volume_wanted_replicas",
+            "Replicas that were asked for, of volumes with several. The leader knows.",
+        );
+        let below = Opts::new(
+            "galleonfs_volume_below_wanted_seconds_total",
+            "Time that a volume had fewer replicas in sync than were asked for, as long as this controller has led.",
+        );
         Self {
+            in_sync: register(&registry, IntGaugeVec::new(in_sync, &["volume"])),
+            wanted: register(&registry, IntGaugeVec::new(wanted, &["volume"])),
+            below: register(&registry, CounterVec::new(below, &["volume"])),
+            below_since: Arc::default(),
             calls: register(&registry, IntCounterVec::new(calls, &["method", "code"])),
             call_seconds: register(&registry, HistogramVec::new(seconds, &["method"])),
             reconciles: register(&registry, IntCounterVec::new(reconciles, &["kind", "outcome"])),
@@ -80,10 +107,54 @@ impl Metrics {
 
     pub fn set_leader(&self, leading: bool) {
         self.leader.set(leading.into());
+        if !leading {
+            // Another one knows from now on.
+            self.below_since().clear();
+            self.in_sync.reset();
+            self.wanted.reset();
+            self.below.reset();
+        }
+    }
+
+    /// How many replicas of a volume are in sync, from now on.
+    pub fn redundancy(&self, volume: &str, in_sync: usize, wanted: usize) {
+        let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.in_sync.with_label_values(&[volume]).set(gauge(in_sync));
+        self.wanted.with_label_values(&[volume]).set(gauge(wanted));
+        let now = Instant::now();
+        let mut known = self.below_since();
+        let since = known.entry(volume.to_string()).or_default();
+        self.count_below(volume, since, now);
+        *since = (in_sync < wanted).then_some(now);
+    }
+
+    /// A volume is not there any more.
+    pub fn volume_gone(&self, volume: &str) {
+        if self.below_since().remove(volume).is_some() {
+            let _ = self.in_sync.remove_label_values(&[volume]);
+            let _ = self.wanted.remove_label_values(&[volume]);
+            let _ = self.below.remove_label_values(&[volume]);
+        }
+    }
+
+    fn count_below(&self, volume: &str, since: &mut Option<Instant>, now: Instant) {
+        let counter = self.below.with_label_values(&[volume]);
+        if let Some(since) = since {
+            counter.inc_by(now.saturating_duration_since(*since).as_secs_f64());
+            *since = now;
+        }
+    }
+
+    fn below_since(&self) -> std::sync::MutexGuard<'_, HashMap<String, Option<Instant>>> {
+        self.below_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Everything in the text format.
     pub fn text(&self) -> String {
+        let now = Instant::now();
+        for (volume, since) in self.below_since().iter_mut() {
+            self.count_below(volume, since, now);
+        }
         let mut text = vec![];
         TextEncoder::new()
             .encode(&self.registry.gather(), &mut text)
@@ -96,6 +167,40 @@ impl Metrics {
 mod tests {
     use super::*;
     use crate::error::Kind;
+
+    #[test]
+    fn time_below_the_wanted_count_is_counted_while_it_passes_and_only_then() {
+        let metrics = Metrics::default();
+        let below = |metrics: &Metrics| {
+            let text = metrics.text();
+            let line = text
+                .lines()
+                .find(|line| line.starts_with("galleonfs_volume_below_wanted_seconds_total{"));
+            let figure = line.and_then(|line| line.rsplit(' ').next());
+            figure.expect("the volume is known").parse::<f64>().expect("a number")
+        };
+        metrics.redundancy("v", 3, 3);
+        assert!(
+            metrics
+                .text()
+                .contains("galleonfs_volume_in_sync_replicas{volume=\"v\"} 3")
+        );
+        assert_eq!(below(&metrics), 0.0);
+        metrics.redundancy("v", 2, 3);
+        let minute_ago = Instant::now().checked_sub(std::time::Duration::from_secs(60));
+        *metrics.below_since().get_mut("v").expect("it is known") = minute_ago;
+        let counted = below(&metrics);
+        assert!((60.0..70.0).contains(&counted), "{counted}");
+        assert!(below(&metrics) < 70.0, "no second is counted twice");
+        metrics.redundancy("v", 3, 3);
+        let whole = below(&metrics);
+        assert_eq!(below(&metrics), whole);
+        metrics.volume_gone("v");
+        assert!(!metrics.text().contains("volume=\"v\""));
+        metrics.redundancy("w", 1, 2);
+        metrics.set_leader(false);
+        assert!(!metrics.text().contains("volume=\"w\""));
+    }
 
     #[tokio::test]
     async fn calls_are_counted_by_their_outcome() {

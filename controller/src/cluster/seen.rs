@@ -119,6 +119,13 @@ impl Seen {
         self.volumes.get(&ObjectRef::new(name).within(namespace))
     }
 
+    /// The volumes of which this is true, as last seen.
+    pub fn volumes_where(&self, wanted: impl Fn(&GalleonVolume) -> bool) -> Vec<ObjectRef<GalleonVolume>> {
+        let volumes = self.volumes.state();
+        let found = volumes.iter().filter(|volume| wanted(volume));
+        found.map(|volume| ObjectRef::from_obj(volume.as_ref())).collect()
+    }
+
     /// The replica of this name, as last seen.
     pub fn replica(&self, namespace: &str, name: &str) -> Option<std::sync::Arc<GalleonReplica>> {
         self.replicas.get(&ObjectRef::new(name).within(namespace))
@@ -137,15 +144,16 @@ impl Seen {
         let Some(node) = self.nodes.get(&ObjectRef::new(node)) else {
             return Standing {
                 trouble: Some("is not in the cluster any more".to_string()),
+                since: None,
                 zone: None,
             };
         };
-        let trouble = match readiness(&node) {
-            Some(condition) if condition.status == "True" => None,
-            _ => Some("is not ready".to_string()),
-        };
+        let readiness = readiness(&node);
+        let well = readiness.is_some_and(|condition| condition.status == "True");
+        let since = readiness.and_then(|condition| Some(condition.last_transition_time.as_ref()?.0));
         Standing {
-            trouble,
+            trouble: (!well).then(|| "is not ready".to_string()),
+            since: since.filter(|_| !well),
             zone: node.labels().get(ZONE_LABEL).cloned(),
         }
     }

@@ -98,6 +98,8 @@ async fn make_volume(world: &World, command: &Create) -> Result<GalleonVolume> {
         avoid: &[],
         replicas: upkeep::count(command.class.replica_count),
         taken: &[],
+        barred: &[],
+        replacing: false,
     };
     let (pools, replicas) = cluster.bookkeeping().await?;
     placement::choose_all(&pools, &replicas, |node| cluster.seen.standing(node), &wish)?;

@@ -38,8 +38,8 @@ pub async fn delete(world: &World, id: &str, deadline: Instant) -> Result<()> {
         match upkeep::step(world, id).await? {
             Progress::Gone => return Ok(()),
             Progress::Acted => {}
-            Progress::Idle if waiter.again(finished).await => {}
-            Progress::Idle => return Err(Error::new(Kind::Busy, waiting_text(world, id).await)),
+            Progress::Idle(_) if waiter.again(finished).await => {}
+            Progress::Idle(_) => return Err(Error::new(Kind::Busy, waiting_text(world, id).await)),
         }
     }
 }

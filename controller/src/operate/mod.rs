@@ -9,9 +9,12 @@ pub mod delete;
 pub mod describe;
 pub mod expand;
 pub mod members;
+pub mod repair;
 pub mod reserve;
 pub mod settle;
 pub mod upkeep;
+
+use std::time::Duration;
 
 use crate::cluster::Cluster;
 
@@ -22,14 +25,24 @@ pub struct World {
     /// Placement in this process takes turns. Correctness does not hang on it (that is what the compare-and-swap on the
     /// pool is for), it only keeps one process from losing races against itself.
     placing: tokio::sync::Mutex<()>,
+    /// How long a replica may stay away before it is replaced.
+    replacement_delay: Duration,
+    unchanged: repair::Unchanged,
 }
 
 impl World {
-    pub fn new(cluster: Cluster) -> Self {
+    pub fn new(cluster: Cluster, replacement_delay: Duration) -> Self {
         Self {
             cluster,
             placing: tokio::sync::Mutex::new(()),
+            replacement_delay,
+            unchanged: repair::Unchanged::default(),
         }
+    }
+
+    /// For whoever must not see the promises of pools while a placement is between two of its writes.
+    pub async fn placing(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.placing.lock().await
     }
 }
 

@@ -114,6 +114,8 @@ async fn place_missing(
         avoid: &leaving,
         replicas: wanted,
         taken: &taken,
+        barred: &[],
+        replacing: false,
     };
     let placed = match names.len() < wanted - usable.len() {
         false => reserve::place(world, volume, &names, &wish, &leaving, None).await?,

@@ -1,30 +1,49 @@
 //! One step towards what a volume should be.
 
+use std::time::Duration;
+
 use galleonfs_api::{Condition, GalleonVolume, GalleonVolumeStatus, VOLUME_FINALIZER, condition};
 use kube::{
     ResourceExt,
     api::{Patch, PatchParams},
 };
 
-use super::{World, expand, members, reserve};
+use super::{
+    World, expand, members,
+    repair::{self, Repaired},
+    reserve,
+};
 use crate::{
     cluster::{self, replace, replace_status},
     error::{Error, Result, is_object_missing},
-    plan::upkeep::{self, Step},
+    metrics::Metrics,
+    plan::{
+        redundancy,
+        upkeep::{self, Step},
+    },
 };
 
 /// Owner of the fields that the controller applies.
 const FIELD_MANAGER: &str = "galleonfs-controller";
 
 /// What a step came to.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Progress {
     /// The volume is gone.
     Gone,
     /// Something was written, or somebody else wrote: look again.
     Acted,
     /// Nothing to do until something changes.
-    Idle,
+    Idle(Outlook),
+}
+
+/// What there is to say of a volume for which nothing can be done now.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Outlook {
+    /// When to look again although nothing changed.
+    pub again: Option<Duration>,
+    /// Why a replica that should be replaced cannot be.
+    pub stuck: Option<String>,
 }
 
 /// Looks at a volume and does the next thing it needs.
@@ -36,15 +55,25 @@ pub async fn step(world: &World, name: &str) -> Result<Progress> {
     };
     let replicas = cluster.replicas_of(&volume).await?;
     let own = upkeep::own(&volume, &replicas);
-    match upkeep::next(&volume, &own) {
-        None => return Ok(Progress::Idle),
+    let next = upkeep::next(&volume, &own);
+    let mut outlook = Outlook::default();
+    if matches!(next, None | Some(Step::GrowReplicas))
+        && let Some(config) = upkeep::repairable(&volume)
+    {
+        match repair::step(world, &volume, config, &own).await? {
+            Repaired::Acted => return Ok(Progress::Acted),
+            Repaired::Idle { again, stuck } => outlook = Outlook { again, stuck },
+        }
+    }
+    match next {
+        None => return Ok(Progress::Idle(outlook)),
         Some(Step::WriteConfig(config)) => {
             tracing::info!(volume = name, in_sync = ?config.in_sync, "the volume is settled");
             volume.status.get_or_insert_default().config = Some(config);
             replace_status(&cluster.volumes, &volume).await?;
         }
         Some(Step::GrowReplicas) if expand::grow_replicas(world, &volume, &own).await? => {}
-        Some(Step::GrowReplicas) => return Ok(Progress::Idle),
+        Some(Step::GrowReplicas) => return Ok(Progress::Idle(outlook)),
         Some(Step::DeleteReplicas(names)) => {
             for replica in own.iter().filter(|replica| names.contains(&replica.name_any())) {
                 tracing::info!(volume = name, replica = replica.name_any(), "deleting the replica");
@@ -60,6 +89,7 @@ pub async fn step(world: &World, name: &str) -> Result<Progress> {
                 .finalizers_mut()
                 .retain(|finalizer| finalizer != VOLUME_FINALIZER);
             replace(&cluster.volumes, &volume).await?;
+            world.unchanged.forget(&volume.uid().unwrap_or_default());
             tracing::info!(volume = name, "the volume is gone");
         }
     }
@@ -67,7 +97,7 @@ pub async fn step(world: &World, name: &str) -> Result<Progress> {
 }
 
 /// Writes what the controller says of a volume, if it is not what stands there.
-pub async fn report(world: &World, name: &str) -> Result<()> {
+pub async fn report(world: &World, name: &str, outlook: &Outlook, metrics: &Metrics) -> Result<()> {
     let cluster = &world.cluster;
     let Some(volume) = cluster.volume(name).await? else {
         return Ok(());
@@ -75,13 +105,25 @@ pub async fn report(world: &World, name: &str) -> Result<()> {
     let replicas = cluster.replicas_of(&volume).await?;
     let own = upkeep::own(&volume, &replicas);
     let observed = upkeep::observed_size_bytes(&volume, &own);
-    let Some(conditions) = news(&volume, upkeep::conditions(&volume, &own), observed) else {
+    let in_sync = volume.config().map(|config| config.in_sync.len());
+    let mut said = upkeep::conditions(&volume, &own);
+    if let Some(config) = upkeep::repairable(&volume) {
+        metrics.redundancy(name, config.in_sync.len(), upkeep::count(volume.spec.replica_count));
+        said.push(repair::at_this_moment(world, &volume, config, |circumstances| {
+            redundancy::condition(&volume, config, &own, circumstances, outlook.stuck.as_deref())
+        }));
+    }
+    let in_sync_count = in_sync.and_then(|count| i32::try_from(count).ok());
+    let Some(conditions) = news(&volume, said, observed, in_sync_count) else {
         return Ok(());
     };
 
     let mut status = serde_json::json!({"conditions": conditions});
     if let Some(observed) = observed {
         status["observedSizeBytes"] = observed.into();
+    }
+    if let Some(count) = in_sync_count {
+        status["inSyncCount"] = count.into();
     }
     let mut patch = cluster::status_patch::<GalleonVolume>(name, status);
     // Without this an apply would bring a deleted volume's name back as somebody else.
@@ -95,11 +137,16 @@ pub async fn report(world: &World, name: &str) -> Result<()> {
 }
 
 /// The conditions to write, with their right transition times; `None` if all of it stands there already.
-fn news(volume: &GalleonVolume, said: Vec<Condition>, observed: Option<i64>) -> Option<Vec<Condition>> {
+fn news(
+    volume: &GalleonVolume,
+    said: Vec<Condition>,
+    observed: Option<i64>,
+    in_sync_count: Option<i32>,
+) -> Option<Vec<Condition>> {
     let nothing = GalleonVolumeStatus::default();
     let status = volume.status.as_ref().unwrap_or(&nothing);
     let mut conditions = status.conditions.clone();
-    let mut changed = status.observed_size_bytes != observed;
+    let mut changed = status.observed_size_bytes != observed || status.in_sync_count != in_sync_count;
     for condition in &said {
         changed |= condition::set(&mut conditions, condition.clone());
     }
@@ -119,7 +166,7 @@ mod tests {
         let replica = ready(replica("v", "a", GIB));
         let mut volume = settled(volume("v"), &["v-a"]);
         let said = |volume: &GalleonVolume| upkeep::conditions(volume, &[&replica]);
-        let written = news(&volume, said(&volume), Some(GIB)).expect("all of it is new");
+        let written = news(&volume, said(&volume), Some(GIB), Some(1)).expect("all of it is new");
         let status = volume.status.as_mut().expect("it has a configuration");
         status.conditions = written;
         status.conditions.push(Condition::new(
@@ -129,7 +176,9 @@ mod tests {
             "the node's own words",
         ));
         status.observed_size_bytes = Some(GIB);
-        assert_eq!(news(&volume, said(&volume), Some(GIB)), None);
+        status.in_sync_count = Some(1);
+        assert_eq!(news(&volume, said(&volume), Some(GIB), Some(1)), None);
+        assert!(news(&volume, said(&volume), Some(GIB), Some(2)).is_some());
     }
 
     #[test]
@@ -142,7 +191,7 @@ mod tests {
             .expect("it has a configuration")
             .conditions
             .push(attached);
-        let written = news(&volume, upkeep::conditions(&volume, &[]), None).expect("all of it is new");
+        let written = news(&volume, upkeep::conditions(&volume, &[]), None, None).expect("all of it is new");
         assert!(condition::get(&written, condition_type::ATTACHED).is_none());
         assert!(condition::get(&written, condition_type::READY).is_some());
     }

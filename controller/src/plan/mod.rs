@@ -2,6 +2,8 @@
 //! `reconcile`.
 
 pub mod placement;
+pub mod redundancy;
+pub mod repair;
 pub mod request;
 pub mod same;
 pub mod upkeep;

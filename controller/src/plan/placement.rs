@@ -8,12 +8,15 @@
 
 use std::collections::BTreeMap;
 
-use galleonfs_api::{GalleonReplica, GalleonVolume, PoolSelector, Reservation, StoragePool, size};
+use galleonfs_api::{ANNOTATION_REPLACES, GalleonReplica, GalleonVolume, PoolSelector, Reservation, StoragePool, size};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
 use super::request::TopologyWish;
 use crate::error::{Error, Kind, Result};
 
+/// Replicas that a node is given at a time in the place of lost ones: each is written as fast as its primary can send.
+const REPLACING_MAX: usize = 2;
 /// Pools named in a refusal; a long list helps nobody.
 const POOLS_NAMED_MAX: usize = 8;
 
@@ -32,6 +35,10 @@ pub struct Wish<'a> {
     pub replicas: usize,
     /// Nodes that have one already. No node gets two.
     pub taken: &'a [String],
+    /// Nodes that cannot have one, because one is about to leave them.
+    pub barred: &'a [String],
+    /// It is made in the place of another, and must be filled with data: a node gets few of these at a time.
+    pub replacing: bool,
 }
 
 impl Wish<'_> {
@@ -45,6 +52,8 @@ impl Wish<'_> {
 pub struct Standing {
     /// Why it should not get new replicas.
     pub trouble: Option<String>,
+    /// Since when, if that is known.
+    pub since: Option<Timestamp>,
     /// Where it stands, by its label.
     pub zone: Option<String>,
 }
@@ -141,7 +150,7 @@ fn best<'a>(
     let mut best: Option<(_, &StoragePool)> = None;
     let free_for_it = |pool: &&StoragePool| {
         let node = &pool.spec.node_name;
-        wish.allows(node) && !wish.taken.contains(node)
+        wish.allows(node) && !wish.taken.contains(node) && !wish.barred.contains(node)
     };
     for pool in pools.iter().filter(free_for_it) {
         let name = pool.name_any();
@@ -149,9 +158,15 @@ fn best<'a>(
             others.push(format!("{name} {mismatch}"));
             continue;
         }
-        let Standing { trouble, zone } = standing(&pool.spec.node_name);
+        let Standing { trouble, zone, .. } = standing(&pool.spec.node_name);
         if let Some(obstacle) = obstacle(pool, trouble.as_deref()) {
             refused.push(format!("{name} {obstacle}"));
+            continue;
+        }
+        if wish.replacing && being_filled(replicas, &pool.spec.node_name) >= REPLACING_MAX {
+            refused.push(format!(
+                "{name} is on a node that is given {REPLACING_MAX} other replicas at the moment"
+            ));
             continue;
         }
         let free = free_bytes(pool, replicas, wish.volume_uid);
@@ -191,6 +206,16 @@ fn best<'a>(
     best.map(|(_, pool)| pool).ok_or(refused)
 }
 
+/// How many replicas a node is being given in the place of others.
+fn being_filled(replicas: &[GalleonReplica], node: &str) -> usize {
+    let filled = |replica: &&GalleonReplica| {
+        replica.spec.node_name == node
+            && replica.metadata.deletion_timestamp.is_none()
+            && replica.annotations().contains_key(ANNOTATION_REPLACES)
+    };
+    replicas.iter().filter(filled).count()
+}
+
 fn no_room(pools: &[StoragePool], refused: Vec<String>, taken: &[String], wish: &Wish<'_>) -> Error {
     let sizes = format!(
         "{} ({} with the log's overhead)",
@@ -198,6 +223,7 @@ fn no_room(pools: &[StoragePool], refused: Vec<String>, taken: &[String], wish: 
         size::human(size::reserved_bytes(wish.size_bytes))
     );
     let asked = match (wish.replicas, taken) {
+        _ if wish.replacing => format!("{sizes} are needed on a node that has none of the volume"),
         (0 | 1, _) => format!("no pool has room for a volume of {sizes}"),
         (count, []) => format!("{count} replicas need {count} nodes with room for {sizes} each, and there is none"),
         (count, taken) => format!(

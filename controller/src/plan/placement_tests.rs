@@ -16,6 +16,8 @@ fn wish<'a>(selector: &'a PoolSelector, topology: &'a TopologyWish) -> Wish<'a> 
         avoid: &[],
         replicas: 1,
         taken: &[],
+        barred: &[],
+        replacing: false,
     }
 }
 
@@ -50,6 +52,7 @@ fn nodes(
 fn zoned(node: &str) -> Standing {
     Standing {
         trouble: None,
+        since: None,
         zone: node.split_once('-').map(|(zone, _)| zone.to_string()),
     }
 }
@@ -178,6 +181,7 @@ fn a_node_in_trouble_or_a_pool_being_deleted_gets_nothing_new() {
     let (anything, anywhere) = (PoolSelector::default(), TopologyWish::default());
     let trouble = |node: &str| Standing {
         trouble: (node == "a").then(|| "is not ready".to_string()),
+        since: None,
         zone: None,
     };
     let chosen = choose(&pools, &[], trouble, &wish(&anything, &anywhere)).expect("room on b");
@@ -397,6 +401,7 @@ fn where_there_are_too_few_nodes_nothing_is_chosen_and_each_refusal_is_named() {
     };
     let sick = |node: &str| Standing {
         trouble: (node == "c").then(|| "is not ready".to_string()),
+        since: None,
         zone: None,
     };
     let error = nodes(&pools, &[], sick, &three).expect_err("one is full, one is sick");
@@ -464,4 +469,45 @@ fn capacity_for_several_replicas_is_what_that_many_nodes_have() {
         ..wish(&anything, &anywhere)
     };
     assert!(choose_all(&pools, &[], well, &fits).is_ok());
+}
+
+#[test]
+fn a_replacement_goes_where_none_was_and_no_node_is_given_many_at_once() {
+    let pools = [
+        pool("a", 10 * GIB),
+        pool("b", 90 * GIB),
+        pool("c", 80 * GIB),
+        pool("d", 20 * GIB),
+    ];
+    let (anything, anywhere) = (PoolSelector::default(), TopologyWish::default());
+    let (taken, barred) = (["a".to_string()], ["b".to_string()]);
+    let asked = Wish {
+        replicas: 2,
+        taken: &taken,
+        barred: &barred,
+        replacing: true,
+        ..wish(&anything, &anywhere)
+    };
+    assert_eq!(nodes(&pools, &[], well, &asked).expect("room"), ["c"]);
+    let filled: Vec<GalleonReplica> = ["w", "x"]
+        .map(|uid| {
+            let mut replica = replica(uid, "c", GIB);
+            replica
+                .annotations_mut()
+                .insert(ANNOTATION_REPLACES.to_string(), "another".to_string());
+            replica
+        })
+        .into();
+    assert_eq!(nodes(&pools, &filled[..1], well, &asked).expect("one more"), ["c"]);
+    assert_eq!(nodes(&pools, &filled, well, &asked).expect("elsewhere"), ["d"]);
+    let text = nodes(&pools[..3], &filled, well, &asked).expect_err("not now").text;
+    assert!(
+        text.contains("default.c is on a node that is given 2 other replicas at the moment"),
+        "{text}"
+    );
+    let new = Wish {
+        replacing: false,
+        ..asked
+    };
+    assert_eq!(nodes(&pools, &filled, well, &new).expect("it is empty"), ["c"]);
 }

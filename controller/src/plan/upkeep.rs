@@ -54,8 +54,9 @@ pub fn next(volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> Option<Step
     let Some(config) = volume.config() else {
         return first_config(volume, replicas).map(Step::WriteConfig);
     };
+    // Of several replicas, `repair` says who is one too many.
     let surplus = surplus(volume, config, replicas);
-    if !surplus.is_empty() {
+    if !surplus.is_empty() && !volume.spec.is_replicated() {
         return Some(Step::DeleteReplicas(surplus));
     }
     let small = |replica: &&&GalleonReplica| replica.spec.size_bytes < volume.spec.size_bytes && !is_leaving(replica);
@@ -119,6 +120,12 @@ pub fn members(config: &VolumeConfig) -> impl Iterator<Item = &String> {
     // One that catches up is still on record as out.
     let syncing = config.syncing.iter().filter(|name| !config.out.contains_key(*name));
     config.in_sync.iter().chain(syncing).chain(config.out.keys())
+}
+
+/// The configuration of a volume of several replicas that can be repaired: it is settled and there to stay.
+pub fn repairable(volume: &GalleonVolume) -> Option<&VolumeConfig> {
+    let repairable = volume.spec.is_replicated() && !volume.is_deleting();
+    volume.config().filter(|_| repairable)
 }
 
 /// The configuration a volume starts with, once enough replicas are ready, each on another node. From then on its places
@@ -214,6 +221,17 @@ fn readiness(volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> (bool, &'s
             Some(replica) => (false, reason::PENDING, trouble(replica)),
         };
     };
+    let least = count(volume.spec.min_in_sync());
+    if config.in_sync.len() < least {
+        return (
+            false,
+            reason::TOO_FEW_IN_SYNC,
+            format!(
+                "writes wait: {} replicas are in sync, and {least} are needed",
+                config.in_sync.len()
+            ),
+        );
+    }
     for name in &config.in_sync {
         match replicas.iter().find(|replica| replica.name_any() == *name) {
             None => {
@@ -229,7 +247,11 @@ fn readiness(volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> (bool, &'s
             Some(_) => {}
         }
     }
-    (true, reason::READY, "every replica is ready".to_string())
+    let text = match volume.spec.is_replicated() {
+        true => "every replica in sync is ready",
+        false => "every replica is ready",
+    };
+    (true, reason::READY, text.to_string())
 }
 
 /// How a replica that is not ready fares, in its node's words.

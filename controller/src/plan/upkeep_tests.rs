@@ -48,14 +48,6 @@ fn of_two_replicas_that_raced_one_is_settled_on_and_the_other_removed() {
 }
 
 #[test]
-fn a_replica_is_never_surplus_while_the_volume_lacks_one() {
-    let (a, b) = (ready(replica("v", "a", GIB)), ready(replica("v", "b", GIB)));
-    let mut wanting = settled(volume("v"), &["v-a"]);
-    wanting.spec.replica_count = 2;
-    assert_eq!(next(&wanting, &[&a, &b]), None);
-}
-
-#[test]
 fn replicas_follow_a_volume_that_has_grown() {
     let small = ready(replica("v", "a", GIB));
     let mut grown = settled(volume("v"), &["v-a"]);
@@ -158,11 +150,6 @@ fn the_first_configuration_of_several_waits_for_all_and_takes_one_of_each_node()
     assert_eq!((config.epoch, config.primary), (0, None));
     assert_eq!(config.in_sync, ["v-a", "v-b", "v-c"]);
     assert!(config.out.is_empty() && config.syncing.is_empty());
-    let settled = settled(volume, &["v-a", "v-b", "v-c"]);
-    assert_eq!(
-        next(&settled, &[&twin, &c, &b, &a]),
-        Some(Step::DeleteReplicas(vec!["v-b-too".to_string()]))
-    );
 }
 
 #[test]

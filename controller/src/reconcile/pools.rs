@@ -87,6 +87,8 @@ async fn make(world: &World, node: &str, wanted: &DefaultPool) -> Result<()> {
 
 async fn drop_stale(world: &World, pool: &StoragePool) -> Result<()> {
     let mut stale = vec![];
+    // What is reserved for a replica that replaces another serves nobody until that one is made.
+    let _turn = world.placing().await;
     for (uid, reservation) in pool.status.iter().flat_map(|status| &status.reservations) {
         // A reservation is made after its volume, so a volume that is not there now has been deleted.
         let volume = world.cluster.volume(&reservation.volume_name).await?;

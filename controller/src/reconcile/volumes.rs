@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use galleonfs_api::{GalleonReplica, GalleonVolume};
+use galleonfs_api::{GalleonReplica, GalleonVolume, StoragePool};
 use kube::{
     ResourceExt,
     runtime::{
@@ -16,6 +16,7 @@ use super::Context;
 use crate::{
     error::Error,
     operate::upkeep::{self, Progress},
+    plan::redundancy,
 };
 
 /// Volumes looked at at once.
@@ -27,8 +28,12 @@ pub async fn run(context: Arc<Context>) {
     let volume_of = move |replica: GalleonReplica| {
         Some(ObjectRef::<GalleonVolume>::new(&replica.spec.volume_name).within(&namespace))
     };
+    let seen = cluster.seen.clone();
+    // Room may be what a volume waits for that lacks a replica.
+    let stuck = move |_: StoragePool| seen.volumes_where(|volume| redundancy::is_stuck(volume));
     let results = Controller::new(cluster.volumes.clone(), watcher::Config::default())
         .watches(cluster.replicas.clone(), watcher::Config::default(), volume_of)
+        .watches(cluster.pools.clone(), watcher::Config::default(), stuck)
         .with_config(Config::default().concurrency(CONCURRENCY))
         .run(reconcile, failed, context.clone());
     super::drain(results).await;
@@ -36,18 +41,21 @@ pub async fn run(context: Arc<Context>) {
 
 async fn reconcile(volume: Arc<GalleonVolume>, context: Arc<Context>) -> Result<Action, Error> {
     let name = volume.name_any();
-    loop {
+    let again = loop {
         match upkeep::step(&context.world, &name).await? {
             Progress::Acted => {}
-            Progress::Idle => {
-                upkeep::report(&context.world, &name).await?;
-                break;
+            Progress::Idle(outlook) => {
+                upkeep::report(&context.world, &name, &outlook, &context.metrics).await?;
+                break outlook.again;
             }
-            Progress::Gone => break,
+            Progress::Gone => {
+                context.metrics.volume_gone(&name);
+                break None;
+            }
         }
-    }
+    };
     context.succeeded("volume", &name);
-    Ok(Action::await_change())
+    Ok(again.map_or_else(Action::await_change, Action::requeue))
 }
 
 fn failed(volume: Arc<GalleonVolume>, error: &Error, context: Arc<Context>) -> Action {

@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use galleonfs_api::{DRIVER_NAME, MediaType};
-use galleonfs_controller::{ControllerConfig, DefaultPool, certificates::Times, run_until};
+use galleonfs_controller::{ControllerConfig, DefaultPool, Delay, certificates::Times, run_until};
 use galleonfs_csi_proto::csi::{controller_client::ControllerClient, identity_client::IdentityClient};
 use k8s_openapi::api::{
     core::v1::{Namespace, Node},
@@ -37,6 +37,8 @@ pub struct Lab {
     pub namespace: String,
     /// How long certificates last in this scenario.
     pub times: Times,
+    /// How long a replica may stay away in this scenario.
+    pub replacement_delay: Delay,
     directory: PathBuf,
     kubeconfig: PathBuf,
     children: Arc<Mutex<Vec<Child>>>,
@@ -106,6 +108,7 @@ impl Lab {
             client,
             namespace: String::new(),
             times: Times::default(),
+            replacement_delay: Delay(Duration::from_secs(600)),
             directory,
             kubeconfig,
             children: Arc::new(Mutex::new(vec![api_server, etcd])),
@@ -158,6 +161,24 @@ impl Lab {
             .create(&PostParams::default(), &serde_json::from_value(csi_node)?)
             .await?;
         Ok(())
+    }
+
+    /// Lets a node be ready or not, as its kubelet's silence would.
+    pub async fn set_ready(&self, name: &str, ready: bool) {
+        let nodes: Api<Node> = Api::all(self.client.clone());
+        let mut node = nodes.get(name).await.expect("the node");
+        let conditions = node.status.as_mut().and_then(|status| status.conditions.as_mut());
+        for condition in conditions
+            .into_iter()
+            .flatten()
+            .filter(|condition| condition.type_ == "Ready")
+        {
+            condition.status = if ready { "True" } else { "Unknown" }.to_string();
+        }
+        nodes
+            .replace_status(name, &PostParams::default(), &node)
+            .await
+            .expect("the node's status");
     }
 
     pub async fn in_own_namespace(&self, index: usize) -> Self {
@@ -222,6 +243,7 @@ impl Lab {
             health_address: None,
             node_service_account: NODE_ACCOUNT.to_owned(),
             certificate_times: self.times,
+            replacement_delay: self.replacement_delay,
             kubeconfig: Some(kubeconfig),
         };
         let (stop, stopped) = oneshot::channel::<()>();

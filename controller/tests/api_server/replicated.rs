@@ -1,11 +1,13 @@
 //! Volumes of several replicas, with a real API server behind the socket.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use galleonfs_api::{
-    GalleonReplica, GalleonVolume, MEMBER_FINALIZER, REPLICA_FINALIZER, StoragePool, VolumeConfig, WriteConcern,
+    ANNOTATION_REPLACES, Condition, GalleonReplica, GalleonVolume, MEMBER_FINALIZER, OutReplica, REPLICA_FINALIZER,
+    StoragePool, VolumeConfig, WriteConcern, condition, condition_type, reason,
     size::{GIB, MIB, reserved_bytes},
 };
+use galleonfs_controller::Delay;
 use galleonfs_csi_proto::csi::{
     CapacityRange, ControllerExpandVolumeRequest, CreateVolumeRequest, GetCapacityRequest, TopologyRequirement,
 };
@@ -317,4 +319,156 @@ pub async fn a_dead_primary_keeps_nobody_from_moving_or_deleting_its_volume(lab:
         .expect("released in order");
     delete(&mut controller, "v").await.expect("deleted");
     controller.stop().await;
+}
+
+fn redundant(volume: &GalleonVolume) -> Option<&Condition> {
+    let conditions = &volume.status.as_ref()?.conditions;
+    condition::get(conditions, condition_type::REDUNDANT)
+}
+
+/// Does to the configuration what a primary would, however often somebody else writes first.
+async fn as_primary(lab: &Lab, name: &str, change: impl Fn(&mut VolumeConfig)) {
+    loop {
+        let mut found = volume(lab, name).await;
+        let config = found.status.as_mut().and_then(|status| status.config.as_mut());
+        change(config.expect("a configuration"));
+        match volumes(lab).replace_status(name, &PostParams::default(), &found).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            written => return drop(written.expect("a status")),
+        }
+    }
+}
+
+fn replica_on(replicas: &[GalleonReplica], node: &str) -> GalleonReplica {
+    let found = replicas.iter().find(|replica| replica.spec.node_name == node);
+    found.unwrap_or_else(|| panic!("no replica is on {node}")).clone()
+}
+
+pub async fn what_a_person_deletes_stays_while_it_is_in_sync(lab: Lab) {
+    let _nodes = nodes_with(&lab, &[("node-a", 9 * GIB), ("node-b", 9 * GIB), ("node-c", 9 * GIB)]).await;
+    let mut controller = lab.controller("c", false).await;
+    create(&mut controller, several("v", GIB, 2)).await.expect("created");
+    let victim = made(&lab).await.remove(0);
+    replicas(&lab)
+        .delete(&victim.name_any(), &Default::default())
+        .await
+        .expect("marked");
+    volume_becomes(&lab, "v", |volume| {
+        redundant(volume).is_some_and(|said| said.message.contains("was deleted by somebody"))
+    })
+    .await;
+    let kept = replicas(&lab).get(&victim.name_any()).await.expect("it is still there");
+    assert_eq!(kept.finalizers(), [REPLICA_FINALIZER, MEMBER_FINALIZER]);
+
+    // When it falls out for another reason, it is replaced without delay, and its node may remove it.
+    as_primary(&lab, "v", |config| {
+        config.in_sync.retain(|name| *name != victim.name_any());
+        config.out.insert(victim.name_any(), OutReplica::default());
+    })
+    .await;
+    let new = |config: &VolumeConfig| config.out.keys().find(|name| **name != victim.name_any()).cloned();
+    volume_becomes(&lab, "v", |volume| new(&config(volume)).is_some()).await;
+    let new = new(&config(&volume(&lab, "v").await)).expect("it was there");
+    as_primary(&lab, "v", |config| {
+        config.out.remove(&new);
+        config.in_sync.push(new.clone());
+    })
+    .await;
+    let uid = victim.uid().expect("a uid");
+    let gone = conditions::is_deleted(&uid);
+    await_condition(replicas(&lab), &victim.name_any(), gone)
+        .await
+        .expect("a watch");
+    delete(&mut controller, "v").await.expect("deleted");
+    controller.stop().await;
+}
+
+pub async fn a_replica_that_stays_away_is_replaced_once_though_two_controllers_lead(mut lab: Lab) {
+    lab.replacement_delay = Delay(Duration::from_secs(1));
+    let mut nodes = nodes_with(&lab, &[("node-a", 9 * GIB), ("node-b", 9 * GIB), ("node-c", 9 * GIB)]).await;
+    let mut controller = lab.leading_controller("first").await;
+    let second = lab.leading_controller("second").await;
+    create(&mut controller, several("v", GIB, 3)).await.expect("created");
+    let publish = Request::new(publish_request("v", "node-a"));
+    controller
+        .controller
+        .controller_publish_volume(publish)
+        .await
+        .expect("attached");
+    volume_becomes(&lab, "v", |volume| {
+        volume.primary() == Some("node-a") && redundant(volume).is_some_and(Condition::is_true)
+    })
+    .await;
+
+    let lost = replica_on(&made(&lab).await, "node-c");
+    drop(nodes.pop());
+    lab.set_ready("node-c", false).await;
+    as_primary(&lab, "v", |config| {
+        config.in_sync.retain(|name| *name != lost.name_any());
+        let had = OutReplica {
+            epoch: 1,
+            flushed_seq: 7,
+        };
+        config.out.insert(lost.name_any(), had);
+    })
+    .await;
+    volume_becomes(&lab, "v", |volume| {
+        redundant(volume).is_some_and(|said| !said.is_true() && said.reason == reason::NO_OTHER_NODE)
+            && volume
+                .status
+                .as_ref()
+                .is_some_and(|status| status.in_sync_count == Some(2))
+    })
+    .await;
+    assert_eq!(made(&lab).await.len(), 3);
+
+    // A node with room appears.
+    nodes.push(pool(&lab, "node-d", 9 * GIB, Behaviour::default()).await);
+    volume_becomes(&lab, "v", |volume| config(volume).out.len() == 2).await;
+    let all = made(&lab).await;
+    assert_eq!(all.len(), 4, "two who lead made one");
+    let new = replica_on(&all, "node-d");
+    assert_eq!(new.annotations().get(ANNOTATION_REPLACES), Some(&lost.name_any()));
+    let added = config(&volume(&lab, "v").await);
+    assert_eq!(added.out.get(&new.name_any()), Some(&OutReplica::default()));
+    assert_eq!(added.in_sync.len(), 2, "who is in sync is for the primary to say");
+
+    as_primary(&lab, "v", |config| {
+        config.out.remove(&new.name_any());
+        config.in_sync.push(new.name_any());
+    })
+    .await;
+    volume_becomes(&lab, "v", |volume| {
+        config(volume).out.is_empty() && redundant(volume).is_some_and(Condition::is_true)
+    })
+    .await;
+    let free = |replica: Option<&GalleonReplica>| {
+        replica.is_some_and(|replica| {
+            replica.metadata.deletion_timestamp.is_some() && replica.finalizers() == [REPLICA_FINALIZER]
+        })
+    };
+    await_condition(replicas(&lab), &lost.name_any(), free)
+        .await
+        .expect("its node may remove it");
+    let new_again = replicas(&lab).get(&new.name_any()).await.expect("the new one");
+    assert!(new_again.metadata.deletion_timestamp.is_none());
+
+    // The node is back and removes what it has of the volume.
+    lab.set_ready("node-c", true).await;
+    nodes.push(FakeNode::start(&lab, "node-c", 9 * GIB, Behaviour::default()));
+    let uid = lost.uid().expect("a uid");
+    await_condition(replicas(&lab), &lost.name_any(), conditions::is_deleted(&uid))
+        .await
+        .expect("a watch");
+    assert_eq!(made(&lab).await.len(), 3);
+    let unpublish = within(30, unpublish_request("v", "node-a"));
+    controller
+        .controller
+        .controller_unpublish_volume(unpublish)
+        .await
+        .expect("detached");
+    delete(&mut controller, "v").await.expect("deleted");
+    assert_eq!(promised(&lab).await, Vec::<String>::new());
+    controller.stop().await;
+    second.stop().await;
 }
