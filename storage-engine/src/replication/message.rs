@@ -116,6 +116,10 @@ pub enum Reply {
     Rows { id: u64, found: Result<Rows, String> },
     /// What was copied is in the log.
     Copied { id: u64, done: Result<(), String> },
+    /// These blocks do not pass their check here. Said with every beat until they are mended.
+    Damaged { blocks: Vec<Lba> },
+    /// A checkpoint waits until everything up to here is on stable storage everywhere; without it the log only grows.
+    Wants { durable: Version },
     /// Its store takes no more writes.
     Failed { why: String },
 }

@@ -105,6 +105,10 @@ pub mod limits {
     pub const ROWS_MAX: usize = 1_024;
     /// Blocks copied in one message: 2 MiB of the largest.
     pub const COPY_BLOCKS_MAX: usize = 32;
+    /// Damaged blocks that a replica remembers; more are found again by the next scrub.
+    pub const DAMAGED_MAX: usize = 1_024;
+    /// Damaged blocks that are named, and mended, at a time.
+    pub const MENDED_AT_ONCE: usize = 16;
     /// Records that a replica holds which its store has no room for yet.
     pub const REPLICA_QUEUE_MAX: usize = 64;
 }

@@ -16,10 +16,10 @@
 //! - It says that it has everything before an epoch only with the beginning of that epoch in its log. That it knows where
 //!   the epochs before ended does not mean that.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use super::limits::REPLICA_QUEUE_MAX;
+use super::limits::{DAMAGED_MAX, MENDED_AT_ONCE, REPLICA_QUEUE_MAX};
 use super::message::{Ask, Batch, FromReplica, Refusal, Reply, ToReplica};
 use super::mutant::{Mutant, Mutants};
 use super::replica_store::{CopyMode, ReplicaEvent, ReplicaStore};
@@ -28,7 +28,7 @@ use super::{Incarnation, ReplicaId};
 use crate::seal::KeyRow;
 use crate::store::Room;
 use crate::store::layout::EpochEnd;
-use crate::types::{Epoch, Seq, Version};
+use crate::types::{Epoch, Lba, Seq, Version};
 
 /// What a replica wants done.
 #[derive(Debug)]
@@ -121,6 +121,8 @@ pub struct Replica<S> {
     /// Orders to write ends down that the store has not reported yet.
     settles_out: usize,
     asked: BTreeMap<u64, Asked>,
+    /// Blocks that do not pass their check, until they are mended.
+    damaged: BTreeSet<Lba>,
     next_token: u64,
     stopped: Option<String>,
     out: VecDeque<ReplicaOutput>,
@@ -149,6 +151,7 @@ impl<S: ReplicaStore> Replica<S> {
             settling: None,
             settles_out: 0,
             asked: BTreeMap::new(),
+            damaged: BTreeSet::new(),
             next_token: 0,
             stopped: None,
             out: VecDeque::new(),
@@ -312,6 +315,7 @@ impl<S: ReplicaStore> Replica<S> {
                     self.open_store().agree(durable);
                 }
                 self.reply(to, Reply::Beaten { sent_ms });
+                self.tell_needs(to);
             }
             Ask::Read { id, lba, blocks } => {
                 let token = self.token(Asked { id, to });
@@ -327,6 +331,11 @@ impl<S: ReplicaStore> Replica<S> {
                 self.open_store().rows(token, from, after, rows_max);
             }
             Ask::Copy { id, repair, blocks } => {
+                if repair {
+                    // One that is not mended by this is found again.
+                    let mended = |lba: &Lba| blocks.iter().any(|block| (block.start()..block.end()).contains(lba));
+                    self.damaged.retain(|lba| !mended(lba));
+                }
                 let token = self.token(Asked { id, to });
                 let mode = match repair {
                     _ if self.mutants.has(Mutant::CopyWithoutVersions) => CopyMode::Any,
@@ -339,6 +348,17 @@ impl<S: ReplicaStore> Replica<S> {
                 self.lease_until_ms = 0;
                 self.session = None;
             }
+        }
+    }
+
+    /// What the primary can do for this replica.
+    fn tell_needs(&mut self, to: Address) {
+        if !self.damaged.is_empty() {
+            let blocks = self.damaged.iter().take(MENDED_AT_ONCE).copied().collect();
+            self.reply(to, Reply::Damaged { blocks });
+        }
+        if let Some(durable) = self.open_store().gate_wanted() {
+            self.reply(to, Reply::Wants { durable });
         }
     }
 
@@ -639,6 +659,11 @@ impl<S: ReplicaStore> Replica<S> {
             }
             ReplicaEvent::Rows(token, found) => self.answer(token, |id| Reply::Rows { id, found }),
             ReplicaEvent::Copied(token, done) => self.answer(token, |id| Reply::Copied { id, done }),
+            ReplicaEvent::Damaged(lba) => {
+                if self.damaged.len() < DAMAGED_MAX {
+                    self.damaged.insert(lba);
+                }
+            }
             ReplicaEvent::Stopped(why) => {
                 self.stopped = Some(why.clone());
                 self.reply_session(Reply::Failed { why });

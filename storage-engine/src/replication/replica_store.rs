@@ -58,6 +58,10 @@ pub trait ReplicaStore {
     fn rows(&mut self, token: u64, from: Lba, after: Version, rows_max: usize);
     /// Takes what is newer than what is here, in the order of the log; ends as [`ReplicaEvent::Copied`].
     fn copy_in(&mut self, token: u64, blocks: Vec<Stored>, mode: CopyMode);
+    /// What [`ReplicaStore::agree`] has to reach so that a checkpoint can go on which waits for it.
+    fn gate_wanted(&self) -> Option<Version> {
+        None
+    }
     /// What happened.
     fn poll_event(&mut self) -> Option<ReplicaEvent>;
 }
@@ -79,6 +83,8 @@ pub enum ReplicaEvent {
     Rows(u64, Result<Rows, String>),
     /// A copy is in the log, or was refused.
     Copied(u64, Result<(), String>),
+    /// This block does not pass its check. Told again when it is found again.
+    Damaged(Lba),
     /// The store takes no more writes; why.
     Stopped(String),
 }

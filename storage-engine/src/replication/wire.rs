@@ -7,6 +7,7 @@
 
 use std::sync::Arc;
 
+use super::limits::MENDED_AT_ONCE;
 use super::message::{Ask, Batch, FromReplica, Refusal, Reply, Row, Rows, Stored, StoredBlock, ToReplica};
 use super::{Incarnation, ReplicaId};
 use crate::buffer::Buf;
@@ -78,6 +79,8 @@ mod kind {
     pub const LISTED: u16 = KIND_FIRST + 42;
     pub const COPIED: u16 = KIND_FIRST + 43;
     pub const FAILED: u16 = KIND_FIRST + 44;
+    pub const DAMAGED: u16 = KIND_FIRST + 45;
+    pub const WANTS: u16 = KIND_FIRST + 46;
 }
 
 /// Whether this message is a replica's answer; otherwise it is an order of a primary, or none.
@@ -569,6 +572,8 @@ pub fn pack_reply(message: &FromReplica) -> Packed {
         Reply::Blocks { .. } => kind::BLOCKS,
         Reply::Rows { .. } => kind::LISTED,
         Reply::Copied { .. } => kind::COPIED,
+        Reply::Damaged { .. } => kind::DAMAGED,
+        Reply::Wants { .. } => kind::WANTS,
         Reply::Failed { .. } => kind::FAILED,
     };
     let mut out = Out::new(kind, message.incarnation, message.round, message.boot);
@@ -600,6 +605,13 @@ pub fn pack_reply(message: &FromReplica) -> Packed {
             }
         }),
         Reply::Copied { id, done } => out.outcome(*id, done, |_, ()| {}),
+        Reply::Damaged { blocks } => {
+            out.u32(blocks.len() as u32);
+            for lba in blocks {
+                out.u64(lba.0);
+            }
+        }
+        Reply::Wants { durable } => drop(out.version(*durable)),
         Reply::Failed { why } => drop(out.text(why)),
     }
     out.0
@@ -654,6 +666,15 @@ pub fn unpack_reply(
             let (id, done) = from.outcome(|_| Ok(()))?;
             Reply::Copied { id, done }
         }
+        kind::DAMAGED => {
+            let count = from.count("damaged blocks", MENDED_AT_ONCE)?;
+            let blocks = (0..count).map(|_| from.u64("a block").map(Lba));
+            let blocks = blocks.collect::<Result<_, _>>()?;
+            Reply::Damaged { blocks }
+        }
+        kind::WANTS => Reply::Wants {
+            durable: from.version()?,
+        },
         kind::FAILED => Reply::Failed { why: from.text()? },
         other => return Err(WireError::UnknownKind(other)),
     };

@@ -29,6 +29,8 @@ pub(super) enum Asker {
     Reader(ReadToken),
     /// Somebody who wants what is stored, as it is: [`Event::Stored`].
     Stored(u64),
+    /// Whether a block is to be mended: of this order, the one at this place in it.
+    Repair(u64, usize),
 }
 
 /// Names a part of a read.
@@ -382,6 +384,7 @@ impl Store {
                 };
                 return self.events.push_back(Event::Stored(token, found));
             }
+            Asker::Repair(order, index) => return self.repair_looked_at(order, index, read.failed.is_some()),
         };
         let as_stored = self.seals.tagged() || read.parts.iter().any(|part| part.is_shorter(block_bytes));
         if read.failed.is_none() && as_stored {

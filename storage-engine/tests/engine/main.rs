@@ -16,6 +16,7 @@ mod model;
 mod purity;
 mod replica_copies;
 mod replica_model;
+mod replica_repair;
 mod replica_rig;
 mod scale;
 mod scrub;

@@ -354,6 +354,7 @@ impl Primary {
     }
 
     pub(super) fn copied(&mut self, from: ReplicaId, copy: u64, done: Result<(), String>) {
+        self.mend_ended(from, copy, &done);
         self.with_copier(|primary, copier| {
             let Stage::Copy { id, part, .. } = &mut copier.stage else {
                 return false;

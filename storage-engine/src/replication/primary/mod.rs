@@ -19,6 +19,7 @@ mod links;
 mod look;
 mod making;
 mod member;
+mod mend;
 mod reads;
 mod stream;
 mod sync;
@@ -40,6 +41,7 @@ use look::Look;
 pub use making::Decision;
 use making::Making;
 use member::{Member, Standing};
+use mend::Mends;
 use reads::Reads;
 use sync::Sync;
 
@@ -132,10 +134,13 @@ pub struct Primary {
     replay_bytes: u64,
     /// Everything up to here is to be durable.
     flush_to: Version,
+    /// A replica's checkpoint waits for this to be.
+    wanted: Version,
     last_write_ms: u64,
     /// When a request was completed last, or none waited.
     moved_ms: u64,
     reads: Reads,
+    mends: Mends,
     sync: Option<Sync>,
     /// It ends in order, when everything is durable.
     closing: bool,
@@ -168,9 +173,11 @@ impl Primary {
             replay: VecDeque::new(),
             replay_bytes: 0,
             flush_to: Version::default(),
+            wanted: Version::default(),
             last_write_ms: now_ms,
             moved_ms: now_ms,
             reads: Reads::default(),
+            mends: Mends::default(),
             sync: None,
             closing: false,
             sync_again_ms: BTreeMap::new(),
@@ -321,6 +328,8 @@ impl Primary {
             Reply::Blocks { id: read, found } => self.blocks(id, read, found),
             Reply::Rows { id: list, found } => self.rows(id, list, found),
             Reply::Copied { id: copy, done } => self.copied(id, copy, done),
+            Reply::Damaged { blocks } => self.damaged(id, &blocks),
+            Reply::Wants { durable } => self.wanted = self.wanted.max(durable),
             Reply::Failed { why } => self.failed(id, why),
             Reply::Refused { .. } => unreachable!("it was taken care of"),
         }

@@ -15,10 +15,11 @@ use super::member::Member;
 use super::{Primary, PrimaryEvent};
 use crate::types::{Lba, Seq};
 
-/// A read of the guest.
+/// A read of the guest, or one that is to mend something.
 #[derive(Debug)]
-struct Read {
-    token: u64,
+pub(super) struct Read {
+    /// Whose it is; none: nobody waits for it.
+    token: Option<u64>,
     lba: Lba,
     blocks: u64,
     source: Option<ReplicaId>,
@@ -33,6 +34,29 @@ struct Read {
 }
 
 impl Read {
+    fn new(token: Option<u64>, lba: Lba, blocks: u64) -> Read {
+        Read {
+            token,
+            lba,
+            blocks,
+            source: None,
+            asked_ms: 0,
+            was_bound: false,
+            apart: BTreeMap::new(),
+            found: Vec::new(),
+            done: false,
+        }
+    }
+
+    /// Of a block that is damaged there.
+    pub fn to_mend(lba: Lba, damaged_at: ReplicaId) -> Read {
+        let apart = [(lba, BTreeSet::from([damaged_at]))].into();
+        Read {
+            apart,
+            ..Read::new(None, lba, 1)
+        }
+    }
+
     /// What is to be asked for next: everything, or the first of the blocks that were damaged elsewhere.
     fn wanted(&self) -> (Lba, u64) {
         match self.apart.first_key_value() {
@@ -50,7 +74,7 @@ impl Read {
 /// Those under way, by the number of the message that asks.
 #[derive(Debug, Default)]
 pub(super) struct Reads {
-    waiting: Vec<Read>,
+    pub waiting: Vec<Read>,
     asked: BTreeMap<u64, Read>,
     turn: usize,
 }
@@ -58,17 +82,7 @@ pub(super) struct Reads {
 impl Primary {
     /// Reads blocks in their stored form; told by [`PrimaryEvent::Read`] with `token`.
     pub fn read(&mut self, token: u64, lba: Lba, blocks: u64) {
-        self.reads.waiting.push(Read {
-            token,
-            lba,
-            blocks,
-            source: None,
-            asked_ms: 0,
-            was_bound: false,
-            apart: BTreeMap::new(),
-            found: Vec::new(),
-            done: false,
-        });
+        self.reads.waiting.push(Read::new(Some(token), lba, blocks));
         if self.is_serving() {
             self.serve_reads();
         }
@@ -108,7 +122,8 @@ impl Primary {
 
     /// True if nobody waits for a read.
     pub(super) fn no_reads(&self) -> bool {
-        self.reads.waiting.is_empty() && self.reads.asked.is_empty()
+        let mut reads = self.reads.waiting.iter().chain(self.reads.asked.values());
+        reads.all(|read| read.token.is_none())
     }
 
     fn is_bound(&self) -> bool {
@@ -138,7 +153,9 @@ impl Primary {
                 && self.config.in_sync.is_subset(at)
             {
                 let text = format!("no copy of block {} passes its check", read.wanted().0.0);
-                self.events.push_back(PrimaryEvent::Read(read.token, Err(text)));
+                if let Some(token) = read.token {
+                    self.events.push_back(PrimaryEvent::Read(token, Err(text)));
+                }
                 continue;
             }
             let Some(source) = self.source_for(&read) else {
@@ -191,22 +208,6 @@ impl Primary {
         }
     }
 
-    /// What passed its check here is written where it did not, in the same version (I15).
-    fn mend(&mut self, good: &Stored, damaged_at: BTreeSet<ReplicaId>) {
-        for replica in damaged_at {
-            let id = self.id();
-            let blocks = vec![good.clone()];
-            self.ask(
-                replica,
-                Ask::Copy {
-                    id,
-                    repair: true,
-                    blocks,
-                },
-            );
-        }
-    }
-
     /// Answers what may be answered.
     fn answer_reads(&mut self) {
         let bound = self.is_bound();
@@ -228,7 +229,9 @@ impl Primary {
             .collect();
         for id in ready {
             let read = self.reads.asked.remove(&id).expect("it was just listed");
-            self.events.push_back(PrimaryEvent::Read(read.token, Ok(read.found)));
+            if let Some(token) = read.token {
+                self.events.push_back(PrimaryEvent::Read(token, Ok(read.found)));
+            }
             self.moved_ms = self.now_ms;
         }
         if !bound && !self.reads.asked.is_empty() {

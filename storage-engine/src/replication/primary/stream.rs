@@ -215,6 +215,10 @@ impl Primary {
         if !self.is_serving() {
             return;
         }
+        if self.wanted > self.agreed {
+            let upto = self.wanted.min(self.version(self.written));
+            self.flush_to = self.flush_to.max(upto);
+        }
         let (now_ms, upto, early) = (self.now_ms, self.flush_to, self.mutant(Mutant::FlushTooEarly));
         let mut to_ask = Vec::new();
         for id in self.streaming() {
@@ -246,6 +250,13 @@ impl Primary {
             self.moved_ms = now_ms;
             self.events.push_back(PrimaryEvent::Durable(durable));
             self.forget(durable);
+            if self.wanted > Version::default() && self.wanted <= durable {
+                // Whoever waits for it is told at once.
+                self.wanted = Version::default();
+                for member in self.members.values_mut().filter(|member| member.streams()) {
+                    member.beat_ms = 0;
+                }
+            }
         }
     }
 

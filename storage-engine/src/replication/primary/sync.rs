@@ -183,7 +183,13 @@ impl Primary {
         let preferred = self.options.prefer.filter(|id| sources.contains(id));
         let turn = self.next_id as usize;
         let source = preferred.or_else(|| sources.get(turn % sources.len().max(1)).copied())?;
-        let after = self.config.out.get(&target).copied().unwrap_or_default();
+        let known = self.config.out.get(&target).copied().unwrap_or_default();
+        // One that has less than it was known to have lost something: everything is compared.
+        let has = self
+            .members
+            .get(&target)
+            .map_or(Version::default(), |member| member.last);
+        let after = if has < known { Version::default() } else { known };
         Some(Copier::new(source, target, after, self.version(base)))
     }
 

@@ -151,6 +151,10 @@ fn replies() -> Vec<Reply> {
         },
         Reply::Rows { id: 2, found: Ok(rows) },
         Reply::Copied { id: 3, done: Ok(()) },
+        Reply::Damaged {
+            blocks: vec![Lba(3), Lba(70)],
+        },
+        Reply::Wants { durable: version(6, 2) },
         Reply::Failed {
             why: "the disk is full".into(),
         },
@@ -212,7 +216,7 @@ fn every_message_arrives_as_it_was_sent() {
         kinds.push(packed.kind);
     }
     kinds.dedup();
-    assert_eq!(kinds.len(), 11 + 13, "one of each kind");
+    assert_eq!(kinds.len(), 11 + 15, "one of each kind");
 }
 
 #[test]

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use super::keys::{self, Keys};
 use super::log::Log;
 use super::map::Map;
+use super::page::Entry;
 use super::read::Reads;
 use super::record::Seals;
 use super::segment::{LINKED, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind, Segments, Used};
@@ -24,7 +25,7 @@ use super::{Store, StoreStats};
 use crate::buffer::BufMut;
 use crate::io::{Disk, FileId, IoFailure, SegmentId};
 use crate::seal::{KeyError, KeyProof};
-use crate::types::{Epoch, Hex, Identity, Lba, Seq, Version};
+use crate::types::{Epoch, Hex, Identity, Lba, Location, Seq, Version};
 
 #[cfg(test)]
 pub(super) use format::segment_bytes_for;
@@ -342,11 +343,13 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
     }
     let mut recent = Recent::new(catalog);
     ops.iter().for_each(|op| recent.apply(op));
-    let needed = |(lba, version): &(Lba, Version)| {
+    let needed = |(lba, location): &(Lba, Location)| {
         let entries = recent.tables().filter_map(|table| table.get(*lba));
-        entries.into_iter().any(|entry| entry.version == *version)
+        let entry = entries.into_iter().find(|entry| entry.location == *location)?;
+        Some((*lba, entry))
     };
-    report.damaged_blocks = damaged.into_iter().filter(needed).map(|(lba, _)| lba.0).collect();
+    let damaged: Vec<(Lba, Entry)> = damaged.iter().filter_map(needed).collect();
+    report.damaged_blocks = damaged.iter().map(|(lba, _)| lba.0).collect();
     // What is served after this must still be there after the next power cut.
     for id in replayed.keys() {
         disk(on.sync(FileId::Segment(*id)), || format!("syncing segment {}", id.0))?;
@@ -428,6 +431,12 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         options,
         superblock,
     };
+    if store.is_led() {
+        // Others may have them.
+        damaged
+            .iter()
+            .for_each(|(lba, entry)| store.replayed_damage(*lba, *entry));
+    }
     if store.is_reverting() && !store.is_led() {
         // Whoever asked for it got no answer, but what is read from now on must stay.
         store.drive(on);

@@ -22,8 +22,8 @@ pub(in super::super) struct Replay {
     pub report: OpenReport,
     /// The newest version of anything, copies too.
     pub highest: Version,
-    /// Flushed blocks that do not pass their check. What came behind them may have replaced them.
-    pub damaged: Vec<(Lba, Version)>,
+    /// Flushed blocks that do not pass their check, and where they lie. What came behind them may have replaced them.
+    pub damaged: Vec<(Lba, Location)>,
 }
 
 /// Reads the records behind the checkpoint.
@@ -214,7 +214,7 @@ struct Doubtful {
     ops_before: usize,
     records_before: u64,
     /// The blocks that do not pass their check.
-    bad: Vec<(Lba, Version)>,
+    bad: Vec<(Lba, Location)>,
 }
 
 /// Fails unless what the log did to snapshots can be done: a check tells that somebody wrote a record, not that it fits.
@@ -441,7 +441,7 @@ impl Tail<'_> {
 
     /// Adds the changes of a record; returns the blocks whose payload does not pass its check, and whether copies were
     /// dropped because they lie behind the end of their epoch.
-    fn replay_record(&mut self, header: &Header, ops: &mut Vec<Op>) -> Result<(Vec<(Lba, Version)>, bool), OpenError> {
+    fn replay_record(&mut self, header: &Header, ops: &mut Vec<Op>) -> Result<(Vec<(Lba, Location)>, bool), OpenError> {
         let segment = self.end.segment;
         let bytes = self.bytes_of(header);
         let (header_bytes, whole) = *self.record_bytes.get_or_insert(bytes);
@@ -484,7 +484,7 @@ impl Tail<'_> {
             let (bytes, rest) = payload.split_at(location.len() as usize);
             let passes = self.seals.block(block.lba, block.version, bytes) == block.check.crc;
             if !passes && self.is_before_end(block.version) {
-                bad.push((block.lba, block.version));
+                bad.push((block.lba, location));
             }
             let entry = Entry {
                 location,

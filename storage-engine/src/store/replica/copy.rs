@@ -26,7 +26,7 @@ impl Store {
     /// it is taken.
     pub fn copy_in(&mut self, token: u64, copies: Vec<Stored>) {
         match self.verify_copies(&copies) {
-            Ok(()) => self.order_copies(token, copies),
+            Ok(()) => self.order_copies(token, copies, &[]),
             Err(error) => self.events.push_back(Event::CopiedIn(token, Err(error))),
         }
     }
@@ -37,7 +37,7 @@ impl Store {
         orders < WAITING_MAX && bytes < WAITING_BYTES_MAX
     }
 
-    fn verify_copies(&self, copies: &[Stored]) -> Result<(), RequestError> {
+    pub(super) fn verify_copies(&self, copies: &[Stored]) -> Result<(), RequestError> {
         let epoch = self.superblock.epoch;
         let mut behind = Lba(0);
         for copy in copies {

@@ -13,6 +13,7 @@ use super::super::record::{Body, COPIED_MAX, COPIED_ZEROS_MAX, CopiedZeros, Move
 use super::super::{Event, PAGES_MAX, Room, Store};
 use super::copy::Copies;
 use super::newer::{MapWalk, NeedPage, Sweep};
+use super::repair::Repairs;
 use super::stored::{Stored, StoredBlock};
 use crate::buffer::Buf;
 use crate::request::RequestError;
@@ -31,6 +32,7 @@ pub struct Copying {
     next: u64,
     orders: VecDeque<Order>,
     records_out: usize,
+    pub(super) repairs: Repairs,
 }
 
 #[derive(Debug)]
@@ -47,6 +49,8 @@ struct Order {
 #[derive(Debug)]
 struct Item {
     copy: Stored,
+    /// What is here in the same version is damaged.
+    mends: bool,
     seen: Seen,
 }
 
@@ -63,19 +67,21 @@ enum Seen {
 impl Copying {
     /// Orders and bytes that wait.
     pub fn waiting(&self) -> (usize, usize) {
-        let bytes = self.orders.iter().map(|order| order.bytes).sum();
-        (self.orders.len(), bytes)
+        let bytes: usize = self.orders.iter().map(|order| order.bytes).sum();
+        let (orders, repaired) = self.repairs.waiting();
+        (self.orders.len() + orders, bytes + repaired)
     }
 
     /// Nothing waits or is on its way.
     pub fn is_idle(&self) -> bool {
-        self.orders.is_empty()
+        self.orders.is_empty() && self.repairs.is_empty()
     }
 
     /// The tokens of all orders: nothing comes of them any more.
     pub fn take_all(&mut self) -> Vec<u64> {
         self.records_out = 0;
-        self.orders.drain(..).map(|order| order.token).collect()
+        let orders = self.orders.drain(..).map(|order| order.token);
+        orders.chain(self.repairs.take_all()).collect()
     }
 }
 
@@ -111,15 +117,17 @@ impl Draft {
 }
 
 impl Store {
-    pub(super) fn order_copies(&mut self, token: u64, copies: Vec<Stored>) {
+    /// `damaged`: those of the copies, by their places, that replace the same version.
+    pub(super) fn order_copies(&mut self, token: u64, copies: Vec<Stored>, damaged: &[usize]) {
         let bytes = copies.iter().map(|copy| match copy {
             Stored::Block(block) => block.bytes.len(),
             Stored::Zeros { .. } => 0,
         });
         let (id, bytes) = (self.copying.next, bytes.sum());
         self.copying.next += 1;
-        let items = copies.into_iter().map(|copy| Item {
+        let items = copies.into_iter().enumerate().map(|(index, copy)| Item {
             copy,
+            mends: damaged.contains(&index),
             seen: Seen::Unknown,
         });
         self.copying.orders.push_back(Order {
@@ -171,7 +179,7 @@ impl Store {
             let found = match &item.copy {
                 Stored::Block(block) => match item.seen {
                     Seen::Block(at, _) if at == checkpoint => Ok(()),
-                    _ if self.is_superseded_in_memory(block.lba, block.version) => Ok(()),
+                    _ if self.is_superseded_in_memory(block.lba, block.version, item.mends) => Ok(()),
                     _ => self.version_in_map(block.lba).map(|version| {
                         item.seen = Seen::Block(checkpoint, version);
                     }),
@@ -199,9 +207,17 @@ impl Store {
         missing
     }
 
-    /// It is not wanted, or the log and memory have something that is not older.
-    fn is_superseded_in_memory(&self, lba: Lba, version: Version) -> bool {
-        self.is_unwanted(version) || self.version_in_memory(lba).is_some_and(|have| have >= version)
+    /// It is not wanted, or the log and memory have something that is not older; if that is damaged, something newer.
+    fn is_superseded_in_memory(&self, lba: Lba, version: Version, mends: bool) -> bool {
+        if self.is_unwanted(version) {
+            return true;
+        }
+        if !mends {
+            return self.version_in_memory(lba).is_some_and(|have| have >= version);
+        }
+        // What is on its way was not looked at: it is no older, and nobody says that it is damaged.
+        let on_its_way = self.version_on_its_way(lba).is_some_and(|have| have >= version);
+        on_its_way || self.lookup_memory(lba).is_some_and(|entry| entry.version > version)
     }
 
     /// The stream brings it, or it was decided never to have happened.
@@ -222,7 +238,8 @@ impl Store {
                         Seen::Block(_, version) => version,
                         _ => Version::default(), // then it is superseded in memory
                     };
-                    if in_map >= block.version || self.is_superseded_in_memory(block.lba, block.version) {
+                    let in_map_counts = in_map > block.version || in_map == block.version && !item.mends;
+                    if in_map_counts || self.is_superseded_in_memory(block.lba, block.version, item.mends) {
                         draft.copies.superseded += 1;
                     } else if draft.takes(block) {
                         draft.add(block);

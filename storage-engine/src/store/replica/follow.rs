@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use super::super::scrub::DamagedThing;
 use super::super::{Batch, Event, Room, Store};
 use super::{Rows, Stored};
 use crate::replication::{CopyMode, ReplicaEvent, ReplicaStore};
+use crate::request::RequestError;
 use crate::seal::KeyRow;
 use crate::store::layout::EpochEnd;
 use crate::types::{Epoch, Lba, Seq, Version};
@@ -76,6 +78,17 @@ impl ReplicaStore for Store {
     }
 
     fn read_stored(&mut self, token: u64, lba: Lba, blocks: u64) {
+        // Whoever asks may believe that this replica has grown.
+        if lba.0.checked_add(blocks).is_none_or(|end| end > self.size_blocks()) {
+            let error = format!(
+                "the replica has {} blocks, and {blocks} from {} on were asked for",
+                self.size_blocks(),
+                lba.0
+            );
+            return self
+                .events
+                .push_back(Event::Stored(token, Err(RequestError::Invalid(error))));
+        }
         Store::read_stored(self, token, lba, blocks);
     }
 
@@ -85,9 +98,13 @@ impl ReplicaStore for Store {
 
     fn copy_in(&mut self, token: u64, blocks: Vec<Stored>, mode: CopyMode) {
         match mode {
-            // What is damaged is written anew only by what is newer, as yet.
-            CopyMode::Newer | CopyMode::Repair | CopyMode::Any => Store::copy_in(self, token, blocks),
+            CopyMode::Newer | CopyMode::Any => Store::copy_in(self, token, blocks),
+            CopyMode::Repair => Store::repair_in(self, token, blocks),
         }
+    }
+
+    fn gate_wanted(&self) -> Option<Version> {
+        Store::gate_wanted(self)
     }
 
     fn poll_event(&mut self) -> Option<ReplicaEvent> {
@@ -106,6 +123,10 @@ impl ReplicaStore for Store {
                     let done = done.map(|_| ()).map_err(|error| error.to_string());
                     ReplicaEvent::Copied(token, done)
                 }
+                Event::Damaged(damage) => match damage.thing {
+                    DamagedThing::Block { lba, snapshot: None } => ReplicaEvent::Damaged(lba),
+                    _ => continue,
+                },
                 Event::Stopped(why) => ReplicaEvent::Stopped(why),
                 // Of guests and their snapshots: nobody asks a replica for them.
                 _ => continue,

@@ -13,12 +13,15 @@
 //! - **A copy never replaces anything newer.** It is compared with what this replica has for that block at the copy's
 //!   own place in the log, whatever is on its way, and what remains of it becomes one record. The writes of the
 //!   stream that come later are newer than every copy: one that is ahead of the stream is left to the stream.
+//! - **What is damaged is written anew in the same version**, if that is what is here, and only then
+//!   ([`Store::repair_in`]).
 
 mod amend;
 mod copy;
 mod copying;
 mod follow;
 mod newer;
+mod repair;
 mod rows;
 mod stored;
 

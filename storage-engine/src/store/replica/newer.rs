@@ -165,8 +165,13 @@ impl Store {
 
     /// The newest version of a block in the log and in memory, also of records that are on their way.
     pub(super) fn version_in_memory(&self, lba: Lba) -> Option<Version> {
-        let inflight = self.log.ops_inflight().rev().find_map(|op| op.version_at(lba));
+        let inflight = self.version_on_its_way(lba);
         inflight.or_else(|| self.lookup_memory(lba).map(|entry| entry.version))
+    }
+
+    /// The newest version of a block in records that are on their way.
+    pub(super) fn version_on_its_way(&self, lba: Lba) -> Option<Version> {
+        self.log.ops_inflight().rev().find_map(|op| op.version_at(lba))
     }
 
     /// The tables in memory.

@@ -363,7 +363,8 @@ impl Store {
     fn block_holder(&mut self, tree: TreeId, lba: Lba, entry: Entry) -> Holder {
         if tree == TreeId::HEAD
             && let Some(newer) = self.frozen.as_ref().and_then(|frozen| frozen.get(lba))
-            && newer.version > entry.version
+            && newer.version >= entry.version
+            && newer.location != entry.location
             && self.recent.catalog.keeper(entry.version, newer.version).is_none()
         {
             return Holder::Nobody; // a checkpoint is letting go of it
@@ -372,7 +373,8 @@ impl Store {
     }
 
     pub(super) fn found_damage(&mut self, damage: Damage) {
-        if self.scrub.findings.add(damage.clone(), self.scrub.pass) {
+        // A replica asks for it to be mended until it is.
+        if self.scrub.findings.add(damage.clone(), self.scrub.pass) || self.is_led() {
             self.events.push_back(Event::Damaged(damage));
         }
     }

@@ -42,14 +42,12 @@ pub trait Backend: ReplicaStore + Debug + Sized {
     fn checkpoint(&mut self, _gated: bool) {}
     /// Everything that is there.
     fn contents(&self) -> Contents;
-    /// A block rots, if it can.
-    fn damage(&mut self, _lba: Lba) -> bool {
-        false
-    }
-    /// The version of a block, if it is known without looking at the disk.
-    fn block(&self, _lba: Lba) -> Option<Version> {
-        None
-    }
+    /// The newest version of a block rots, which is of this write; false if it is not there.
+    fn damage(&mut self, lba: Lba, version: Version, write: u64) -> bool;
+    /// Looks for damage, and reports it.
+    fn scrub(&mut self);
+    /// Blocks that cannot be read.
+    fn damaged(&self) -> Vec<Lba>;
     /// The check of a block.
     fn check(volume: [u8; 16], lba: Lba, version: Version, bytes: &Buf) -> Check;
 }

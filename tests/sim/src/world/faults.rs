@@ -1,10 +1,10 @@
 //! What goes wrong, and the end of it.
 
-use galleonfs_storage_engine::replication::{Replica, ReplicaId, ReplicaStore};
+use galleonfs_storage_engine::replication::{Replica, ReplicaId};
 use galleonfs_storage_engine::types::{Lba, Version};
 
 use super::backend::Backend;
-use super::{Event, MS, Node, World};
+use super::{Event, MS, World};
 
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +19,17 @@ pub(super) enum Fault {
     Rot,
     SlowDisk,
     Administer,
+    Lag,
+}
+
+/// What comes after everything to and from a node took longer for a while.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum AfterLag {
+    Nothing,
+    /// The node is cut off, with answers to what it asked still on their way.
+    Isolation,
+    /// The node loses power and is back at once, while it still takes longer.
+    Power,
 }
 
 impl<B: Backend> World<B> {
@@ -37,14 +48,14 @@ impl<B: Backend> World<B> {
                 self.swarm.partition_ms
             }
             Fault::Kill => {
-                self.take_down(node, false);
+                self.take_down(node, false, None);
                 self.swarm.kill_ms
             }
             Fault::Power => {
-                self.take_down(node, true);
+                self.take_down(node, true, None);
                 // A whole rack now and then.
                 if self.rng.percent(20) {
-                    (0..self.nodes.len()).for_each(|node| self.take_down(node, true));
+                    (0..self.nodes.len()).for_each(|node| self.take_down(node, true, None));
                     self.sometimes("all nodes lose power at once");
                 }
                 self.swarm.power_ms
@@ -81,6 +92,10 @@ impl<B: Backend> World<B> {
             Fault::SlowDisk => {
                 self.nodes[node].disk_slow_until_us = self.now_us + self.rng.between(50, 8_000) * MS;
                 self.swarm.slow_disk_ms
+            }
+            Fault::Lag => {
+                self.lag(node);
+                self.swarm.lag_ms
             }
             Fault::Administer => {
                 self.administer();
@@ -121,8 +136,59 @@ impl<B: Backend> World<B> {
         }
     }
 
-    /// The node's process ends, and with `power` the machine.
-    fn take_down(&mut self, node: usize, power: bool) {
+    /// Messages to and from a node take longer than a lease outlives the one behind it, and shorter than what makes a
+    /// member late.
+    fn lag(&mut self, node: usize) {
+        let leader = self.nodes.iter().position(|node| {
+            let serving = node.serving.as_ref();
+            serving.is_some_and(|serving| serving.primary.is_serving())
+        });
+        let node = leader.filter(|_| self.rng.percent(50)).unwrap_or(node);
+        let takes = self.rng.between(100, 1_900) * MS;
+        self.net.lag(node, takes);
+        let then = match self.rng.below(4) {
+            0 => AfterLag::Nothing,
+            1 => AfterLag::Power,
+            _ => AfterLag::Isolation,
+        };
+        let lasts = self.rng.between(500, 5_000) * MS;
+        self.at(lasts, Event::LagEnds(node, then));
+    }
+
+    pub(super) fn lag_ends(&mut self, node: usize, then: AfterLag) {
+        if self.calm {
+            return;
+        }
+        match then {
+            AfterLag::Nothing => self.net.lag(node, 0),
+            AfterLag::Isolation => {
+                self.net.lag(node, 0);
+                let lasts = self.rng.between(5_000, 15_000) * MS;
+                let partition = self.net.isolate(node);
+                self.at(lasts, Event::Heal(partition));
+                if self.rng.percent(40) {
+                    self.nodes[node].disk_slow_until_us = self.now_us + lasts;
+                }
+                self.sometimes("a node is cut off while answers are on their way to it");
+            }
+            AfterLag::Power => {
+                self.take_down(node, true, Some(self.now_us % 100 + 1));
+                self.at(3_000 * MS, Event::LagEnds(node, AfterLag::Nothing));
+            }
+        }
+    }
+
+    /// One that just joined loses power, and is back soon.
+    pub(super) fn cut_joined(&mut self, node: usize) {
+        if !self.calm {
+            let back = self.rng.between(10, 1_500);
+            self.take_down(node, true, Some(back));
+            self.sometimes("a replica that has just joined loses power");
+        }
+    }
+
+    /// The node's process ends, and with `power` the machine. It is back after some time, or after so many milliseconds.
+    fn take_down(&mut self, node: usize, power: bool, back_ms: Option<u64>) {
         let it = &mut self.nodes[node];
         it.serving = None;
         if let Some(mut replica) = it.replica.take() {
@@ -136,40 +202,42 @@ impl<B: Backend> World<B> {
             }
             self.power_cut |= power;
         }
-        let back = if self.rng.percent(70) { 3_000 } else { 20_000 };
-        let back = self.rng.between(10, back) * MS;
-        self.at(back, Event::Boot(node));
+        let most = if self.rng.percent(70) { 3_000 } else { 20_000 };
+        let back_ms = back_ms.unwrap_or_else(|| self.rng.between(10, most));
+        self.at(back_ms * MS, Event::Boot(node));
     }
 
     /// A block rots on one node, where all that are in sync have it, and no other node ever lost it.
     fn rot(&mut self, node: usize) {
-        let lba = Lba(self.rng.below(self.blocks));
-        let in_sync = |it: &&Node<B>| self.api.config.in_sync.contains(&it.id);
-        let store = |it: &Node<B>| {
-            it.replica
-                .as_ref()
-                .and_then(Replica::store)
-                .and_then(|store| store.block(lba))
-        };
-        let mut versions: Vec<_> = self.nodes.iter().filter(in_sync).map(store).collect();
-        versions.dedup();
-        // And all have it on stable storage: so no power cut makes the one that rots the only one.
-        let agreed = self.nodes[node]
-            .replica
-            .as_ref()
-            .and_then(Replica::store)
-            .map(ReplicaStore::agreed);
-        let same = versions.len() == 1
-            && versions[0].is_some_and(|version| version > Version::default() && Some(version) <= agreed);
-        let only = self.damaged.get(&lba).is_none_or(|at| *at == node);
-        if self.min_in_sync < 2 || !same || !only || !in_sync(&&self.nodes[node]) {
-            return;
+        // Most blocks cannot: they are zeros, or are being written.
+        for _ in 0..8 {
+            let lba = Lba(self.rng.below(self.blocks));
+            if let Some((version, write)) = self.oracle.newest(lba) {
+                return self.rot_block(node, lba, version, write);
+            }
         }
-        if let Some(store) = self.nodes[node].replica.as_mut().and_then(Replica::store_mut)
-            && store.damage(lba)
+    }
+
+    fn rot_block(&mut self, node: usize, lba: Lba, version: Version, write: u64) {
+        // All that are in sync have it on stable storage: so no power cut makes the one that rots the only one.
+        let in_sync = self.api.config.in_sync.contains(&self.nodes[node].id);
+        let only = self.damaged.get(&lba).is_none_or(|at| *at == node);
+        let store = self.nodes[node].replica.as_mut().and_then(Replica::store_mut);
+        let store = store.filter(|store| in_sync && only && store.agreed() >= version);
+        if self.min_in_sync >= 2
+            && let Some(store) = store
+            && store.damage(lba, version, write)
         {
             self.damaged.insert(lba, node);
             self.sometimes("a block rots");
+        }
+    }
+
+    /// A replica looks for damage.
+    pub(super) fn scrub(&mut self, node: usize) {
+        if let Some(store) = self.nodes[node].replica.as_mut().and_then(Replica::store_mut) {
+            store.scrub();
+            self.drain_replica(node);
         }
     }
 

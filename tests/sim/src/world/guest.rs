@@ -114,6 +114,9 @@ impl Guest {
                 return self.read(primary, oracle, Lba(0), blocks);
             }
         }
+        if !calm && rng.ppm(swarm.quiet_ppm) {
+            self.writes_from_us = now_us + rng.between(1_000_000, 8_000_000);
+        }
         let chance = rng.below(100);
         let reads = chance >= swarm.flush_percent && chance < swarm.flush_percent + swarm.read_percent;
         if reads || !may_write || now_us < self.writes_from_us {

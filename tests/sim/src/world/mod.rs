@@ -36,7 +36,7 @@ use galleonfs_storage_engine::types::Lba;
 
 use api::Api;
 use backend::Backend;
-use faults::Fault;
+use faults::{AfterLag, Fault};
 use guest::{Guest, Moment};
 use net::{Net, ask_over_the_wire, reply_over_the_wire};
 use oracle::Oracle;
@@ -83,7 +83,7 @@ pub struct Outcome {
 }
 
 /// Everything that has to have happened in a run of many seeds: a simulator that never gets there proves nothing about it.
-pub const SOMETIMES: [&str; 21] = [
+pub const SOMETIMES: [&str; 24] = [
     "a block is copied beside new writes",
     "a block is copied to make members equal",
     "a block rots",
@@ -93,6 +93,7 @@ pub const SOMETIMES: [&str; 21] = [
     "a member is recorded as out",
     "a new replica is added",
     "a new replica joins",
+    "a node is cut off while answers are on their way to it",
     "a primary ends in order",
     "a primary is deposed",
     "a primary is deposed with a write under way",
@@ -101,6 +102,8 @@ pub const SOMETIMES: [&str; 21] = [
     "a replica is given up",
     "a replica is given up while it is brought up to date",
     "a replica joins",
+    "a replica names a damaged block",
+    "a replica that has just joined loses power",
     "a replica was started again in the middle of an epoch",
     "a tail that nobody else has is cut off",
     "all nodes lose power at once",
@@ -129,6 +132,10 @@ enum Event {
     Lead(usize, Incarnation, Stamp, Box<Config>),
     /// A node is told that the object changed.
     Look(usize, Incarnation),
+    /// Messages to and from a node take no longer than others from now on.
+    LagEnds(usize, AfterLag),
+    /// A replica that joined loses power.
+    CutJoined(usize),
     /// A replica that was given up is removed.
     Remove(usize),
     Reopen(usize, u64, Vec<EpochEnd>),
@@ -191,7 +198,11 @@ impl<B: Backend> Node<B> {
         let id = ReplicaId(rng.uid());
         Node {
             id,
-            rate: rng.between(1000 - swarm.skew, 1000 + swarm.skew),
+            rate: if rng.percent(50) {
+                *rng.pick(&[1000 - swarm.skew, 1000 + swarm.skew])
+            } else {
+                rng.between(1000 - swarm.skew, 1000 + swarm.skew)
+            },
             offset_ms: rng.below(1_000_000),
             boot: 0,
             disk: Some(B::blank(volume, id.0, blocks)),
@@ -231,6 +242,8 @@ struct World<B: Backend> {
     calm: bool,
     /// Which node lost a block: no two ever lose the same one.
     damaged: BTreeMap<Lba, usize>,
+    /// When it was last looked whether everything was mended.
+    looked_us: u64,
     outcome: Outcome,
     hasher: rustc_hash::FxHasher,
 }
@@ -285,6 +298,7 @@ impl<B: Backend> World<B> {
             power_cut: false,
             calm: false,
             damaged: BTreeMap::new(),
+            looked_us: 0,
             outcome: Outcome::default(),
             hasher: rustc_hash::FxHasher::default(),
             rng,
@@ -309,6 +323,7 @@ impl<B: Backend> World<B> {
             (Fault::Rot, self.swarm.rot_ms),
             (Fault::SlowDisk, self.swarm.slow_disk_ms),
             (Fault::Administer, self.swarm.administer_ms),
+            (Fault::Lag, self.swarm.lag_ms),
         ];
         for (fault, pause_ms) in pauses {
             if pause_ms > 0 {
@@ -457,6 +472,8 @@ impl<B: Backend> World<B> {
             }
             Event::Lead(node, incarnation, stamp, config) => self.lead(node, incarnation, stamp, *config),
             Event::Look(node, incarnation) => self.look(node, incarnation),
+            Event::LagEnds(node, then) => self.lag_ends(node, then),
+            Event::CutJoined(node) => self.cut_joined(node),
             Event::Remove(node) => self.nodes[node].replica = None,
             Event::Reopen(node, boot, ends) => self.reopen(node, boot, &ends),
             Event::Boot(node) => self.boot(node),
@@ -468,6 +485,9 @@ impl<B: Backend> World<B> {
                 if let Some(store) = self.nodes[node].replica.as_mut().and_then(Replica::store_mut) {
                     store.checkpoint(gated);
                     self.drain_replica(node);
+                }
+                if self.calm || self.swarm.rot_ms > 0 && self.rng.percent(5) {
+                    self.scrub(node);
                 }
                 let pause = self.rng.between(1, 2 * self.swarm.checkpoint_ms);
                 self.at(pause * MS, Event::Checkpoint(node));
@@ -531,6 +551,8 @@ impl<B: Backend> World<B> {
                 None => {}
                 Some(ReplicaOutput::Reply(message)) => {
                     match &message.reply {
+                        Reply::Damaged { .. } => self.sometimes("a replica names a damaged block"),
+                        Reply::Wants { .. } => self.sometimes("a checkpoint waits for a flush"),
                         Reply::Gap { .. } => self.sometimes("a record does not come in its turn"),
                         Reply::Refused {
                             why: Refusal::Fenced, ..
@@ -641,6 +663,16 @@ impl<B: Backend> World<B> {
                 self.sometimes("a replica joins");
             }
             self.note_joined(&before, &after);
+            let joined = self.nodes.iter().position(|node| {
+                let was_in_sync = before.in_sync.contains(&node.id);
+                after.in_sync.contains(&node.id) && !was_in_sync
+            });
+            if let Some(joined) = joined
+                && self.rng.percent(self.swarm.cut_joined_percent)
+            {
+                let takes = self.rng.between(1, 1_500) * MS;
+                self.at(takes, Event::CutJoined(joined));
+            }
             if after.in_sync.len() < before.in_sync.len() {
                 self.sometimes("a member is recorded as out");
             }

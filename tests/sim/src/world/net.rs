@@ -50,6 +50,8 @@ pub struct Net {
     next: u64,
     /// Links that are cut, by partition: from, to.
     cuts: BTreeMap<u64, Vec<(usize, usize)>>,
+    /// Microseconds that everything takes longer which goes to or from a node.
+    lags: BTreeMap<usize, u64>,
 }
 
 impl Net {
@@ -59,6 +61,7 @@ impl Net {
             nodes,
             next: 0,
             cuts: BTreeMap::new(),
+            lags: BTreeMap::new(),
         }
     }
 
@@ -81,6 +84,20 @@ impl Net {
         self.next
     }
 
+    /// Cuts one node off from everybody.
+    pub fn isolate(&mut self, node: usize) -> u64 {
+        let others = (0..=self.nodes).filter(|other| *other != node);
+        let cut = others.flat_map(|other| [(node, other), (other, node)]);
+        self.next += 1;
+        self.cuts.insert(self.next, cut.collect());
+        self.next
+    }
+
+    /// From now on everything to and from a node takes so much longer.
+    pub fn lag(&mut self, node: usize, us: u64) {
+        self.lags.insert(node, us);
+    }
+
     /// Ends a partition.
     pub fn heal(&mut self, partition: u64) {
         self.cuts.remove(&partition);
@@ -89,6 +106,7 @@ impl Net {
     /// Ends all of them.
     pub fn heal_all(&mut self) {
         self.cuts.clear();
+        self.lags.clear();
     }
 
     fn reaches(&self, from: usize, to: usize) -> bool {
@@ -109,7 +127,8 @@ impl Net {
         if !self.reaches(from, to) || !calm && rng.ppm(swarm.lose_ppm) {
             return Vec::new();
         }
-        let mut arrivals = vec![rng.between(20, swarm.delay_us)];
+        let lag_us: u64 = [from, to].iter().filter_map(|node| self.lags.get(node)).sum();
+        let mut arrivals = vec![lag_us + rng.between(20, swarm.delay_us)];
         if !calm && rng.ppm(swarm.slow_ppm) {
             // Long after everybody has given it up.
             arrivals[0] = rng.between(1_000, 15_000_000);

@@ -104,6 +104,13 @@ impl Oracle {
         self.blocks.iter().map(|(lba, block)| (*lba, block.completed)).collect()
     }
 
+    /// The write that this block is of on all that are in sync, if that is known: the newest one is completed.
+    pub fn newest(&self, lba: Lba) -> Option<(Version, u64)> {
+        let block = self.blocks.get(&lba)?;
+        let (version, id) = block.writes.last_key_value()?;
+        (block.completed == *version).then_some((*version, (*id)?))
+    }
+
     /// A flush completed.
     pub fn flush_completes(&mut self, covers: &Floors) {
         self.flushes += 1;

@@ -11,7 +11,8 @@ use galleonfs_storage_engine::replication::{CopyMode, ReplicaEvent, ReplicaStore
 use galleonfs_storage_engine::seal::KeyRow;
 use galleonfs_storage_engine::store::layout::EpochEnd;
 use galleonfs_storage_engine::store::{
-    Event, FormatOptions, OpenOptions, Room, Seals, Settle, Store, format_joining_replica, inspect, open_replica,
+    Event, FormatOptions, OpenOptions, Room, ScrubOrder, Seals, Settle, Store, format_joining_replica, inspect,
+    open_replica,
 };
 use galleonfs_storage_engine::types::{BlockSize, Check, Epoch, Identity, Lba, SECTOR_BYTES, Seq, Version};
 
@@ -154,6 +155,18 @@ impl RealStore {
         }
     }
 
+    /// Another one, as if this one had just been killed.
+    fn copy(&self) -> RealStore {
+        let (volume, replica) = ReplicaStore::identity(&self.store);
+        let disk = RealDisk {
+            volume,
+            replica,
+            blocks: self.blocks,
+            files: self.files.clone(),
+        };
+        RealStore::open(disk, None).expect("what is in the kernel's hands can be opened")
+    }
+
     /// Of what is on its way to the disk a part arrives.
     fn end_writes(&mut self, rng: &mut Rng) {
         for (_, (_, io)) in std::mem::take(&mut self.out) {
@@ -239,15 +252,42 @@ impl Backend for RealStore {
         self.store.tick(now_ms);
     }
 
+    fn damage(&mut self, _lba: Lba, _version: Version, write: u64) -> bool {
+        let mut any = false;
+        let segments = self.files.0.iter_mut();
+        for (_, file) in segments.filter(|(id, _)| matches!(id, FileId::Segment(_))) {
+            for page in file.bytes.chunks_exact_mut(4096) {
+                let id = write.to_le_bytes();
+                if page[..8] == id && page[4088..] == id {
+                    page[2000] ^= 4;
+                    any = true;
+                }
+            }
+        }
+        any
+    }
+
+    fn scrub(&mut self) {
+        self.store.scrub(ScrubOrder::Start { bytes_per_second: 0 });
+    }
+
+    fn damaged(&self) -> Vec<Lba> {
+        let mut copy = self.copy();
+        for lba in 0..self.blocks {
+            copy.store.read_stored(lba, Lba(lba), 1);
+        }
+        copy.store.drive(&mut copy.files);
+        let mut damaged = Vec::new();
+        while let Some(event) = copy.store.poll_event() {
+            if let Event::Stored(lba, Err(_)) = event {
+                damaged.push(Lba(lba));
+            }
+        }
+        damaged
+    }
+
     fn contents(&self) -> Contents {
-        let (volume, replica) = ReplicaStore::identity(&self.store);
-        let disk = RealDisk {
-            volume,
-            replica,
-            blocks: self.blocks,
-            files: self.files.clone(),
-        };
-        let mut copy = RealStore::open(disk, None).expect("what is in the kernel's hands can be opened");
+        let mut copy = self.copy();
         copy.store.read_stored(0, Lba(0), self.blocks);
         copy.store.drive(&mut copy.files);
         let mut contents = Contents::new();
@@ -335,6 +375,9 @@ impl ReplicaStore for RealStore {
     }
     fn copy_in(&mut self, token: u64, blocks: Vec<Stored>, mode: CopyMode) {
         ReplicaStore::copy_in(&mut self.store, token, blocks, mode);
+    }
+    fn gate_wanted(&self) -> Option<Version> {
+        ReplicaStore::gate_wanted(&self.store)
     }
     fn poll_event(&mut self) -> Option<ReplicaEvent> {
         ReplicaStore::poll_event(&mut self.store)

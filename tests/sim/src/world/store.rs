@@ -535,19 +535,27 @@ impl Backend for SimStore {
         self.applied.iter().map(|(lba, block)| (*lba, id(block))).collect()
     }
 
-    fn block(&self, lba: Lba) -> Option<Version> {
-        let found = self.applied.get(&lba);
-        Some(found.map_or(Version::default(), |(version, _)| *version))
-    }
-
-    fn damage(&mut self, lba: Lba) -> bool {
+    fn damage(&mut self, lba: Lba, version: Version, _write: u64) -> bool {
         match self.applied.get(&lba) {
-            Some((version, Some(_))) => {
-                self.disk.damaged.insert(lba, *version);
+            Some((here, Some(_))) if *here == version => {
+                self.disk.damaged.insert(lba, version);
                 true
             }
             _ => false,
         }
+    }
+
+    fn scrub(&mut self) {
+        let found = self.damaged().into_iter().map(ReplicaEvent::Damaged);
+        self.events.extend(found);
+    }
+
+    fn damaged(&self) -> Vec<Lba> {
+        let here = |(lba, damaged): (&Lba, &Version)| {
+            let version = self.applied.get(lba).map(|(version, _)| version);
+            (version == Some(damaged)).then_some(*lba)
+        };
+        self.disk.damaged.iter().filter_map(here).collect()
     }
 
     fn check(_volume: [u8; 16], _lba: Lba, _version: Version, _bytes: &Buf) -> Check {
@@ -652,11 +660,13 @@ impl ReplicaStore for SimStore {
     }
 
     fn copy_in(&mut self, token: u64, blocks: Vec<Stored>, mode: CopyMode) {
+        let damaged = self.disk.damaged.clone();
         let takes = |lba: Lba, version: Version, head: &Blocks| {
             let known = head.get(&lba).map_or(Version::default(), |(version, _)| *version);
             match mode {
                 CopyMode::Newer => version > known,
-                CopyMode::Repair => version >= known,
+                // What is sound is not written again.
+                CopyMode::Repair => version > known || version == known && damaged.get(&lba) == Some(&version),
                 CopyMode::Any => true,
             }
         };

@@ -22,9 +22,14 @@ pub struct Swarm {
     pub rot_ms: u64,
     pub slow_disk_ms: u64,
     pub administer_ms: u64,
+    pub lag_ms: u64,
+    /// Of a hundred replicas that join so many lose power soon.
+    pub cut_joined_percent: u64,
     pub checkpoint_ms: u64,
     /// Clocks differ by so much in a thousand.
     pub skew: u64,
+    /// Of a million thoughts of the guest so many make it only read for a while.
+    pub quiet_ppm: u64,
     /// Mean microseconds between requests of the guest.
     pub think_us: u64,
     pub zero_percent: u64,
@@ -58,9 +63,16 @@ impl Swarm {
             move_ms: maybe(rng, 60, 2_000, 20_000),
             rot_ms: maybe(rng, 30, 500, 5_000),
             slow_disk_ms: maybe(rng, 30, 2_000, 20_000),
+            lag_ms: maybe(rng, 30, 2_000, 20_000),
+            cut_joined_percent: maybe(rng, 40, 5, 60),
             administer_ms: maybe(rng, 40, 1_000, 20_000),
             checkpoint_ms: rng.between(50, 3_000),
-            skew: maybe(rng, 60, 1, 99),
+            skew: match rng.below(10) {
+                0..4 => 0,
+                4..7 => 99,
+                _ => rng.between(1, 99),
+            },
+            quiet_ppm: maybe(rng, 30, 200, 4_000),
             think_us: rng.between(500, 20_000),
             zero_percent: rng.between(0, 30),
             flush_percent: rng.between(1, 15),
