@@ -273,11 +273,21 @@ impl Process {
                 tracing::info!(%volume, why = %error, "stays in use: its next start recovers it");
             }
         });
-        if tokio::time::timeout(END_PATIENCE, futures::future::join_all(closing))
-            .await
-            .is_err()
-        {
-            tracing::warn!("not every volume was closed in time: their next start recovers them");
+        let replicas = async {
+            futures::future::join_all(closing).await;
+            // Behind the volumes: one that is led here ends by way of its replica. While one stays in use its replica does,
+            // too: without it the volume would record it as out, with it both are found as after a crash.
+            let in_use = !self.engine.metrics().is_empty();
+            let hosted = if in_use { Vec::new() } else { self.engine.all_hosted() };
+            let closing = hosted.into_iter().map(|replica| async move {
+                if let Err(error) = self.engine.unhost(replica).await {
+                    tracing::warn!(%replica, why = %error, "is not closed: its next start recovers it");
+                }
+            });
+            futures::future::join_all(closing).await;
+        };
+        if tokio::time::timeout(END_PATIENCE, replicas).await.is_err() {
+            tracing::warn!("not everything was closed in time: the next start recovers it");
         }
         // Behind the volumes: closing one may have a word for its replicas.
         self.peers.stop();

@@ -225,6 +225,11 @@ impl Peers {
                 "Frames for volumes that are not served here.",
                 self.0.exchange.unclaimed(),
             ),
+            (
+                "galleonfs_wire_refused_messages_total",
+                "Frames that are no message of replication, or that ask for what cannot be.",
+                self.0.exchange.refused(),
+            ),
         ] {
             let counter = IntCounter::new(name, help)?;
             counter.inc_by(value);

@@ -131,6 +131,13 @@ impl Engine {
         on_thread(format!("unhost {replica}"), move || inner.unhost(replica)).await
     }
 
+    /// Every replica that is hosted.
+    pub fn all_hosted(&self) -> Vec<Uuid> {
+        let replicas = self.inner.hosting.replicas();
+        let hosted = replicas.iter().filter(|(_, slot)| slot.hosted.is_some());
+        hosted.map(|(replica, _)| *replica).collect()
+    }
+
     /// Makes a hosted replica larger, durably; gives the size that it has then.
     pub async fn grow_hosted(&self, replica: Uuid, size_bytes: u64) -> Result<u64, EngineError> {
         let inner = self.inner.clone();
@@ -188,11 +195,6 @@ impl Engine {
     pub async fn lead(&self, spec: LeadSpec) -> Result<Device, EngineError> {
         let inner = self.inner.clone();
         on_thread(format!("lead {}", spec.volume), move || inner.lead(&spec)).await
-    }
-
-    /// Messages of other nodes that were refused.
-    pub fn refused_messages(&self) -> u64 {
-        self.inner.refused.load(Ordering::Relaxed)
     }
 }
 

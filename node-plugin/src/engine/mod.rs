@@ -39,7 +39,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc};
 
 use galleonfs_storage_engine::BlockEngine;
@@ -170,7 +170,6 @@ struct Inner {
     volumes: Mutex<HashMap<String, Slot>>,
     next_key: AtomicU32,
     hosting: Hosting,
-    refused: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for Engine {
@@ -225,13 +224,12 @@ impl Engine {
         };
         memory::keep_freed_memory();
         let budget = FileBudget::of_this_process();
-        let refused = Arc::new(AtomicU64::new(0));
         let mut shards = Vec::new();
         for index in 0..count {
             let (outbox, inbox) =
                 inbox().map_err(|error| EngineError::os(format!("make the inbox of shard {index}"), error))?;
             let (own, budget) = (outbox.clone(), budget.clone());
-            let post = Post::new(config.network.exchange.clone(), outbox.clone(), refused.clone());
+            let post = Post::new(config.network.exchange.clone(), outbox.clone());
             std::thread::Builder::new()
                 .name(format!("shard {index}"))
                 .spawn(move || {
@@ -248,7 +246,6 @@ impl Engine {
             volumes: Mutex::default(),
             next_key: AtomicU32::new(0),
             hosting: Hosting::new(config.network.dial.clone(), maps, config.scrub),
-            refused,
         };
         Ok(Engine { inner: Arc::new(inner) })
     }

@@ -5,7 +5,6 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use galleonfs_storage_engine::buffer::{Buf, Lent};
@@ -86,12 +85,10 @@ pub(super) struct Post {
     routes: FxHashMap<Uuid, Vec<Route>>,
     nodes: FxHashMap<ReplicaId, Uuid>,
     unsent: Vec<Session>,
-    refused: Arc<AtomicU64>,
 }
 
 impl Post {
-    /// `refused` counts what came and is no message, or not for us.
-    pub fn new(exchange: Exchange, outbox: Outbox<Message>, refused: Arc<AtomicU64>) -> Post {
+    pub fn new(exchange: Exchange, outbox: Outbox<Message>) -> Post {
         Post {
             exchange,
             outbox,
@@ -100,7 +97,6 @@ impl Post {
             routes: FxHashMap::default(),
             nodes: FxHashMap::default(),
             unsent: Vec::new(),
-            refused,
         }
     }
 
@@ -221,7 +217,7 @@ impl Post {
 
     /// Counts what is not taken.
     pub fn refuse(&self, session: &Session, why: &str) {
-        let before = self.refused.fetch_add(1, Ordering::Relaxed);
+        let before = self.exchange.refuse();
         // Whoever sends one such message sends many.
         if before.is_power_of_two() || before == 0 {
             tracing::warn!(peer = %session.peer(), address = %session.address(), why, "a message was refused");

@@ -76,6 +76,8 @@ pub trait NodeEngine: Send + Sync + 'static {
     fn host(&self, spec: HostSpec) -> BoxFuture<'_, Result<(), EngineError>>;
     /// Closes a hosted replica; one that is not hosted is fine.
     fn unhost(&self, replica: Uuid) -> BoxFuture<'_, Result<(), EngineError>>;
+    /// Every replica that is hosted.
+    fn all_hosted(&self) -> Vec<Uuid>;
     /// Makes a hosted replica larger, durably; gives the size that it has then.
     fn grow_hosted(&self, replica: Uuid, size_bytes: u64) -> BoxFuture<'_, Result<u64, EngineError>>;
     /// How a hosted replica fares.

@@ -303,6 +303,11 @@ impl NodeEngine for FakeEngine {
         async { Ok(()) }.boxed()
     }
 
+    fn all_hosted(&self) -> Vec<Uuid> {
+        let all = self.hosted.lock().unwrap_or_else(PoisonError::into_inner);
+        all.keys().copied().collect()
+    }
+
     fn grow_hosted(&self, replica: Uuid, size_bytes: u64) -> BoxFuture<'_, Result<u64, EngineError>> {
         let mut all = self.hosted.lock().unwrap_or_else(PoisonError::into_inner);
         let grown = match all.get_mut(&replica) {

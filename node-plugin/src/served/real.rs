@@ -51,6 +51,10 @@ impl NodeEngine for RealEngine {
         self.engine.unhost(replica).boxed()
     }
 
+    fn all_hosted(&self) -> Vec<Uuid> {
+        self.engine.all_hosted()
+    }
+
     fn grow_hosted(&self, replica: Uuid, size_bytes: u64) -> BoxFuture<'_, Result<u64, EngineError>> {
         self.engine.grow_hosted(replica, size_bytes).boxed()
     }

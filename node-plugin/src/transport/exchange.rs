@@ -32,6 +32,7 @@ pub struct Exchange(Arc<Inner>);
 struct Inner {
     state: Mutex<State>,
     unclaimed: AtomicU64,
+    refused: AtomicU64,
 }
 
 #[derive(Default)]
@@ -75,6 +76,16 @@ impl Exchange {
     /// Frames that were for a volume that nobody serves here.
     pub fn unclaimed(&self) -> u64 {
         self.0.unclaimed.load(Ordering::Relaxed)
+    }
+
+    /// Counts a frame that is no message, or asks for what cannot be. Gives how many there were before.
+    pub fn refuse(&self) -> u64 {
+        self.0.refused.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Frames that were refused by whoever got them.
+    pub fn refused(&self) -> u64 {
+        self.0.refused.load(Ordering::Relaxed)
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
