@@ -114,7 +114,8 @@ pub async fn step(
             tracing::info!(volume = name, replica, in_sync = ?config.in_sync, "giving the replica up");
             change(world, volume, |config| {
                 config.out.remove(&replica);
-            }).await?;
+            })
+            .await?;
         }
         Repair::Add(replica) => {
             tracing::info!(volume = name, replica, "adding the replica");

@@ -322,7 +322,7 @@ impl Toy {
             .seed
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
-        (self.seed >> 33) % of == 0
+        (self.seed >> 33).is_multiple_of(of)
     }
 
     fn config(&mut self) -> &mut VolumeConfig {

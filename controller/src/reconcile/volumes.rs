@@ -30,7 +30,7 @@ pub async fn run(context: Arc<Context>) {
     };
     let seen = cluster.seen.clone();
     // Room may be what a volume waits for that lacks a replica.
-    let stuck = move |_: StoragePool| seen.volumes_where(|volume| redundancy::is_stuck(volume));
+    let stuck = move |_: StoragePool| seen.volumes_where(redundancy::is_stuck);
     let results = Controller::new(cluster.volumes.clone(), watcher::Config::default())
         .watches(cluster.replicas.clone(), watcher::Config::default(), volume_of)
         .watches(cluster.pools.clone(), watcher::Config::default(), stuck)
