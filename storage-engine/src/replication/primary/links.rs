@@ -13,6 +13,7 @@ impl Primary {
         }
         if let Some(member) = self.members.get_mut(&replica) {
             (member.asked_ms, member.beat_ms, member.flush_asked_ms) = (0, 0, 0);
+            member.gap = None;
             if member.streams() && member.acked >= member.base {
                 member.sent = member.acked;
                 self.pump(replica);

@@ -38,6 +38,10 @@ pub(super) struct Member {
     pub acked: Seq,
     /// Every one up to here was sent.
     pub sent: Seq,
+    /// Behind which write it said that a record is missing, and when that was sent again last. Every record that overtook
+    /// the missing one makes it say so.
+    pub gap: Option<Seq>,
+    pub gap_ms: u64,
     /// Its stream begins behind this one: it gets what is before another way.
     pub base: Seq,
     /// Everything up to here is on its stable storage.
@@ -75,6 +79,8 @@ impl Member {
             boot: None,
             acked: Seq(0),
             sent: Seq(0),
+            gap: None,
+            gap_ms: 0,
             base: Seq(0),
             flushed: Version::default(),
             flush_asked: Version::default(),

@@ -15,6 +15,9 @@ use crate::types::{Seq, Version};
 /// Records that may be on their way to one member.
 const WINDOW_RECORDS: usize = 16;
 
+/// What is missing is sent again so long after it was, if the member still lacks it: a round on a slow line.
+const GAP_AGAIN_MS: u64 = 100;
+
 impl Primary {
     /// The last write that was taken: the next record begins behind it.
     pub fn assigned(&self) -> Seq {
@@ -76,7 +79,7 @@ impl Primary {
         member.standing = Standing::Streaming;
         (member.sent, member.base) = (member.acked, Seq(0));
         (member.owes_write_ms, member.owes_flush_ms, member.owes_beat_ms) = (None, None, None);
-        member.flush_asked = Version::default();
+        (member.flush_asked, member.gap) = (Version::default(), None);
         member.beat_ms = 0;
         self.pump(id);
     }
@@ -120,10 +123,14 @@ impl Primary {
         self.pump(id);
     }
 
-    /// A record was lost on its way: everything behind what it has is sent again.
+    /// A record was lost on its way: everything behind what it has is sent again. Once, and not for each of the records
+    /// that came in its place: what is sent for each of them would bring as many answers, and so on.
     pub(super) fn gap(&mut self, id: ReplicaId, last: Seq) {
+        let now_ms = self.now_ms;
         let member = self.members.get_mut(&id).expect("an answer is taken from members");
-        if member.streams() && last < member.sent && last >= member.acked.max(member.base) {
+        let sent_again = member.gap == Some(last) && now_ms < member.gap_ms + GAP_AGAIN_MS;
+        if member.streams() && last < member.sent && last >= member.acked.max(member.base) && !sent_again {
+            (member.gap, member.gap_ms) = (Some(last), now_ms);
             member.sent = last;
             self.pump(id);
         }

@@ -129,6 +129,19 @@ impl Rig {
         self.run();
     }
 
+    fn says(&mut self, replica: u8, reply: Reply) {
+        self.primary.received(FromReplica {
+            volume: [1; 16],
+            replica: id(replica),
+            epoch: self.primary.epoch(),
+            incarnation: MINE,
+            round: self.primary.round,
+            boot: BOOT,
+            reply,
+        });
+        self.run();
+    }
+
     fn was_asked(&self, replica: u8, what: impl Fn(&Ask) -> bool) -> usize {
         let asked = self.asked.iter().filter(|(to, ask)| *to == id(replica) && what(ask));
         asked.count()
@@ -218,7 +231,9 @@ fn a_change_waits_until_a_look_has_ended_and_a_look_until_a_change_has() {
     assert_eq!((rig.reads, rig.proposed.len()), (1, 0));
     rig.finds(6, rig.config());
     rig.after(50);
-    let dropped = rig.config().with(&Change::Drop([id(3)].into(), Version::default()));
+    // It has the beginning of the epoch: that is on stable storage everywhere when one begins to serve.
+    let begun = rig.primary.version(Seq(0));
+    let dropped = rig.config().with(&Change::Drop([id(3)].into(), begun));
     assert_eq!(rig.proposed, [(Stamp(6), dropped)]);
     rig.primary.look();
     rig.after(1_000);
@@ -282,4 +297,66 @@ fn what_was_lost_with_a_connection_is_sent_again_when_there_is_a_new_one() {
     rig.run();
     assert_eq!(rig.was_asked(2, |ask| matches!(ask, Ask::Write(_))), 2);
     assert_eq!(rig.primary.written(), Seq(1));
+}
+
+#[test]
+fn a_record_that_is_missing_is_sent_again_once_however_many_came_in_its_place() {
+    let mut rig = Rig::serving(&[1, 2], 1);
+    rig.silent = vec![id(2)];
+    for _ in 0..8 {
+        rig.writes();
+    }
+    let writes = |rig: &Rig| rig.was_asked(2, |ask| matches!(ask, Ask::Write(_)));
+    assert_eq!(writes(&rig), 8);
+    // The first one was lost, and each of the others says so.
+    for _ in 0..7 {
+        rig.says(2, Reply::Gap { last: Seq(0) });
+    }
+    assert_eq!(writes(&rig), 16);
+    // It was lost once more.
+    rig.after(150);
+    rig.says(2, Reply::Gap { last: Seq(0) });
+    assert_eq!(writes(&rig), 24);
+    // Another one is missing now.
+    rig.says(2, Reply::Written { upto: Seq(3) });
+    rig.says(2, Reply::Gap { last: Seq(3) });
+    assert_eq!(writes(&rig), 29);
+}
+
+#[test]
+fn a_flush_covers_what_came_meanwhile_and_is_not_waited_for_in_vain() {
+    let mut rig = Rig::serving(&[1, 2], 1);
+    rig.silent = vec![id(2)];
+    let flushes = |rig: &Rig| rig.was_asked(2, |ask| matches!(ask, Ask::Flush { .. }));
+    let durable = |rig: &Rig, seq| rig.primary.version(Seq(seq));
+    rig.writes();
+    rig.says(2, Reply::Written { upto: Seq(1) });
+    rig.primary.sync();
+    rig.run();
+    assert_eq!(flushes(&rig), 1);
+    for seq in 2..=4 {
+        rig.writes();
+        rig.says(2, Reply::Written { upto: Seq(seq) });
+        rig.primary.sync();
+        rig.run();
+    }
+    assert_eq!(flushes(&rig), 1, "one at a time");
+    let upto = durable(&rig, 1);
+    rig.says(2, Reply::Flushed { upto });
+    assert_eq!(flushes(&rig), 2, "the next one at once");
+    assert_eq!(rig.primary.durable(), durable(&rig, 1));
+    // Whoever answers each flush is never late, however many are wanted.
+    for seq in 5..=64 {
+        rig.writes();
+        rig.says(2, Reply::Written { upto: Seq(seq) });
+        rig.primary.sync();
+        let upto = durable(&rig, seq - 1);
+        rig.says(2, Reply::Flushed { upto });
+        rig.now_ms += 100;
+        let sent_ms = rig.now_ms;
+        rig.says(2, Reply::Beaten { sent_ms });
+        rig.primary.tick(rig.now_ms);
+        rig.run();
+    }
+    assert!(rig.proposed.is_empty(), "nobody is dropped: {:?}", rig.proposed);
 }
