@@ -74,6 +74,9 @@ fn a_new_replica_is_good() {
     assert_eq!(found["good"], true);
     assert_eq!(found["volume"], VOLUME.to_string());
     assert_eq!(found["sizeBytes"], 16 << 20);
+    let digest = found["digest"].as_str().expect("a digest of what it holds");
+    assert_eq!(digest.len(), 64);
+    assert!(said(&check(&replica, &[])).contains(digest));
 }
 
 #[test]
@@ -111,6 +114,7 @@ fn one_damaged_superblock_is_a_problem_and_two_are_a_refusal() {
     let found: Value = serde_json::from_slice(&output.stdout).expect("the output is JSON");
     assert_eq!(found["good"], false);
     assert_eq!(found["problems"].as_array().map(Vec::len), Some(1), "{found:#}");
+    assert!(found["digest"].is_null(), "what is damaged is not compared: {found:#}");
 
     damage("superblock.1");
     let output = check(&replica, &[]);

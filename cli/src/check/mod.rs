@@ -59,6 +59,9 @@ fn print(to: &mut impl Write, directory: &Path, superblock: &Superblock, report:
         "  verified {} blocks, {} map pages, {} log records behind the checkpoint, in {} segments",
         report.blocks, report.pages, report.replayed_records, report.segments
     )?;
+    if let Some(digest) = &report.digest {
+        writeln!(to, "  digest   {}", hex(digest))?;
+    }
     for note in &report.notes {
         writeln!(to, "  note: {note}")?;
     }
@@ -88,6 +91,7 @@ fn to_json(directory: &Path, superblock: &Superblock, report: &CheckReport) -> V
         "pages": report.pages,
         "replayedRecords": report.replayed_records,
         "segments": report.segments,
+        "digest": report.digest.as_ref().map(|digest| hex(digest)),
         "problems": report.problems,
         "notes": report.notes,
     })
@@ -95,6 +99,10 @@ fn to_json(directory: &Path, superblock: &Superblock, report: &CheckReport) -> V
 
 /// As Kubernetes writes uids.
 fn uid(bytes: &[u8; 16]) -> String {
-    let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = hex(bytes);
     [&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-")
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

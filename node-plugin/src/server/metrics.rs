@@ -38,8 +38,8 @@ const GAUGES: [Figure<VolumeMetrics>; 1] = [(
     |volume| volume.inflight,
 )];
 
-/// Write amplification is the sum of the second to the sixth over the first.
-const STORE_COUNTERS: [Figure<StoreReport>; 8] = [
+/// Write amplification is the sum of what is stored, headers, filled, moved and map over the first.
+const STORE_COUNTERS: [Figure<StoreReport>; 9] = [
     (
         "galleonfs_store_guest_bytes_total",
         "Bytes of blocks that the guest wrote, before they were compressed.",
@@ -49,6 +49,11 @@ const STORE_COUNTERS: [Figure<StoreReport>; 8] = [
         "galleonfs_store_stored_bytes_total",
         "Bytes that these blocks are stored in.",
         |store| store.stats.stored_bytes,
+    ),
+    (
+        "galleonfs_store_copied_bytes_total",
+        "Of these, bytes that were copied from another replica.",
+        |store| store.stats.copied_bytes,
     ),
     (
         "galleonfs_store_header_bytes_total",

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use ring::digest;
+
 use super::keys;
 use super::log::Op;
 use super::page::{Entry, PageKind, PageName, TreeId, span};
@@ -33,6 +35,9 @@ pub struct CheckReport {
     pub segments: u64,
     /// Snapshots, deleted ones that still have something to give back not counted.
     pub snapshots: u64,
+    /// SHA-256 of the volume's size and of every block that holds data: where it is, its version, and the bytes that it is
+    /// stored in. Replicas of one volume that have all of it have the same. `None` if there is a problem.
+    pub digest: Option<[u8; 32]>,
 }
 
 /// Verifies the whole replica: superblocks, segment table, map, what snapshots keep, every block that is needed, and the
@@ -100,7 +105,10 @@ pub fn check(on: &mut dyn Disk) -> Result<CheckReport, OpenError> {
         Err(error) => report.problems.push(error.to_string()),
     }
     match Origins::new(&superblock.geometry, &volume.catalog, &used) {
-        Ok(origins) => verify_blocks(on, &superblock, &origins, &volume.needed(), &mut report),
+        Ok(origins) => {
+            let digest = verify_blocks(on, &superblock, &origins, &volume, &mut report);
+            report.digest = report.problems.is_empty().then_some(digest);
+        }
         Err(error) => report.problems.push(error.to_string()),
     }
     Ok(report)
@@ -285,6 +293,11 @@ impl Blocks {
         }
     }
 
+    /// Whether this is what the volume itself shows there, and not only a snapshot.
+    fn shows(&self, lba: Lba, entry: Entry) -> bool {
+        self.head.get(&lba).is_some_and(|(_, shown)| *shown == entry)
+    }
+
     /// Every block that the volume or a snapshot needs.
     fn needed(&self) -> Vec<(Lba, Entry)> {
         let mut needed: Vec<(Lba, Entry)> = self.head.iter().map(|(lba, (_, entry))| (*lba, *entry)).collect();
@@ -312,17 +325,20 @@ fn covers(rows: &Rows, lba: Lba) -> bool {
     before.is_some_and(|(first, (blocks, _))| lba.0 - first.0 < *blocks)
 }
 
+/// Gives what becomes [`CheckReport::digest`] if all is well.
 fn verify_blocks(
     on: &mut dyn Disk,
     superblock: &Superblock,
     origins: &Origins,
-    blocks: &[(Lba, Entry)],
+    volume: &Blocks,
     report: &mut CheckReport,
-) {
+) -> [u8; 32] {
+    let mut digest = digest::Context::new(&digest::SHA256);
+    digest.update(&superblock.size_bytes().to_le_bytes());
     let seals = Seals::of(&superblock.geometry);
     let block_bytes = superblock.geometry.block_size.bytes();
     let mut buf = BufMut::zeroed(block_bytes as usize);
-    for (lba, entry) in blocks {
+    for (lba, entry) in &volume.needed() {
         report.blocks += 1;
         let (segment, offset) = (entry.location.segment(), entry.location.offset());
         let place = format!(
@@ -344,7 +360,15 @@ fn verify_blocks(
                 if seals.block(*lba, entry.version, stored) != entry.check.crc {
                     report.problems.push(format!("{place} does not pass its check"));
                 }
+                if volume.shows(*lba, *entry) {
+                    let Version { epoch, seq } = entry.version;
+                    for number in [lba.0, u64::from(epoch.0), seq.0, entry.location.len()] {
+                        digest.update(&number.to_le_bytes());
+                    }
+                    digest.update(stored);
+                }
             }
         }
     }
+    digest.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
 }

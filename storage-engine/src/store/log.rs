@@ -378,6 +378,9 @@ impl Store {
         let ops = ops_of(&body, epoch, segment, offset + header_bytes);
         self.stats.written_bytes += body.payload_blocks() as u64 * self.seals.block_size().bytes();
         self.stats.stored_bytes += payload_bytes as u64;
+        if matches!(body, Body::Copied { .. }) {
+            self.stats.copied_bytes += payload_bytes as u64;
+        }
         let flushed = self.flushed();
         let (header, check) = self.seals.encode(&Header {
             epoch,

@@ -137,6 +137,8 @@ pub struct StoreStats {
     pub written_bytes: u64,
     /// Bytes that they are stored in.
     pub stored_bytes: u64,
+    /// Of these, bytes that were copied from another replica.
+    pub copied_bytes: u64,
     /// Bytes that the cleaner moved.
     pub moved_bytes: u64,
     /// Bytes of map pages written.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use galleonfs_storage_engine::request::RequestError;
+use galleonfs_storage_engine::store::check::check;
 use galleonfs_storage_engine::store::{Copies, Event, OpenError, Row, Rows, Stored, WriteEntry};
 use galleonfs_storage_engine::types::{BlockSize, Epoch, Lba, Seq, Version};
 
@@ -126,6 +127,31 @@ fn the_same_copy_twice_is_taken_once() {
         (0, 81),
         "also when they are in the map"
     );
+}
+
+#[test]
+fn replicas_that_hold_the_same_have_one_digest_however_they_got_it() {
+    let mut streamed = Replica::fresh(500, 5);
+    streamed.write(1, 10, 3, false);
+    streamed.write(2, 11, 1, false);
+    streamed.write(3, 40, 20, true);
+    streamed.sync();
+    let mut copied = Replica::fresh(500, 5);
+    copied.store.join(Seq(3));
+    let rows = [(10, 1), (11, 2), (12, 1)].map(|(lba, seq)| block(lba, version(5, seq)));
+    assert_eq!(copy_in(&mut copied, &rows).unwrap().applied, 3);
+    copied.sync();
+    assert_eq!(streamed.store.stats().copied_bytes, 0);
+    assert_eq!(copied.store.stats().copied_bytes, 3 * 4096);
+    assert_eq!(digest(&copied), digest(&streamed));
+    copied.write(4, 12, 1, false);
+    copied.sync();
+    assert_ne!(digest(&copied), digest(&streamed), "one block has another version");
+}
+
+fn digest(replica: &Replica) -> [u8; 32] {
+    let report = check(&mut replica.disk.clone()).expect("the replica can be read");
+    report.digest.expect("it is whole")
 }
 
 #[test]
