@@ -45,7 +45,7 @@ pub struct Lab {
     layout: Layout,
     binaries: Binaries,
     shape: Shape,
-    processes: Processes,
+    pub(super) processes: Processes,
 }
 
 impl Lab {
@@ -231,6 +231,10 @@ impl Lab {
             }
             Ok(changed)
         })
+    }
+
+    pub(super) fn network(&self) -> &Network {
+        &self.shape.network
     }
 
     /// Where the API server records each write.

@@ -5,8 +5,8 @@
 //! namespaces. Nothing is fetched while a cluster starts, and nothing is left when it ends.
 //!
 //! [`Lab`] is the door. `layout` says where things are, `binaries` and `images` make what a cluster is made from,
-//! `network`, `control_plane` and `node` run it, `install` puts GalleonFS into it, `volatile` is a
-//! disk whose power can be cut, `sweep` removes it all.
+//! `network`, `control_plane` and `node` run it, `install` puts GalleonFS into it, `partition` takes the network between
+//! nodes away, `outage` the API server, `volatile` is a disk whose power can be cut, `sweep` removes it all.
 
 pub mod archive;
 pub mod binaries;
@@ -21,6 +21,8 @@ pub mod kubectl;
 pub mod layout;
 pub mod network;
 pub mod node;
+pub mod outage;
+pub mod partition;
 pub mod prerequisites;
 pub mod processes;
 pub mod run;
@@ -30,4 +32,6 @@ pub mod volatile;
 
 pub use cluster::{Lab, Options};
 pub use kubectl::Kubectl;
-pub use node::Node;
+pub use node::{Frozen, Node};
+pub use outage::Outage;
+pub use partition::Partition;

@@ -67,6 +67,11 @@ impl Node {
         &self.name
     }
 
+    /// Its number in the lab, from 1.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
     pub fn address(&self) -> String {
         self.network.node_address(self.index)
     }
@@ -161,6 +166,8 @@ impl Node {
             "nodeStatusReportFrequency": "5m",
             // A claim that has grown is noticed when its pod is looked at again; by default that is every minute.
             "syncFrequency": "10s",
+            // Tests kill the same container again and again.
+            "crashLoopBackOff": {"maxContainerRestartPeriod": "2s"},
             // Not every machine lets root lower this.
             "oomScoreAdj": 0,
             // Images cannot be pulled again, and a developer's disk may be quite full.
@@ -301,17 +308,8 @@ impl Node {
     /// Everything of the node ends at once; the machine's kernel writes what it holds to the node's disk.
     pub fn crash(&self) -> Result<()> {
         let holder = self.holder()?;
-        let namespace = |process: &Process| fs::read_link(format!("/proc/{}/ns/mnt", process.pid)).ok();
-        let inside = namespace(&holder);
-        let pods = cgroups::processes(&self.cgroup(), "");
-        let devices = sweep::fuse_devices(&pods);
-        // Programs and shims of the node live in its mount namespace, pods in its cgroup.
-        let programs = self
-            .processes
-            .descendants()
-            .into_iter()
-            .filter(|process| namespace(process) == inside);
-        let all: Vec<Process> = programs.chain(pods).filter(|process| *process != holder).collect();
+        let devices = sweep::fuse_devices(&cgroups::processes(&self.cgroup(), ""));
+        let all = self.all_processes()?;
         for process in &all {
             process.signal(Signal::SIGKILL);
         }
@@ -334,6 +332,26 @@ impl Node {
         )?;
         self.volatile_disk().stop();
         Ok(())
+    }
+
+    /// Everything that runs on the node, in its pods and beside them, but what holds its namespaces.
+    fn all_processes(&self) -> Result<Vec<Process>> {
+        let holder = self.holder()?;
+        let namespace = |process: &Process| fs::read_link(format!("/proc/{}/ns/mnt", process.pid)).ok();
+        let inside = namespace(&holder);
+        let pods = cgroups::processes(&self.cgroup(), "");
+        // Programs and shims of the node live in its mount namespace, pods in its cgroup.
+        let programs = self
+            .processes
+            .descendants()
+            .into_iter()
+            .filter(|process| namespace(process) == inside);
+        Ok(programs.chain(pods).filter(|process| *process != holder).collect())
+    }
+
+    /// Nothing on the node goes on, and nothing ends: as a machine whose hypervisor holds it.
+    pub fn freeze(&self) -> Result<Frozen> {
+        Ok(Frozen::new(self.all_processes()?))
     }
 
     /// Starts a node that has crashed.
@@ -407,6 +425,26 @@ impl Node {
             process.signal(Signal::SIGKILL);
         }
         Ok(processes)
+    }
+}
+
+/// Processes that stand still while this lives.
+#[derive(Debug)]
+pub struct Frozen(Vec<Process>);
+
+impl Frozen {
+    pub fn new(processes: Vec<Process>) -> Self {
+        processes.iter().for_each(|process| process.signal(Signal::SIGSTOP));
+        Self(processes)
+    }
+
+    /// They go on where they were.
+    pub fn thaw(self) {}
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|process| process.signal(Signal::SIGCONT));
     }
 }
 

@@ -4,7 +4,9 @@
 //! somebody else since is never signalled. Every program also carries the lab's directory in its environment; what it
 //! starts inherits that, and [`Processes::descendants`] finds helpers whose parent is gone (containerd's shims).
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, OpenOptions};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -27,6 +29,14 @@ pub struct Processes {
     records: PathBuf,
     logs: PathBuf,
     mark: PathBuf,
+}
+
+/// A program that was ended, and how it had been started.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    name: String,
+    words: Vec<OsString>,
+    environment: Vec<(OsString, OsString)>,
 }
 
 /// A process that cannot be confused with a later one of the same id.
@@ -142,6 +152,42 @@ impl Processes {
     /// Asks a program to end, and insists when it does not within `patience`.
     pub fn stop(&self, name: &str, patience: Duration) {
         self.stop_all(&[name.to_string()], patience);
+    }
+
+    /// Ends a program that will be started again, see [`Processes::start_again`].
+    pub fn end(&self, name: &str, patience: Duration) -> Result<Ended> {
+        self.check(name)?;
+        let process = self.find(name).with_context(|| format!("{name} is not running"))?;
+        let strings = |file: &str| -> Result<Vec<OsString>> {
+            let bytes = fs::read(format!("/proc/{}/{file}", process.pid))?;
+            let strings = bytes
+                .split(|byte| *byte == 0)
+                .map(|bytes| OsStr::from_bytes(bytes).to_owned());
+            Ok(strings.filter(|string| !string.is_empty()).collect())
+        };
+        let variable = |text: OsString| {
+            let at = text.as_bytes().iter().position(|byte| *byte == b'=')?;
+            let (name, value) = (&text.as_bytes()[..at], &text.as_bytes()[at + 1..]);
+            Some((OsStr::from_bytes(name).to_owned(), OsStr::from_bytes(value).to_owned()))
+        };
+        let ended = Ended {
+            name: name.to_string(),
+            words: strings("cmdline")?,
+            environment: strings("environ")?.into_iter().filter_map(variable).collect(),
+        };
+        self.stop(name, patience);
+        Ok(ended)
+    }
+
+    /// Starts a program as it was started before.
+    pub fn start_again(&self, ended: &Ended) -> Result<Process> {
+        let (program, arguments) = ended.words.split_first().context("it had no command line")?;
+        let mut command = Command::new(program);
+        command
+            .args(arguments)
+            .env_clear()
+            .envs(ended.environment.iter().cloned());
+        self.start(&ended.name, &mut command)
     }
 
     /// As [`Processes::stop`], for several at once.

@@ -69,7 +69,7 @@ pub fn what_was_fsynced_survives_a_power_cut(world: &World) -> Result<()> {
     check_files(world, &node, &acked)
 }
 
-fn start_again(world: &World, node: &Node) -> Result<()> {
+pub fn start_again(world: &World, node: &Node) -> Result<()> {
     node.start()?;
     world.lab.wait_nodes_ready(SOON)?;
     wait_for("the node plugin to be back", SOON, || {

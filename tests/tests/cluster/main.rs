@@ -14,18 +14,20 @@ mod claims;
 mod failures;
 mod idle;
 mod pools;
+mod replicated;
 mod rights;
 mod sanity;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow};
 use galleonfs_tests::lab::{Lab, Options, install};
 
+use replicated::{api, failover, moves, network, replicas};
 use world::World;
 
 const LAB: &str = "test";
@@ -59,6 +61,19 @@ const TESTS: &[Test] = tests![
     failures::a_restarted_kubelet_finds_its_volumes_in_use,
     failures::a_restarted_node_serves_its_volumes_again,
     failures::what_was_fsynced_survives_a_power_cut,
+    moves::a_claim_of_three_replicas_moves_between_nodes_with_its_data,
+    moves::a_block_claim_of_three_replicas_moves_between_nodes_with_its_data,
+    replicas::a_killed_replica_costs_a_pause_and_comes_back,
+    replicas::a_replica_that_stands_still_for_ten_seconds_costs_a_pause_and_comes_back,
+    replicas::a_replicas_machine_that_dies_costs_a_pause_and_comes_back,
+    replicas::a_replica_without_room_is_left_behind_until_there_is_some,
+    replicas::damaged_blocks_of_one_replica_are_read_from_another_and_mended,
+    network::a_replica_behind_a_split_costs_a_pause_and_comes_back,
+    network::a_network_that_loses_one_direction_or_flaps_costs_no_write,
+    network::a_primary_that_reaches_no_replica_waits_and_goes_on,
+    api::a_minute_without_the_api_server_is_not_noticed,
+    api::a_replica_that_dies_without_the_api_server_costs_a_pause_and_no_write,
+    failover::a_volume_moves_away_from_a_frozen_node_which_then_writes_nothing,
     sanity::csi_sanity_has_nothing_to_complain_about,
     idle::an_idle_cluster_with_fifty_volumes_writes_nothing_for_a_minute,
 ];
@@ -125,7 +140,7 @@ fn run(tests: &[&Test]) -> Result<Vec<&'static str>> {
     let failed = tests
         .iter()
         .enumerate()
-        .filter(|(index, (name, test))| !passes(&lab, *index, name, *test))
+        .filter(|(index, (name, test))| !passes(&lab, &program, *index, name, *test))
         .map(|(_, (name, _))| *name)
         .collect();
     if !set("GALLEONFS_LAB_KEEP") {
@@ -134,10 +149,10 @@ fn run(tests: &[&Test]) -> Result<Vec<&'static str>> {
     Ok(failed)
 }
 
-fn passes(lab: &Lab, index: usize, name: &str, test: fn(&World) -> Result<()>) -> bool {
+fn passes(lab: &Lab, program: &Path, index: usize, name: &str, test: fn(&World) -> Result<()>) -> bool {
     println!("test {name} ...");
     let start = Instant::now();
-    let outcome = World::create(lab, index).and_then(|world| in_world(world, test));
+    let outcome = World::create(lab, program, index).and_then(|world| in_world(world, test));
     let seconds = start.elapsed().as_secs_f64();
     match outcome {
         Ok(()) => println!("test {name} ... ok ({seconds:.1} s)"),

@@ -1,6 +1,10 @@
 //! What every cluster test needs: a namespace, claims and pods, and a way to look behind them.
 
 use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -14,11 +18,17 @@ pub const SOON: Duration = Duration::from_secs(120);
 /// For everything that a test leaves.
 const REMOVED: Duration = Duration::from_secs(300);
 
+/// Where the chart has the node plugin serve its pages.
+const METRICS_PORT: u16 = 9808;
+const METRICS_PATIENCE: Duration = Duration::from_secs(10);
+
 pub const DRIVER: &str = "csi.galleonfs.io";
 pub const CLASS: &str = "galleonfs";
 
 pub struct World<'a> {
     pub lab: &'a Lab,
+    /// The program under test, on this machine.
+    pub program: &'a Path,
     /// In the test's own namespace.
     pub kubectl: Kubectl,
     /// In the namespace where GalleonFS is installed.
@@ -29,7 +39,7 @@ pub struct World<'a> {
 }
 
 impl<'a> World<'a> {
-    pub fn create(lab: &'a Lab, index: usize) -> Result<Self> {
+    pub fn create(lab: &'a Lab, program: &'a Path, index: usize) -> Result<Self> {
         let kubectl = lab.kubectl();
         // A number of its own: the last run's namespace may still be on its way out.
         let namespace = format!("t{index}-{}", std::process::id());
@@ -43,6 +53,7 @@ impl<'a> World<'a> {
         let system = kubectl.in_namespace(install::NAMESPACE);
         Ok(Self {
             lab,
+            program,
             kubectl: kubectl.in_namespace(&namespace),
             system,
             namespace,
@@ -167,20 +178,44 @@ impl<'a> World<'a> {
             .with_context(|| format!("no node plugin runs on {}", node.name()))
     }
 
+    /// The container of a node's plugin, as its cgroup is named.
+    pub fn plugin_container(&self, node: &Node) -> Result<String> {
+        let plugin = self.plugin_on(node)?;
+        let id = plugin["status"]["containerStatuses"][0]["containerID"].as_str();
+        let id = id.context("the plugin runs no container")?;
+        Ok(id.trim_start_matches("containerd://").to_string())
+    }
+
+    /// What the node plugin counts: the value behind each name with its labels.
+    pub fn metrics_of(&self, node: &Node) -> Result<BTreeMap<String, f64>> {
+        let plugin = self.plugin_on(node)?;
+        let address = plugin["status"]["podIP"]
+            .as_str()
+            .context("the plugin has no address")?;
+        let mut stream = TcpStream::connect((address, METRICS_PORT)).context("connecting to the metrics page")?;
+        stream.set_read_timeout(Some(METRICS_PATIENCE))?;
+        write!(
+            stream,
+            "GET /metrics HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut page = String::new();
+        stream.read_to_string(&mut page).context("reading the metrics page")?;
+        let lines = page.lines().filter(|line| line.starts_with("galleonfs_"));
+        let values = lines.filter_map(|line| line.rsplit_once(' '));
+        Ok(values
+            .filter_map(|(name, value)| Some((name.to_string(), value.parse().ok()?)))
+            .collect())
+    }
+
     /// Kills the node plugin as the kernel would, and waits until its successor is ready.
     pub fn kill_plugin(&self, node: &Node) -> Result<Duration> {
-        let before = self.plugin_on(node)?;
-        let status = &before["status"]["containerStatuses"][0];
-        let id = status["containerID"]
-            .as_str()
-            .context("the plugin runs no container")?
-            .to_string();
+        let id = self.plugin_container(node)?;
         node.kill_container(&id)?;
         let start = Instant::now();
         wait_for("the node plugin's successor", SOON, || {
             let plugin = self.plugin_on(node)?;
             let status = &plugin["status"]["containerStatuses"][0];
-            let other = status["containerID"].as_str().is_some_and(|now| now != id);
+            let other = status["containerID"].as_str().is_some_and(|now| !now.ends_with(&id));
             Ok((other && status["ready"] == true).then_some(()))
         })?;
         Ok(start.elapsed())
