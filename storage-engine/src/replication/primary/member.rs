@@ -106,6 +106,17 @@ impl Member {
         self.owes_session_ms.get_or_insert(now_ms);
     }
 
+    /// True if it has answered everything, and can go on.
+    pub fn owes_nothing(&self) -> bool {
+        let owes = [
+            self.owes_write_ms,
+            self.owes_flush_ms,
+            self.owes_beat_ms,
+            self.owes_session_ms,
+        ];
+        owes.iter().all(Option::is_none) && self.failed.is_none() && self.acked >= self.sent
+    }
+
     /// True if it owes something for too long, or can do nothing any more.
     pub fn is_late(&self, now_ms: u64) -> bool {
         let owes = [

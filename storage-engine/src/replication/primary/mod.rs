@@ -33,6 +33,7 @@ use std::sync::Arc;
 
 use super::message::{Ask, Batch, FromReplica, Refusal, Reply, Stored, ToReplica};
 use super::mutant::{Mutant, Mutants};
+use super::timing::BEAT_MS;
 use super::{Change, Config, Incarnation, ReplicaId, Stamp};
 use crate::seal::KeyRow;
 use crate::types::{Epoch, Seq, Version};
@@ -232,9 +233,36 @@ impl Primary {
         self.go_on();
     }
 
-    /// When to tell it next.
+    /// When to tell it next: soon while anything is under way, and otherwise when the next beat is due.
     pub fn next_tick_ms(&self) -> Option<u64> {
-        (!self.is_over()).then_some(self.now_ms + TICK_MS)
+        if self.is_over() {
+            return None;
+        }
+        let soon = self.now_ms + TICK_MS;
+        let beats = self.members.values().map(|member| member.beat_ms + BEAT_MS);
+        Some(if self.is_quiet() {
+            beats.fold(u64::MAX, u64::min).max(soon)
+        } else {
+            soon
+        })
+    }
+
+    /// True if it waits for nothing but the next request.
+    fn is_quiet(&self) -> bool {
+        let changes = !self.may_change() || self.sync.is_some() || self.closing;
+        let written = self.version(self.written);
+        let unflushed = self.written < self.assigned || self.written > Seq(0) && self.agreed < written;
+        let missing = !self.config.out.is_empty() || self.members.len() > self.config.in_sync.len();
+        let idle = |id: &ReplicaId| {
+            self.members
+                .get(id)
+                .is_some_and(|member| member.streams() && member.owes_nothing())
+        };
+        self.is_serving()
+            && !(changes || unflushed || missing || self.flush_to > self.agreed)
+            && self.no_reads()
+            && !self.members.is_empty()
+            && self.config.in_sync.iter().all(idle)
     }
 
     /// Whatever has become possible.
@@ -375,5 +403,5 @@ impl Primary {
     }
 }
 
-/// How often it looks at the time.
+/// How often it looks at the time while something is under way.
 const TICK_MS: u64 = 50;

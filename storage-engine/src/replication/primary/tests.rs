@@ -360,3 +360,36 @@ fn a_flush_covers_what_came_meanwhile_and_is_not_waited_for_in_vain() {
     }
     assert!(rig.proposed.is_empty(), "nobody is dropped: {:?}", rig.proposed);
 }
+
+#[test]
+fn a_volume_without_requests_is_looked_after_as_often_as_beats_are_due() {
+    let mut rig = Rig::serving(&[1, 2], 1);
+    let mut ticks = 0;
+    let until = rig.now_ms + 10_000;
+    while let Some(due) = rig.primary.next_tick_ms().filter(|due| *due <= until) {
+        rig.now_ms = due;
+        rig.primary.tick(due);
+        rig.run();
+        let sent_ms = due;
+        rig.says(1, Reply::Beaten { sent_ms });
+        rig.says(2, Reply::Beaten { sent_ms });
+        ticks += 1;
+    }
+    assert!((15..=50).contains(&ticks), "{ticks} in ten seconds");
+    // Whoever does not answer is noticed as soon as ever.
+    rig.silent = vec![id(2)];
+    rig.writes();
+    let since = rig.now_ms;
+    while rig.proposed.is_empty() {
+        rig.now_ms = rig.primary.next_tick_ms().expect("it serves");
+        rig.primary.tick(rig.now_ms);
+        rig.run();
+        let sent_ms = rig.now_ms;
+        rig.says(1, Reply::Beaten { sent_ms });
+    }
+    assert!(
+        (2_000..2_200).contains(&(rig.now_ms - since)),
+        "after {} ms",
+        rig.now_ms - since
+    );
+}
