@@ -394,21 +394,6 @@ mod tests {
         assert!(again.iter().any(|buf| buf.as_ref().as_ptr() == all));
     }
 
-    #[expect(clippy::disallowed_methods, reason = "it is about two threads")]
-    #[test]
-    fn a_thread_that_has_too_much_leaves_memory_to_the_others() {
-        let pages = 256;
-        let buffers: Vec<BufMut> = (0..2 * OWN_PAGES_MAX / pages)
-            .map(|_| BufMut::new(pages * PAGE_BYTES))
-            .collect();
-        let places: Vec<_> = buffers.iter().map(|buf| buf.as_ref().as_ptr().addr()).collect();
-        std::thread::spawn(move || drop(buffers)).join().expect("it only drops");
-        let taken: Vec<BufMut> = (0..places.len())
-            .map_while(|_| BufMut::spare(pages * PAGE_BYTES))
-            .collect();
-        assert!(taken.iter().any(|buf| places.contains(&buf.as_ref().as_ptr().addr())));
-    }
-
     #[test]
     fn a_buffer_is_cut_between_sectors_and_knows_whether_it_is_whole_pages() {
         let mut buf = BufMut::zeroed(2 * PAGE_BYTES);

@@ -319,6 +319,11 @@ impl Backing for Led {
 
     /// Memory that was lent for the answer is let go: the bytes come from a replica in memory of their own.
     fn read(&mut self, token: ReadToken, lba: Lba, blocks: u64, _into: Option<BufMut>) {
+        if self.stopped.is_some() {
+            // Nobody is asked any more, and so nobody would answer.
+            let fenced = Err(RequestError::Fenced);
+            return self.events.push_back(Event::Read(token, fenced));
+        }
         let read = self.reads.insert(Asked { token, lba, blocks });
         self.primary.read(read as u64, lba, blocks);
         self.listen();

@@ -26,6 +26,7 @@ mod sim_disk;
 mod snapshot_model;
 mod snapshots;
 mod space;
+mod spares;
 mod steady;
 #[path = "../../benches/synthetic.rs"]
 mod synthetic;

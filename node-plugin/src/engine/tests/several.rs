@@ -468,6 +468,15 @@ async fn an_old_leader_completes_nothing_once_another_serves() {
     let at_takeover = read_all(&new);
     let written = writer.thread.join().expect("the writer ends by itself");
     assert!(written.failed.is_some(), "the old device fails");
+    // Reads are answered, too, and not with what may be old.
+    let (told, done) = mpsc::channel();
+    let file = open_direct(&old);
+    std::thread::spawn(move || {
+        let mut bytes = BufMut::zeroed(4096);
+        let _ = told.send(file.read_exact_at(bytes.as_mut(), 4096));
+    });
+    let read = done.recv_timeout(Duration::from_secs(10)).expect("it is answered");
+    assert!(read.is_err(), "the old device reads nothing");
     // What was completed before is there, and nothing came after.
     written.assert_all_in(&at_takeover);
     assert!(read_all(&new) == at_takeover, "nothing has changed since");
