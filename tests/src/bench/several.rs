@@ -209,7 +209,8 @@ impl Drop for Led {
     }
 }
 
-fn certificate(authority: &Authority, identity: NodeIdentity) -> Result<(String, String)> {
+/// What a node proves itself with: its certificate and its key.
+pub fn certificate(authority: &Authority, identity: NodeIdentity) -> Result<(String, String)> {
     let key = KeyPair::generate()?;
     let request = CertificateParams::default().serialize_request(&key)?;
     let request = rcgen::CertificateSigningRequestParams::from_der(request.der())?;
