@@ -1,21 +1,17 @@
-//! What is known of volumes by name: one operation at a time on each, and what became of it.
+//! A volume that a shard serves, and by what right.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use uuid::Uuid;
 
+use super::claims::Claim;
 use super::stats::Counters;
-use super::{EngineError, ErrorKind, Inner, limits};
+use super::{EngineError, ErrorKind, limits};
 use crate::frontend::{Device, Export};
 
-/// What is known of a volume's name.
-#[derive(Default)]
-pub(super) struct Slot {
-    /// An operation is under way.
-    pub busy: bool,
-    pub attached: Option<Attached>,
-}
+/// The name of a volume, claimed for one operation.
+pub(super) type Reservation<'a> = Claim<'a, String, Attached>;
 
 /// By what right a volume is served here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,39 +64,6 @@ impl Attached {
                 "close volume {volume}: its replicas, or the API server, have not answered for {seconds} s; it goes on \
                  ending until they do"
             ),
-        }
-    }
-}
-
-/// A volume's name, claimed for one operation; free again when this is dropped.
-pub(super) struct Reservation<'a> {
-    pub inner: &'a Inner,
-    pub volume: String,
-}
-
-impl Reservation<'_> {
-    pub fn attached(&self) -> Option<Attached> {
-        self.inner
-            .volumes()
-            .get(&self.volume)
-            .and_then(|slot| slot.attached.clone())
-    }
-
-    pub fn set(&self, attached: Option<Attached>) {
-        if let Some(slot) = self.inner.volumes().get_mut(&self.volume) {
-            slot.attached = attached;
-        }
-    }
-}
-
-impl Drop for Reservation<'_> {
-    fn drop(&mut self) {
-        let mut volumes = self.inner.volumes();
-        if let Some(slot) = volumes.get_mut(&self.volume) {
-            slot.busy = false;
-            if slot.attached.is_none() {
-                volumes.remove(&self.volume);
-            }
         }
     }
 }

@@ -2,13 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use uuid::Uuid;
 
 use super::attached::Grant;
+use super::claims::{Claim, Claims};
 use super::hosted::{NewHosted, Shown, open_hosted};
-use super::leading::{ConfigNews, Leading, LedVolume};
+use super::leading::{ConfigNews, Leading, led_volume};
 use super::open::MapBudget;
 use super::post::Dial;
 use super::scrub::ScrubPlan;
@@ -23,16 +24,8 @@ pub(super) struct Hosting {
     dial: Option<Arc<dyn Dial>>,
     maps: MapBudget,
     plan: Option<ScrubPlan>,
-    replicas: Mutex<HashMap<Uuid, Slot>>,
+    replicas: Claims<Uuid, Place>,
     routes: Mutex<HashMap<Uuid, Vec<Route>>>,
-}
-
-/// What is known of a replica.
-#[derive(Default)]
-struct Slot {
-    /// It is being opened or closed.
-    busy: bool,
-    hosted: Option<Place>,
 }
 
 /// Where a hosted replica is.
@@ -50,28 +43,21 @@ impl Hosting {
             dial,
             maps,
             plan,
-            replicas: Mutex::default(),
+            replicas: Claims::default(),
             routes: Mutex::default(),
         }
     }
 
-    fn replicas(&self) -> MutexGuard<'_, HashMap<Uuid, Slot>> {
-        self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn place(&self, replica: Uuid) -> Option<Place> {
-        self.replicas().get(&replica)?.hosted.clone()
+        self.replicas.get(&replica, Place::clone)
     }
 
     /// Claims a replica for one operation.
-    fn reserve(&self, replica: Uuid) -> Result<Claim<'_>, EngineError> {
-        let mut replicas = self.replicas();
-        let slot = replicas.entry(replica).or_default();
-        if std::mem::replace(&mut slot.busy, true) {
+    fn reserve(&self, replica: Uuid) -> Result<Claim<'_, Uuid, Place>, EngineError> {
+        self.replicas.claim(replica).ok_or_else(|| {
             let text = format!("replica {replica} is being opened or closed; try again");
-            return Err(EngineError::new(ErrorKind::Retry, text));
-        }
-        Ok(Claim { hosting: self, replica })
+            EngineError::new(ErrorKind::Retry, text)
+        })
     }
 
     /// Has connections to the nodes that replicas are on, and to no others.
@@ -92,32 +78,6 @@ impl Hosting {
     }
 }
 
-/// A replica, claimed for one operation; free again when this is dropped.
-struct Claim<'a> {
-    hosting: &'a Hosting,
-    replica: Uuid,
-}
-
-impl Claim<'_> {
-    fn set(&self, hosted: Option<Place>) {
-        if let Some(slot) = self.hosting.replicas().get_mut(&self.replica) {
-            slot.hosted = hosted;
-        }
-    }
-}
-
-impl Drop for Claim<'_> {
-    fn drop(&mut self) {
-        let mut replicas = self.hosting.replicas();
-        if let Some(slot) = replicas.get_mut(&self.replica) {
-            slot.busy = false;
-            if slot.hosted.is_none() {
-                replicas.remove(&self.replica);
-            }
-        }
-    }
-}
-
 impl Engine {
     /// Has a replica take part in its volume. Hosting what is hosted already is fine.
     pub async fn host(&self, spec: HostSpec) -> Result<(), EngineError> {
@@ -133,9 +93,7 @@ impl Engine {
 
     /// Every replica that is hosted.
     pub fn all_hosted(&self) -> Vec<Uuid> {
-        let replicas = self.inner.hosting.replicas();
-        let hosted = replicas.iter().filter(|(_, slot)| slot.hosted.is_some());
-        hosted.map(|(replica, _)| *replica).collect()
+        self.inner.hosting.replicas.list(|replica, _| *replica)
     }
 
     /// Makes a hosted replica larger, durably; gives the size that it has then.
@@ -156,10 +114,7 @@ impl Engine {
 
     /// What the stores of the hosted replicas say of themselves, by the replica's object name. Asks the shards.
     pub fn hosted_stores(&self) -> Vec<(String, StoreReport)> {
-        let places: Vec<Place> = {
-            let replicas = self.inner.hosting.replicas();
-            replicas.values().filter_map(|slot| slot.hosted.clone()).collect()
-        };
+        let places = self.inner.hosting.replicas.list(|_, place| place.clone());
         let ask = |place: Place| {
             let replica = place.key;
             // One that has gone meanwhile, or is being opened, gives no answer.
@@ -181,13 +136,9 @@ impl Engine {
 
     /// Somebody else may have changed the configuration of an attached volume.
     pub fn look(&self, volume: &str) {
-        let attached = {
-            let volumes = self.inner.volumes();
-            volumes.get(volume).and_then(|slot| slot.attached.clone())
-        };
-        if let Some(attached) = attached {
-            let look = Message::Config(attached.key, ConfigNews::Look);
-            let _ = self.inner.tell(attached.shard, look);
+        let place = self.attached(volume, |attached| (attached.key, attached.shard));
+        if let Some((key, shard)) = place {
+            let _ = self.inner.tell(shard, Message::Config(key, ConfigNews::Look));
         }
     }
 
@@ -206,7 +157,7 @@ impl Inner {
 
     fn host(&self, spec: HostSpec) -> Result<(), EngineError> {
         let claim = self.hosting.reserve(spec.replica_uid)?;
-        if self.hosting.place(spec.replica_uid).is_some() {
+        if claim.held().is_some() {
             return Ok(());
         }
         let mut disk = FileDisk::open(&spec.replica_dir)?;
@@ -239,7 +190,7 @@ impl Inner {
 
     fn unhost(&self, replica: Uuid) -> Result<(), EngineError> {
         let claim = self.hosting.reserve(replica)?;
-        let Some(place) = self.hosting.place(replica) else {
+        let Some(place) = claim.held() else {
             return Ok(());
         };
         let (done, closed) = mpsc::channel();
@@ -293,7 +244,7 @@ impl Inner {
             holder: spec.incarnation,
             read_only: spec.read_only,
         };
-        if let Some(attached) = reservation.attached() {
+        if let Some(attached) = reservation.held() {
             return attached.again(&grant);
         }
         let doing = || format!("lead the replicas of volume {}", spec.volume);
@@ -325,7 +276,7 @@ impl Inner {
             sector_bytes: spec.settings.sector_bytes,
             read_only: spec.read_only,
         };
-        let engine = Box::new(LedVolume::new(spec, stamp, config));
+        let engine = Box::new(led_volume(spec, stamp, config));
         let shard = self.shard_of(spec.volume_uid);
         let attached = self.serve(engine, export, grant, shard, None, Some(leading))?;
         reservation.set(Some(attached.clone()));

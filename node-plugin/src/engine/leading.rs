@@ -3,13 +3,9 @@
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 
-use galleonfs_storage_engine::BlockEngine;
-use galleonfs_storage_engine::buffer::BufMut;
-use galleonfs_storage_engine::io::{IoId, IoResult, Output};
 use galleonfs_storage_engine::replication::mutant::Mutants;
 use galleonfs_storage_engine::replication::primary::{Decision, PrimaryOptions};
 use galleonfs_storage_engine::replication::{Config, Incarnation, ReplicaId, Stamp};
-use galleonfs_storage_engine::request::{Request, RequestId};
 use galleonfs_storage_engine::volume::{Led, LedOptions, Volume};
 use uuid::Uuid;
 
@@ -38,73 +34,34 @@ pub(super) enum ConfigNews {
     Look,
 }
 
-/// The engine of a volume that is led.
-pub(super) struct LedVolume(Volume<Led>);
-
-impl LedVolume {
-    /// Begins to lead, in the epoch that `config` grants.
-    pub fn new(spec: &LeadSpec, stamp: Stamp, config: Config) -> LedVolume {
-        let volume = spec.volume_uid.into_bytes();
-        let options = LedOptions {
-            cluster: spec.cluster_id.into_bytes(),
-            volume,
-            block_size: spec.block_size,
-            size_blocks: spec.size_bytes / spec.block_size.bytes(),
-        };
-        let primary = PrimaryOptions {
-            volume,
-            incarnation: Incarnation(spec.incarnation.into_bytes()),
-            min_in_sync: spec.min_in_sync,
-            prefer: spec.prefer.map(|replica| ReplicaId(replica.into_bytes())),
-            row: None,
-            mutants: Mutants::default(),
-        };
-        let led = Led::new(options, primary, stamp, config, clock::now_ms());
-        LedVolume(Volume::new(led).compression(spec.settings.compression))
-    }
+/// Begins to lead, in the epoch that `config` grants.
+pub(super) fn led_volume(spec: &LeadSpec, stamp: Stamp, config: Config) -> Volume<Led> {
+    let volume = spec.volume_uid.into_bytes();
+    let options = LedOptions {
+        cluster: spec.cluster_id.into_bytes(),
+        volume,
+        block_size: spec.block_size,
+        size_blocks: spec.size_bytes / spec.block_size.bytes(),
+    };
+    let primary = PrimaryOptions {
+        volume,
+        incarnation: Incarnation(spec.incarnation.into_bytes()),
+        min_in_sync: spec.min_in_sync,
+        prefer: spec.prefer.map(|replica| ReplicaId(replica.into_bytes())),
+        row: None,
+        mutants: Mutants::default(),
+    };
+    let led = Led::new(options, primary, stamp, config, clock::now_ms());
+    Volume::new(led).compression(spec.settings.compression)
 }
 
-impl BlockEngine for LedVolume {
-    fn submit(&mut self, id: RequestId, request: Request) {
-        self.0.submit(id, request);
-    }
-
-    fn read_into(&mut self, id: RequestId, offset: u64, into: BufMut) {
-        self.0.read_into(id, offset, into);
-    }
-
-    fn completed(&mut self, id: IoId, result: IoResult) {
-        self.0.completed(id, result);
-    }
-
-    fn tick(&mut self, now_ms: u64) {
-        self.0.tick(now_ms);
-    }
-
-    fn next_tick_ms(&self) -> Option<u64> {
-        self.0.next_tick_ms()
-    }
-
-    fn poll(&mut self) -> Option<Output> {
-        self.0.poll()
-    }
-
-    fn close(&mut self) {
-        self.0.close();
-    }
-
-    fn is_closed(&self) -> bool {
-        self.0.is_closed()
-    }
-}
-
-impl VolumeEngine for LedVolume {
+impl VolumeEngine for Volume<Led> {
     fn size_bytes(&self) -> u64 {
-        self.0.size_bytes()
+        Volume::size_bytes(self)
     }
 
     fn stopped(&self) -> Option<String> {
-        self.0.stopped().map(str::to_owned)
+        Volume::stopped(self).map(str::to_owned)
     }
 
     /// Its replicas wait for room, each by itself.
@@ -121,6 +78,6 @@ impl VolumeEngine for LedVolume {
     }
 
     fn led(&mut self) -> Option<&mut Led> {
-        Some(self.0.backing())
+        Some(self.backing())
     }
 }

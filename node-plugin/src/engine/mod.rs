@@ -12,6 +12,7 @@
 //! another one is told to try again.
 
 mod attached;
+mod claims;
 mod clock;
 mod disk_queue;
 mod error;
@@ -37,10 +38,9 @@ mod stats;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, mpsc};
+use std::sync::{Arc, mpsc};
 
 use galleonfs_storage_engine::BlockEngine;
 use galleonfs_storage_engine::volume::Led;
@@ -49,7 +49,8 @@ use uuid::Uuid;
 use crate::disk::{FileDisk, ReplicaDir};
 use crate::frontend::{Export, Frontend, FuseLoop, ring_switched_on};
 use crate::transport::exchange::Exchange;
-use attached::{Attached, Grant, Reservation, Slot};
+use attached::{Attached, Grant, Reservation};
+use claims::Claims;
 use files::FileBudget;
 use hosting::Hosting;
 use inbox::{Outbox, inbox};
@@ -167,7 +168,7 @@ struct Inner {
     shards: Vec<Outbox<Message>>,
     frontend: Arc<dyn Frontend>,
     open: Box<OpenEngine>,
-    volumes: Mutex<HashMap<String, Slot>>,
+    volumes: Claims<String, Attached>,
     next_key: AtomicU32,
     hosting: Hosting,
 }
@@ -243,7 +244,7 @@ impl Engine {
             shards,
             frontend: Arc::new(FuseLoop::new(&config.runtime_dir)),
             open,
-            volumes: Mutex::default(),
+            volumes: Claims::default(),
             next_key: AtomicU32::new(0),
             hosting: Hosting::new(config.network.dial.clone(), maps, config.scrub),
         };
@@ -270,45 +271,36 @@ impl Engine {
 
     /// The device of an attached volume.
     pub fn device(&self, volume: &str) -> Option<Device> {
-        self.inner.volumes().get(volume)?.attached.as_ref()?.device.clone()
+        self.attached(volume, |attached| attached.device.clone())?
     }
 
     /// The directory of the pool that an attached volume's replica is in.
     pub fn pool(&self, volume: &str) -> Option<PathBuf> {
-        let volumes = self.inner.volumes();
-        let attached = volumes.get(volume)?.attached.as_ref()?;
+        let replica_dir = self.attached(volume, |attached| attached.replica_dir.clone())??;
         // <pool>/replicas/<replica>
-        Some(attached.replica_dir.as_ref()?.ancestors().nth(2)?.to_owned())
+        Some(replica_dir.ancestors().nth(2)?.to_owned())
     }
 
     /// The counters of every attached volume.
     pub fn stats(&self) -> Vec<(String, VolumeStats)> {
-        let volumes = self.inner.volumes();
-        let attached = volumes
-            .iter()
-            .filter_map(|(name, slot)| Some((name, slot.attached.as_ref()?)));
-        attached
-            .map(|(name, attached)| (name.clone(), attached.counters.read()))
-            .collect()
+        let volumes = &self.inner.volumes;
+        volumes.list(|name, attached| (name.clone(), attached.counters.read()))
     }
 
     /// The counters of an attached volume.
     pub fn stats_of(&self, volume: &str) -> Option<VolumeStats> {
-        let volumes = self.inner.volumes();
-        Some(volumes.get(volume)?.attached.as_ref()?.counters.read())
+        self.attached(volume, |attached| attached.counters.read())
+    }
+
+    fn attached<T>(&self, volume: &str, pick: impl FnOnce(&Attached) -> T) -> Option<T> {
+        self.inner.volumes.get(volume, pick)
     }
 
     /// What the stores of the attached volumes say of themselves. Asks the shards, which takes as long as one round of
     /// theirs.
     pub fn stores(&self) -> Vec<(String, StoreReport)> {
-        let attached: Vec<(String, u32, usize)> = {
-            let volumes = self.inner.volumes();
-            let attached = |(name, slot): (&String, &Slot)| {
-                let attached = slot.attached.as_ref()?;
-                Some((name.clone(), attached.key, attached.shard))
-            };
-            volumes.iter().filter_map(attached).collect()
-        };
+        let volumes = &self.inner.volumes;
+        let attached = volumes.list(|name, attached| (name.clone(), attached.key, attached.shard));
         let ask = |(name, volume, shard)| {
             // One that has gone meanwhile gives no answer.
             let report = self.inner.ask(shard, |done| Message::Report { volume, done }).ok()?;
@@ -326,21 +318,11 @@ impl Engine {
 }
 
 impl Inner {
-    fn volumes(&self) -> MutexGuard<'_, HashMap<String, Slot>> {
-        self.volumes.lock().expect("nobody panics while holding it")
-    }
-
     /// Claims a volume's name for one operation.
     fn reserve(&self, volume: &str) -> Result<Reservation<'_>, EngineError> {
-        let mut volumes = self.volumes();
-        let slot = volumes.entry(volume.to_owned()).or_default();
-        if std::mem::replace(&mut slot.busy, true) {
+        self.volumes.claim(volume.to_owned()).ok_or_else(|| {
             let text = format!("volume {volume} is being attached, detached or grown; try again");
-            return Err(EngineError::new(ErrorKind::Retry, text));
-        }
-        Ok(Reservation {
-            inner: self,
-            volume: volume.to_owned(),
+            EngineError::new(ErrorKind::Retry, text)
         })
     }
 
@@ -351,7 +333,7 @@ impl Inner {
             holder: spec.replica_uid,
             read_only: spec.read_only,
         };
-        if let Some(attached) = reservation.attached() {
+        if let Some(attached) = reservation.held() {
             return attached.again(&grant);
         }
         let disk = FileDisk::open(&spec.replica_dir)?;
@@ -449,7 +431,7 @@ impl Inner {
 
     fn detach(&self, volume: &str) -> Result<(), EngineError> {
         let reservation = self.reserve(volume)?;
-        let Some(mut attached) = reservation.attached() else {
+        let Some(mut attached) = reservation.held() else {
             return Ok(());
         };
         if let Some(device) = &attached.device {
@@ -501,7 +483,7 @@ impl Inner {
     fn grow(&self, volume: &str, size_bytes: u64) -> Result<Device, EngineError> {
         let reservation = self.reserve(volume)?;
         let found = reservation
-            .attached()
+            .held()
             .and_then(|attached| Some((attached.device.clone()?, attached)));
         let Some((device, mut attached)) = found else {
             let text = format!("grow volume {volume}: it is not attached here");
@@ -521,13 +503,8 @@ impl Inner {
     }
 
     fn quietest_shard(&self) -> usize {
-        let volumes = self.volumes();
-        let load = |shard: usize| {
-            volumes
-                .values()
-                .filter(|slot| slot.attached.as_ref().is_some_and(|found| found.shard == shard))
-                .count()
-        };
+        let served = self.volumes.list(|_, attached| attached.shard);
+        let load = |shard: usize| served.iter().filter(|found| **found == shard).count();
         (0..self.shards.len())
             .min_by_key(|&shard| load(shard))
             .expect("there is at least one shard")

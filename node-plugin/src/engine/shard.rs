@@ -226,10 +226,13 @@ impl Shard {
             if volume.pump(&mut self.reactor, &mut self.buffers) {
                 self.unfinished.push(key);
             }
-            if volume.leading.is_some() {
+            let (leads, may_go) = (volume.leading.is_some(), volume.may_go());
+            if leads {
                 self.follow(key);
             }
-            self.let_go(key);
+            if may_go {
+                self.let_go(key);
+            }
         }
         self.several.post.flush();
         if now_ms >= self.busy_ms + IDLE_BEFORE_TRIM_MS && self.is_warm() && !self.has_requests() {
@@ -261,14 +264,11 @@ impl Shard {
 
     /// Lets a volume go that nobody refers to any more.
     fn let_go(&mut self, key: u32) {
-        if self.volumes.get(&key).is_some_and(Served::may_go)
-            && let Some(volume) = self.volumes.remove(&key)
-        {
-            if let Some(leading) = &volume.leading {
-                self.several.left(leading.volume);
-            }
-            volume.go();
+        let volume = self.volumes.remove(&key).expect("it was just looked at");
+        if let Some(leading) = &volume.leading {
+            self.several.left(leading.volume);
         }
+        volume.go();
     }
 
     /// True while there is memory that a shard without work does not need.

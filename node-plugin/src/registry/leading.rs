@@ -18,7 +18,6 @@ use super::objects::ObjectError;
 use super::patience::Patience;
 use super::plan::{self, Grant};
 use super::{Next, Registry, Retry};
-use crate::disk::BlockSize;
 use crate::engine::{LeadSpec, Route};
 use crate::served::{Presence, Trouble};
 
@@ -130,9 +129,7 @@ impl Registry {
         let uid = object.uid().unwrap_or_default();
         let volume_uid = Uuid::parse_str(&uid).map_err(|_| format!("{name} has the uid {uid:?}, which is none"))?;
         let bytes = object.spec.block_size;
-        let block_size = u64::try_from(bytes)
-            .ok()
-            .and_then(|bytes| BlockSize::try_from(bytes).ok())
+        let block_size = plan::block_size(bytes)
             .ok_or_else(|| format!("its blocks have {bytes} bytes, which this version cannot serve"))?;
         let named = |name: String| {
             let config = object.config();
@@ -146,15 +143,11 @@ impl Registry {
             volume: name.to_owned(),
             volume_uid,
             cluster_id: self.cluster_id,
-            epoch: u64::try_from(grant.epoch).expect("an epoch is never negative: the API server sees to that"),
+            epoch: grant.epoch(),
             incarnation: grant.incarnation,
             size_bytes: plan::target_bytes(object, None),
             block_size,
-            read_only: object
-                .spec
-                .attach_to
-                .as_ref()
-                .is_some_and(|attach_to| attach_to.read_only),
+            read_only: plan::is_read_only(object),
             settings: plan::settings(&object.spec),
             min_in_sync: usize::try_from(object.spec.min_in_sync()).unwrap_or(1),
             prefer: own_replica.and_then(|replica| Uuid::parse_str(&replica.uid()?).ok()),

@@ -96,13 +96,9 @@ impl Registry {
             replica_uid,
             cluster_id: self.cluster_id,
             replica_dir: path.join(REPLICAS).join(replica_uid.to_string()),
-            epoch: u64::try_from(grant.epoch).expect("an epoch is never negative: the API server sees to that"),
+            epoch: grant.epoch(),
             size_bytes: plan::target_bytes(object, Some(replica)),
-            read_only: object
-                .spec
-                .attach_to
-                .as_ref()
-                .is_some_and(|attach_to| attach_to.read_only),
+            read_only: plan::is_read_only(object),
             settings: plan::settings(&object.spec),
             key: None,
         })

@@ -9,6 +9,7 @@ use galleonfs_storage_engine::volume::WhenFull;
 use kube::ResourceExt;
 use uuid::Uuid;
 
+use crate::disk::BlockSize;
 use crate::engine::{EngineError, ErrorKind, Settings};
 use crate::pool::Pool;
 use crate::served::{Device, Trouble};
@@ -18,6 +19,24 @@ use crate::served::{Device, Trouble};
 pub struct Grant {
     pub epoch: i64,
     pub incarnation: Uuid,
+}
+
+impl Grant {
+    /// The epoch, as the engine counts.
+    pub fn epoch(&self) -> u64 {
+        u64::try_from(self.epoch).expect("an epoch is never negative: the API server sees to that")
+    }
+}
+
+/// Whether the guest may only read.
+pub fn is_read_only(volume: &GalleonVolume) -> bool {
+    let attach_to = volume.spec.attach_to.as_ref();
+    attach_to.is_some_and(|attach_to| attach_to.read_only)
+}
+
+/// The size of a block in bytes. The API server takes those that there are; a newer one may know more.
+pub fn block_size(bytes: i32) -> Option<BlockSize> {
+    BlockSize::try_from(u64::try_from(bytes).ok()?).ok()
 }
 
 /// What this process has of a volume.

@@ -10,7 +10,6 @@ use uuid::Uuid;
 use super::objects::{Notice, Subject};
 use super::plan::{self, ReplicaStep};
 use super::{Key, Next, Registry, Retry};
-use crate::disk::BlockSize;
 use crate::engine::EngineError;
 use crate::pool::{Pool, REPLICAS};
 use crate::served::{FormatSpec, ReplicaDisks, salt};
@@ -70,11 +69,16 @@ impl Registry {
     }
 
     async fn make(&self, replica: &GalleonReplica, dir: PathBuf) -> Result<Next, Retry> {
+        let block_bytes = replica.spec.block_size;
         let spec = FormatSpec {
             volume_uid: uid("its volume", &replica.spec.volume_uid)?,
             replica_uid: uid("it", &replica.uid().unwrap_or_default())?,
             cluster_id: self.cluster_id,
-            block_size: block_size(replica.spec.block_size)?,
+            block_size: plan::block_size(block_bytes).ok_or_else(|| {
+                Retry::Later(format!(
+                    "its blocks have {block_bytes} bytes, which this version cannot make"
+                ))
+            })?,
             size_bytes: u64::try_from(replica.spec.size_bytes).unwrap_or(0),
             salt: salt(),
             key: None,
@@ -194,14 +198,6 @@ pub(super) fn about(replica: &GalleonReplica) -> Subject {
 
 pub(super) fn uid(what: &str, uid: &str) -> Result<Uuid, Retry> {
     Uuid::parse_str(uid).map_err(|_| Retry::Later(format!("{what} has the uid {uid:?}, which is none")))
-}
-
-/// The API server takes those that there are; a newer one may know more.
-fn block_size(bytes: i32) -> Result<BlockSize, Retry> {
-    let size = u64::try_from(bytes)
-        .ok()
-        .and_then(|bytes| BlockSize::try_from(bytes).ok());
-    size.ok_or_else(|| Retry::Later(format!("its blocks have {bytes} bytes, which this version cannot make")))
 }
 
 /// Where a replica lives. Its uid is checked: it becomes part of a path that is removed with all that is in it.

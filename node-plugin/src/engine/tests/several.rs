@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
-use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, MutexGuard};
 
 use galleonfs_controller::certificates::Authority;
 use galleonfs_storage_engine::buffer::BufMut;
