@@ -290,14 +290,10 @@ pub async fn a_dead_primary_keeps_nobody_from_moving_or_deleting_its_volume(lab:
     let mut controller = lab.controller("c", false).await;
     create(&mut controller, several("v", GIB, 3)).await.expect("created");
     // It served the volume, and there is no such node any more.
-    let mut left = volume(&lab, "v").await;
-    let config = left.status.as_mut().and_then(|status| status.config.as_mut());
-    let config = config.expect("a configuration");
-    (config.epoch, config.primary, config.incarnation) = (4, Some("node-x".into()), Some("its-last".into()));
-    volumes(&lab)
-        .replace_status("v", &PostParams::default(), &left)
-        .await
-        .expect("a status");
+    as_primary(&lab, "v", |config| {
+        (config.epoch, config.primary, config.incarnation) = (4, Some("node-x".into()), Some("its-last".into()));
+    })
+    .await;
 
     let mut client = controller.controller.clone();
     let unpublish = within(5, unpublish_request("v", "node-x"));

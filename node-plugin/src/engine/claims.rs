@@ -35,8 +35,11 @@ impl<K: Eq + Hash + Clone, T: Clone> Claims<K, T> {
             busy: false,
             held: None,
         });
-        let busy = std::mem::replace(&mut slot.busy, true);
-        (!busy).then_some(Claim { of: self, name })
+        if std::mem::replace(&mut slot.busy, true) {
+            return None;
+        }
+        drop(slots);
+        Some(Claim { of: self, name })
     }
 
     /// What `pick` takes of what is known under a name.
