@@ -1,7 +1,7 @@
 //! Every bound of the shards in one place, and how they relate.
 
-/// Shard threads when nobody says otherwise: two keep up with what one loop device each can send, and more would only
-/// take cores from the guests.
+/// Shard threads when nobody says otherwise: one for each two processors, but not more than so many. Two keep up with what
+/// one loop device each can send, and more would only take cores from the guests.
 pub const SHARDS_DEFAULT_MAX: usize = 2;
 
 /// Payload bytes of one volume that are with its engine at a time; beyond that its requests wait in the kernel. A

@@ -219,7 +219,7 @@ impl Engine {
         }
         let count = match config.shards {
             0 => std::thread::available_parallelism()
-                .map_or(1, usize::from)
+                .map_or(1, |processors| processors.get().div_ceil(2))
                 .min(limits::SHARDS_DEFAULT_MAX),
             count => count,
         };
@@ -240,6 +240,12 @@ impl Engine {
                 .map_err(|error| EngineError::os(format!("start shard {index}"), error))?;
             shards.push(outbox);
         }
+        // Two turns to another thread less for each message. One shard does it for all: what is for others it hands on.
+        let first = shards[0].clone();
+        config.network.exchange.work_at(move |work| {
+            // The process ends if nobody is there.
+            let _ = first.send(Message::Work(Box::new(work)));
+        });
         let inner = Inner {
             shards,
             frontend: Arc::new(FuseLoop::new(&config.runtime_dir)),

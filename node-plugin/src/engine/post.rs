@@ -4,7 +4,7 @@
 //! out once at the end of the round, however many messages there are for a node.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use galleonfs_storage_engine::buffer::{Buf, Lent};
@@ -36,6 +36,21 @@ impl Dial for Transport {
 
     fn forget(&self, node: Uuid) {
         Transport::forget(self, node);
+    }
+}
+
+/// A transport that begins when the engine runs, which does its work then.
+impl Dial for OnceLock<Transport> {
+    fn dial(&self, node: Uuid, addresses: Vec<SocketAddr>) {
+        if let Some(transport) = self.get() {
+            transport.dial(node, addresses);
+        }
+    }
+
+    fn forget(&self, node: Uuid) {
+        if let Some(transport) = self.get() {
+            transport.forget(node);
+        }
     }
 }
 

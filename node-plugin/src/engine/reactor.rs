@@ -15,6 +15,8 @@ use crate::frontend::Command;
 pub(super) enum Source {
     /// The shard's own inbox.
     Inbox,
+    /// The connections to other nodes.
+    Wire,
     /// The requests of this volume.
     Volume(u32),
 }

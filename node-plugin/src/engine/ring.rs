@@ -59,6 +59,7 @@ mod tag {
     pub const VOLUME: u64 = 2 << KIND_AT;
     pub const DISK: u64 = 3 << KIND_AT;
     pub const COMMAND: u64 = 4 << KIND_AT;
+    pub const WIRE: u64 = 5 << KIND_AT;
     const KIND_AT: u32 = 56;
     pub const KIND: u64 = !0 << KIND_AT;
     pub const COMMAND_SLOT_AT: u32 = 32;
@@ -257,6 +258,7 @@ impl Ring {
             let low = tag & !tag::KIND;
             match tag & tag::KIND {
                 tag::INBOX => events.push(Event::Readable(Source::Inbox)),
+                tag::WIRE => events.push(Event::Readable(Source::Wire)),
                 tag::VOLUME => events.push(Event::Readable(Source::Volume(low as u32))),
                 tag::DISK => events.extend(self.ended(low as usize, result)),
                 tag::COMMAND => events.push(Event::Command {
@@ -376,6 +378,7 @@ fn vector(bytes: &[u8]) -> libc::iovec {
 fn tag_of(source: Source) -> u64 {
     match source {
         Source::Inbox => tag::INBOX,
+        Source::Wire => tag::WIRE,
         Source::Volume(volume) => tag::VOLUME | u64::from(volume),
     }
 }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use galleonfs_storage_engine::store::Store;
 use rustc_hash::FxHashMap;
@@ -30,6 +30,7 @@ use super::stats::{Counters, DiskPath, StoreReport};
 use super::{EngineError, ErrorKind, Paths, VolumeEngine};
 use crate::disk::ReplicaDir;
 use crate::frontend::{Buffers, GuestPath, Session};
+use crate::transport::Work;
 
 const STAYS: &str = "a volume or a replica stays until its operations have ended";
 
@@ -99,6 +100,8 @@ pub(super) enum Message {
         volume: Uuid,
         events: Vec<crate::transport::Event>,
     },
+    /// Do the transport's work from now on.
+    Work(Box<Work>),
     /// Where the replicas of a volume are.
     Routes {
         volume: Uuid,
@@ -112,6 +115,8 @@ pub(super) enum Message {
 
 pub(super) struct Shard {
     inbox: Inbox<Message>,
+    /// The transport's work, if this shard does it.
+    work: Option<Box<Work>>,
     pub(super) outbox: Outbox<Message>,
     pub(super) reactor: Reactor,
     /// How the guests' requests come, where the reactor allows it.
@@ -133,6 +138,7 @@ pub(super) fn run(inbox: Inbox<Message>, outbox: Outbox<Message>, paths: Paths, 
     never_wait_for_writeback();
     let mut shard = Shard {
         inbox,
+        work: None,
         outbox,
         reactor: Reactor::new(paths.disk),
         guest_path: paths.guest,
@@ -148,7 +154,13 @@ pub(super) fn run(inbox: Inbox<Message>, outbox: Outbox<Message>, paths: Paths, 
     shard.reactor.watch(Source::Inbox, shard.inbox.descriptor());
     let mut events = Vec::new();
     while !shard.stopping {
-        shard.reactor.wait(shard.timeout(), &mut events);
+        let timeout = if shard.inbox.sleep() {
+            shard.timeout()
+        } else {
+            Some(Duration::ZERO)
+        };
+        shard.reactor.wait(timeout, &mut events);
+        shard.inbox.awake();
         shard.round(&mut events);
     }
 }
@@ -163,12 +175,10 @@ impl Shard {
         for event in events.drain(..) {
             match event {
                 Event::Readable(Source::Inbox) => {
-                    self.inbox.woken();
-                    while let Some(message) = self.inbox.next() {
-                        self.message(message, now_ms);
-                    }
+                    self.inbox.silence();
                     self.reactor.watch(Source::Inbox, self.inbox.descriptor());
                 }
+                Event::Readable(Source::Wire) => self.work(true),
                 Event::Readable(Source::Volume(key)) => {
                     let Some(volume) = self.volumes.get_mut(&key) else {
                         continue;
@@ -211,6 +221,13 @@ impl Shard {
                 }
             }
         }
+        if self.work.as_ref().is_some_and(|work| work.due() <= Instant::now()) {
+            self.work(false);
+        }
+        // Behind the work, which brings messages.
+        while let Some(message) = self.inbox.next() {
+            self.message(message, now_ms);
+        }
         self.tell_the_time(now_ms);
         for key in self.unfinished.drain(..).collect::<Vec<_>>() {
             self.touch(key);
@@ -239,6 +256,16 @@ impl Shard {
             self.buffers.trim();
             self.volumes.values_mut().for_each(Served::trim);
             give_back_freed_memory();
+        }
+    }
+
+    /// Does the transport's work. What arrives comes by the inboxes, of this shard and of others.
+    fn work(&mut self, watch_ended: bool) {
+        let Some(work) = &mut self.work else { return };
+        if !work.turn() {
+            self.work = None;
+        } else if watch_ended {
+            self.reactor.watch(Source::Wire, work.descriptor());
         }
     }
 
@@ -358,6 +385,11 @@ impl Shard {
                 key
             }
             Message::Wire { volume, events } => return self.wire(volume, events),
+            Message::Work(work) => {
+                self.reactor.watch(Source::Wire, work.descriptor());
+                self.work = Some(work);
+                return;
+            }
             Message::Routes { volume, routes } => return self.several.post.route(volume, routes),
             Message::Config(key, news) => {
                 self.config(key, news);
@@ -416,7 +448,10 @@ impl Shard {
             let trim = self.busy_ms + IDLE_BEFORE_TRIM_MS;
             due = Some(due.map_or(trim, |due| due.min(trim)));
         }
-        due.map(|due| Duration::from_millis(due.saturating_sub(clock::now_ms())))
+        let due = due.map(|due| Duration::from_millis(due.saturating_sub(clock::now_ms())));
+        let work = self.work.as_ref();
+        let work = work.map(|work| work.due().saturating_duration_since(Instant::now()));
+        [due, work].into_iter().flatten().min()
     }
 
     fn has_requests(&self) -> bool {

@@ -1,22 +1,22 @@
 //! Brings frames to whoever serves their volume, and knows which sessions there are.
 //!
 //! ```text
-//! wire thread ─► Exchange ─┬─► subscriber of volume a: its frames of this round, in one call
+//! wire ─► Exchange ─┬─► subscriber of volume a: its frames of this round, in one call
 //!                          ├─► subscriber of volume b
 //!                          └─► every subscriber: sessions that came and went
 //! ```
 //!
-//! A subscriber is told once for each round of the wire thread, however many frames there are for it, so that a shard is
+//! A subscriber is told once for each round of the wire, however many frames there are for it, so that a shard is
 //! woken once.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use rustc_hash::FxHashMap;
 use uuid::Uuid;
 
-use super::{Event, Lost, Session, Side, Sink};
+use super::{Event, Lost, Session, Side, Sink, Work};
 
 /// Takes what concerns one volume.
 pub trait Subscriber: Send + Sync + 'static {
@@ -33,7 +33,11 @@ struct Inner {
     state: Mutex<State>,
     unclaimed: AtomicU64,
     refused: AtomicU64,
+    worker: OnceLock<Box<Adopt>>,
 }
+
+/// Takes over a transport's work.
+type Adopt = dyn Fn(Work) + Send + Sync;
 
 #[derive(Default)]
 struct State {
@@ -50,6 +54,12 @@ impl std::fmt::Debug for Exchange {
 }
 
 impl Exchange {
+    /// Has the work of the transport done by `adopt` if it begins after this.
+    pub fn work_at(&self, adopt: impl Fn(Work) + Send + Sync + 'static) {
+        let first = self.0.worker.set(Box::new(adopt));
+        assert!(first.is_ok(), "one engine works at the exchange");
+    }
+
     /// From now on `subscriber` is told of `volume`. Gives the sessions that there are already: those it is not told of.
     pub fn subscribe(&self, volume: Uuid, subscriber: Arc<dyn Subscriber>) -> Vec<Session> {
         let mut state = self.state();
@@ -160,6 +170,16 @@ impl Sink for Exchange {
         // Outside the lock: whoever is told may ask for a session at once.
         for (subscriber, events) in for_all {
             subscriber.deliver(events);
+        }
+    }
+
+    fn adopt(&self, work: Work) -> Option<Work> {
+        match self.0.worker.get() {
+            Some(adopt) => {
+                adopt(work);
+                None
+            }
+            None => Some(work),
         }
     }
 }

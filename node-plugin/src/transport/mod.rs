@@ -1,9 +1,11 @@
 //! How nodes talk to each other: frames over TCP and TLS, with certificates on both sides.
 //!
 //! ```text
-//!  shard ── Session::send ──► sealed and written by whoever sends ──► socket ─ ─ ─► the other node's wire thread
-//!  shard ◄── Sink::deliver ◄── wire thread: reads, opens, checks ◄── socket ◄─ ─ ─ sealed there
+//!  shard ── Session::send ──► sealed and written by whoever sends ──► socket ─ ─ ─► the other node's wire
+//!  shard ◄── Sink::deliver ◄── wire: reads, opens, checks ◄── socket ◄─ ─ ─ sealed there
 //! ```
+//!
+//! The wire is a loop on a thread of its own, or part of a loop that somebody has already: see [`Sink::adopt`].
 //!
 //! Frames are carried without being understood: who sends what to whom is for the replication protocol to say. What this
 //! room promises is that both ends are who their certificates say they are, that frames arrive once and in order or the
@@ -24,12 +26,12 @@ mod session;
 #[cfg(test)]
 pub(crate) mod tests;
 mod wire;
+mod work;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use uuid::Uuid;
@@ -39,10 +41,12 @@ pub use frame::{Frame, Kind};
 pub use hello::VERSIONS;
 pub use link::Lost;
 pub use session::{Hold, Limits, SendError, Session, Side};
+pub use work::Work;
 
 use crate::identity::Wallet;
 use counters::Counters;
 use wire::{Bell, Order, Wire};
+use work::Runner;
 
 /// How a transport is set up.
 #[derive(Clone, Debug)]
@@ -110,8 +114,14 @@ pub enum Event {
 
 /// Where events go.
 pub trait Sink: Send + Sync + 'static {
-    /// Takes all events of a round, in order. Called on the transport's thread, and must not wait.
+    /// Takes all events of a round, in order. Called on the thread that does the transport's work, and must not wait.
     fn deliver(&self, events: &mut Vec<Event>);
+
+    /// Takes over the transport's work, if there is a loop that it can be done in; otherwise gives it back, and a thread is
+    /// started for it. Whoever waits for what arrives and does the work himself need not be woken by another thread.
+    fn adopt(&self, work: Work) -> Option<Work> {
+        Some(work)
+    }
 }
 
 /// This node's connections. Cheap to clone; they end with [`Transport::stop`], or with the last clone.
@@ -123,7 +133,7 @@ struct Inner {
     boot: Uuid,
     address: Option<SocketAddr>,
     counters: Arc<Counters>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    runner: Mutex<Option<Runner>>,
 }
 
 impl std::fmt::Debug for Transport {
@@ -135,7 +145,7 @@ impl std::fmt::Debug for Transport {
 }
 
 impl Transport {
-    /// Starts the thread. Without a listener this node only dials.
+    /// Begins to work. Without a listener this node only dials.
     pub fn start(
         config: TransportConfig,
         wallet: Wallet,
@@ -149,20 +159,18 @@ impl Transport {
             config,
             wallet,
             boot,
-            sink,
+            sink: sink.clone(),
             counters: counters.clone(),
             listener,
             bell: bell.clone(),
         })?;
-        let thread = std::thread::Builder::new()
-            .name("wire".to_owned())
-            .spawn(move || wire.run())?;
+        let runner = Runner::start(wire, sink.as_ref())?;
         Ok(Transport(Arc::new(Inner {
             bell,
             boot,
             address,
             counters,
-            thread: Mutex::new(Some(thread)),
+            runner: Mutex::new(Some(runner)),
         })))
     }
 
@@ -191,7 +199,7 @@ impl Transport {
         self.0.counters.read()
     }
 
-    /// Ends all connections, with a word to everybody, and the thread.
+    /// Ends all connections, with a word to everybody, and waits until that is done.
     pub fn stop(&self) {
         self.0.stop();
     }
@@ -200,17 +208,9 @@ impl Transport {
 impl Inner {
     fn stop(&self) {
         self.bell.ring(Order::Stop);
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        // On the thread itself, at the end of a sink that held the last clone, there is nothing to wait for.
-        if let Some(thread) = thread
-            && thread.thread().id() != std::thread::current().id()
-        {
-            let ended = thread.join();
-            // A second panic would hide the first.
-            assert!(
-                ended.is_ok() || std::thread::panicking(),
-                "the transport's thread ends when it is told, and does not panic"
-            );
+        let runner = self.runner.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(runner) = runner {
+            runner.join();
         }
     }
 }

@@ -169,38 +169,47 @@ impl Wire {
     }
 
     /// Runs on the calling thread until it is told to stop.
-    pub fn run(mut self) {
-        let mut ready = [EpollEvent::empty(); EVENTS_MAX];
+    pub fn run(&mut self) {
         loop {
             let until = self.next_pass.saturating_duration_since(Instant::now());
             let timeout = EpollTimeout::try_from(until.as_micros().div_ceil(1000).min(60_000) as i32)
                 .expect("a minute fits into a timeout");
-            let count = match self.poller.wait(&mut ready, timeout) {
-                Ok(count) => count,
-                Err(Errno::EINTR) => 0,
-                Err(error) => panic!("the transport cannot wait for its own sockets: {error}"),
-            };
-            for event in &ready[..count] {
-                match event.data() {
-                    BELL => {
-                        for order in self.bell.take() {
-                            if matches!(order, Order::Stop) {
-                                return self.end();
-                            }
-                            self.order(order);
-                        }
-                    }
-                    LISTENER => self.accept(),
-                    token => self.ready(token, event.events()),
-                }
+            if !self.round(timeout) {
+                return;
             }
-            // Behind what was read: a thread that was held up must not take its peers for dead.
-            let now = Instant::now();
-            if now >= self.next_pass {
-                self.pass(now);
-            }
-            self.tell();
         }
+    }
+
+    /// One round, which begins with a wait. False if it was told to stop, and has.
+    pub fn round(&mut self, timeout: EpollTimeout) -> bool {
+        let mut ready = [EpollEvent::empty(); EVENTS_MAX];
+        let count = match self.poller.wait(&mut ready, timeout) {
+            Ok(count) => count,
+            Err(Errno::EINTR) => 0,
+            Err(error) => panic!("the transport cannot wait for its own sockets: {error}"),
+        };
+        for event in &ready[..count] {
+            match event.data() {
+                BELL => {
+                    for order in self.bell.take() {
+                        if matches!(order, Order::Stop) {
+                            self.end();
+                            return false;
+                        }
+                        self.order(order);
+                    }
+                }
+                LISTENER => self.accept(),
+                token => self.ready(token, event.events()),
+            }
+        }
+        // Behind what was read: a thread that was held up must not take its peers for dead.
+        let now = Instant::now();
+        if now >= self.next_pass {
+            self.pass(now);
+        }
+        self.tell();
+        true
     }
 
     fn tell(&mut self) {
@@ -540,7 +549,7 @@ impl Wire {
     }
 
     /// Says farewell to everybody.
-    fn end(&mut self) {
+    pub fn end(&mut self) {
         let keys: Vec<usize> = self.conns.iter().map(|(key, _)| key).collect();
         self.dials.clear();
         for key in keys {

@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
@@ -223,22 +223,24 @@ fn take_part(runtime: &Runtime, order: &Order) -> Result<(Engine, Transport)> {
     let wallet = Wallet::default();
     wallet.put(Credentials::new(&order.certificate, &order.key, &order.trusted)?);
     let exchange = Exchange::default();
-    let transport = Transport::start(
-        TransportConfig::new(order.cluster, order.node),
-        wallet,
-        Some(TcpListener::bind("127.0.0.1:0")?),
-        Arc::new(exchange.clone()),
-    )?;
+    let dial = Arc::new(OnceLock::new());
     let engine = Engine::start(EngineConfig {
         shards: 0,
         map_budget_bytes: order.map_budget_bytes,
         scrub: None,
         runtime_dir: order.runtime_dir.clone(),
         network: Network {
-            exchange,
-            dial: Some(Arc::new(transport.clone())),
+            exchange: exchange.clone(),
+            dial: Some(dial.clone()),
         },
     })?;
+    let transport = Transport::start(
+        TransportConfig::new(order.cluster, order.node),
+        wallet,
+        Some(TcpListener::bind("127.0.0.1:0")?),
+        Arc::new(exchange),
+    )?;
+    let transport = dial.get_or_init(|| transport).clone();
     runtime.block_on(engine.host(HostSpec {
         volume: VOLUME.to_owned(),
         volume_uid: order.volume,

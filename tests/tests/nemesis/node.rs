@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -234,22 +234,24 @@ async fn start(order: &Order) -> Result<(Engine, Transport)> {
     let wallet = Wallet::default();
     wallet.put(Credentials::new(&order.certificate, &order.key, &order.trusted)?);
     let exchange = Exchange::default();
-    let transport = Transport::start(
-        TransportConfig::new(order.cluster, order.own.node),
-        wallet,
-        Some(TcpListener::bind((order.own.address.as_str(), PORT))?),
-        Arc::new(exchange.clone()),
-    )?;
+    let dial = Arc::new(OnceLock::new());
     let engine = Engine::start(EngineConfig {
         shards: 1,
         map_budget_bytes: MAP_BUDGET_BYTES,
         scrub: None,
         runtime_dir,
         network: Reach {
-            exchange,
-            dial: Some(Arc::new(transport.clone())),
+            exchange: exchange.clone(),
+            dial: Some(dial.clone()),
         },
     })?;
+    let transport = Transport::start(
+        TransportConfig::new(order.cluster, order.own.node),
+        wallet,
+        Some(TcpListener::bind((order.own.address.as_str(), PORT))?),
+        Arc::new(exchange),
+    )?;
+    let transport = dial.get_or_init(|| transport).clone();
     let routes = order.others.iter().map(|other| {
         Ok(Route {
             replica: other.replica,

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use galleonfs_controller::certificates::Authority;
 use galleonfs_storage_engine::buffer::BufMut;
@@ -122,21 +122,23 @@ impl Host {
     fn start(&mut self) {
         fs::create_dir_all(&self.dir).expect("make a directory for the test");
         let exchange = Exchange::default();
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let config = TransportConfig::new(cluster(), self.uid);
-        let transport = Transport::start(config, self.wallet.clone(), Some(listener), Arc::new(exchange.clone()))
-            .expect("the transport starts");
+        let dial = Arc::new(OnceLock::new());
         let config = EngineConfig {
             shards: 1,
             map_budget_bytes: 32 << 20,
             scrub: None,
             runtime_dir: self.dir.join("run"),
             network: Network {
-                exchange,
-                dial: Some(Arc::new(transport.clone())),
+                exchange: exchange.clone(),
+                dial: Some(dial.clone()),
             },
         };
         let engine = Engine::start(config).expect("start the engine");
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let config = TransportConfig::new(cluster(), self.uid);
+        let transport = Transport::start(config, self.wallet.clone(), Some(listener), Arc::new(exchange))
+            .expect("the transport starts");
+        let transport = dial.get_or_init(|| transport).clone();
         self.up = Some(Up { engine, transport });
     }
 

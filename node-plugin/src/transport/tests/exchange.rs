@@ -1,6 +1,7 @@
 //! Frames find their volume.
 
 use super::*;
+use crate::transport::Work;
 use crate::transport::exchange::{Exchange, Subscriber};
 
 #[derive(Default)]
@@ -75,4 +76,52 @@ fn why_a_node_cannot_be_reached_is_known_until_it_is() {
     transport.dial(uid(2), vec![b.address()]);
     shelf.inbox.up();
     assert_eq!(exchange.trouble(uid(2)), None);
+}
+
+/// Does a transport's work as a shard does, beside nothing else.
+fn works_at(exchange: &Exchange) -> std::thread::JoinHandle<()> {
+    let (sender, receiver) = std::sync::mpsc::channel::<Work>();
+    exchange.work_at(move |work| sender.send(work).expect("the loop is there"));
+    std::thread::spawn(move || {
+        let mut work = receiver.recv().expect("the transport has begun");
+        while work.turn() {
+            let mut fd = libc::pollfd {
+                fd: work.descriptor(),
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            let until = work.due().saturating_duration_since(Instant::now());
+            // SAFETY: `fd` is one live entry.
+            unsafe { libc::poll(&mut fd, 1, until.as_millis() as i32 + 1) };
+        }
+    })
+}
+
+#[test]
+fn whoever_has_a_loop_does_the_work_in_it_until_the_transport_stops() {
+    let authority = authority();
+    let (a, b, shelf) = (
+        Node::start(&authority, 1),
+        Exchange::default(),
+        Arc::new(Shelf::default()),
+    );
+    b.subscribe(uid(0x11), shelf.clone());
+    let worker = works_at(&b);
+    let wallet = Wallet::default();
+    wallet.put(credentials(&authority, authority.certificate(), uid(2)));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let config = TransportConfig::new(cluster(), uid(2));
+    let transport = Transport::start(config, wallet, Some(listener), Arc::new(b.clone())).expect("it starts");
+    a.transport.dial(uid(2), vec![transport.address().expect("it listens")]);
+    let to_b = a.inbox.up();
+    for number in 1..=100 {
+        let mut frame = super::frame(number, 4096);
+        frame.volume = uid(0x11);
+        to_b.send(frame).expect("there is room");
+        assert_eq!(shelf.inbox.frame().request, number);
+    }
+    transport.stop();
+    let (_, why) = a.inbox.down();
+    assert!(why.to_string().contains("the node plugin is ending"), "{why}");
+    worker.join().expect("it ended, and did not panic");
 }

@@ -11,8 +11,10 @@ use super::load::Load;
 use super::volume::Volume;
 
 const MINUTE: Duration = Duration::from_secs(60);
-/// Nobody needs the API server for a write, so nothing may take longer for it. What is left is the machine's own noise.
-const NOT_NOTICED: Duration = Duration::from_secs(1);
+/// Nobody needs the API server for a write, so nothing may take longer for it. What is left is the noise of a machine on
+/// which a whole Kubernetes looks for its API server. Whoever waited for somebody waited longer: a replica that says nothing
+/// is late after two seconds, and only the API server could let a write complete without it.
+const NOT_NOTICED: Duration = Duration::from_secs(2);
 /// A guest that has to wait has to wait for that long.
 const QUIET: Duration = Duration::from_secs(5);
 
