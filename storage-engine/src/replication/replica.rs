@@ -123,6 +123,8 @@ pub struct Replica<S> {
     asked: BTreeMap<u64, Asked>,
     /// Blocks that do not pass their check, until they are mended.
     damaged: BTreeSet<Lba>,
+    /// What the primary was told last that a checkpoint waits for.
+    wants: Version,
     next_token: u64,
     stopped: Option<String>,
     out: VecDeque<ReplicaOutput>,
@@ -152,6 +154,7 @@ impl<S: ReplicaStore> Replica<S> {
             settles_out: 0,
             asked: BTreeMap::new(),
             damaged: BTreeSet::new(),
+            wants: Version::default(),
             next_token: 0,
             stopped: None,
             out: VecDeque::new(),
@@ -191,6 +194,7 @@ impl<S: ReplicaStore> Replica<S> {
             assert!(store.promised() >= self.fence, "I2: a promise is not forgotten");
         }
         self.store = Some(store);
+        self.wants = Version::default();
         // The stream goes on only after it was settled again.
         if let Some(session) = &mut self.session {
             session.active = false;
@@ -236,7 +240,21 @@ impl<S: ReplicaStore> Replica<S> {
             self.happened(event);
         }
         self.append_queued();
+        self.want();
         self.out.pop_front()
+    }
+
+    /// Tells the primary as soon as a checkpoint waits for it: until then the log grows, and may have no room to. Beats say
+    /// it again.
+    fn want(&mut self) {
+        let wanted = self.store.as_ref().and_then(ReplicaStore::gate_wanted);
+        let Some(durable) = wanted.filter(|wanted| *wanted > self.wants) else {
+            return;
+        };
+        if let Some(session) = self.session.filter(|session| session.active) {
+            self.wants = durable;
+            self.reply(session.to, Reply::Wants { durable });
+        }
     }
 
     fn reply(&mut self, to: Address, reply: Reply) {
@@ -681,3 +699,6 @@ impl<S: ReplicaStore> Replica<S> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
