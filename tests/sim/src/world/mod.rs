@@ -10,7 +10,10 @@
 
 mod admin;
 mod api;
+mod attach;
 mod backend;
+mod carry;
+mod changes;
 mod faults;
 mod guest;
 mod judge;
@@ -25,11 +28,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::hash::{Hash, Hasher};
 
-use galleonfs_storage_engine::replication::message::{Ask, Refusal, Reply};
-use galleonfs_storage_engine::replication::primary::{Decision, PrimaryEvent, PrimaryOptions, PrimaryOutput};
-use galleonfs_storage_engine::replication::replica::ReplicaOutput;
+use galleonfs_storage_engine::replication::primary::Decision;
 use galleonfs_storage_engine::replication::{
-    Change, Config, FromReplica, Incarnation, Mutant, Mutants, Primary, Replica, ReplicaId, Stamp, ToReplica,
+    Config, FromReplica, Incarnation, Mutant, Mutants, Primary, Replica, ReplicaId, Stamp, ToReplica,
 };
 use galleonfs_storage_engine::store::layout::EpochEnd;
 use galleonfs_storage_engine::types::Lba;
@@ -38,7 +39,7 @@ use api::Api;
 use backend::Backend;
 use faults::{AfterLag, Fault};
 use guest::{Guest, Moment};
-use net::{Net, ask_over_the_wire, reply_over_the_wire};
+use net::Net;
 use oracle::Oracle;
 use real::RealStore;
 use rng::Rng;
@@ -533,209 +534,6 @@ impl<B: Backend> World<B> {
         }
     }
 
-    fn drain_replica(&mut self, node: usize) {
-        loop {
-            let it = &mut self.nodes[node];
-            let (boot, slow) = (it.boot, it.disk_slow_until_us > self.now_us);
-            let Some(replica) = &mut it.replica else { return };
-            let output = replica.poll();
-            let started = replica.store_mut().map(B::take_started).unwrap_or_default();
-            let idle = started.is_empty() && output.is_none();
-            for operation in started {
-                let most = if slow { 500_000 } else { 400 };
-                let takes = self.rng.between(20, most);
-                self.at(takes, Event::Disk(node, boot, operation));
-            }
-            match output {
-                None if idle => return,
-                None => {}
-                Some(ReplicaOutput::Reply(message)) => {
-                    match &message.reply {
-                        Reply::Damaged { .. } => self.sometimes("a replica names a damaged block"),
-                        Reply::Wants { .. } => self.sometimes("a checkpoint waits for a flush"),
-                        Reply::Gap { .. } => self.sometimes("a record does not come in its turn"),
-                        Reply::Refused {
-                            why: Refusal::Fenced, ..
-                        } => self.sometimes("an old primary is refused"),
-                        Reply::Refused {
-                            why: Refusal::NoSession,
-                            ..
-                        } => {
-                            self.sometimes("a replica was started again in the middle of an epoch");
-                        }
-                        _ => {}
-                    }
-                    let to = self.nodes.iter().position(|node| {
-                        let serving = node.serving.as_ref();
-                        serving.is_some_and(|serving| serving.incarnation == message.incarnation)
-                    });
-                    if let Some(to) = to {
-                        let message = if to == node {
-                            message
-                        } else {
-                            reply_over_the_wire(&message)
-                        };
-                        for delay in self.net.deliver(&mut self.rng, &self.swarm, self.calm, node, to) {
-                            self.at(delay, Event::FromReplica(to, message.clone()));
-                        }
-                    }
-                }
-                Some(ReplicaOutput::Reopen(ends)) => {
-                    // What is on its way to the disk ends first.
-                    self.at(2_000, Event::Reopen(node, boot, ends));
-                }
-            }
-        }
-    }
-
-    fn drain_primary(&mut self, node: usize) {
-        loop {
-            let Some(serving) = &mut self.nodes[node].serving else {
-                return;
-            };
-            let (incarnation, serves) = (serving.incarnation, serving.primary.is_serving());
-            if let Some(event) = serving.primary.poll_event() {
-                self.told(node, event);
-                continue;
-            }
-            let Some(output) = serving.primary.poll() else { return };
-            match output {
-                PrimaryOutput::Send(replica, message) => {
-                    match &message.ask {
-                        Ask::Copy { repair: true, .. } => self.sometimes("a damaged block is mended from another copy"),
-                        Ask::Copy { .. } if serves => self.sometimes("a block is copied beside new writes"),
-                        Ask::Copy { .. } => self.sometimes("a block is copied to make members equal"),
-                        _ => {}
-                    }
-                    let to = self.nodes.iter().position(|node| node.id == replica);
-                    let to = to.expect("replicas are on nodes");
-                    let message = if to == node {
-                        message
-                    } else {
-                        ask_over_the_wire(&message)
-                    };
-                    for delay in self.net.deliver(&mut self.rng, &self.swarm, self.calm, node, to) {
-                        self.at(delay, Event::ToReplica(to, message.clone()));
-                    }
-                }
-                PrimaryOutput::Propose { expected, config } => self.propose(node, incarnation, expected, config),
-                PrimaryOutput::ReadConfig => {
-                    let takes = self.rng.between(500, 20_000);
-                    let reachable = self.api_reachable(node);
-                    let found = reachable.then(|| (self.api.stamp, Box::new(self.api.config.clone())));
-                    self.at(takes, Event::ConfigRead(node, incarnation, found));
-                }
-            }
-        }
-    }
-
-    fn api_reachable(&self, node: usize) -> bool {
-        self.calm || self.api_out_until_us <= self.now_us && self.net.reaches_api(node)
-    }
-
-    /// A proposal leaves a node. It may never arrive, and whether it did may never be heard.
-    fn propose(&mut self, node: usize, incarnation: Incarnation, expected: Stamp, config: Config) {
-        let unknown = !self.calm && self.rng.ppm(self.swarm.api_unknown_ppm);
-        let late = !self.calm && self.rng.ppm(self.swarm.api_late_ppm);
-        if !self.api_reachable(node) || unknown || late {
-            self.at(1_000 * MS, Event::Decided(node, incarnation, Decision::Unknown));
-            let arrives = late || unknown && self.rng.percent(50);
-            if arrives {
-                let most = if late { 10_000 * MS } else { 900 * MS };
-                let takes = self.rng.between(500, most);
-                self.at(takes, Event::Put(node, incarnation, expected, Box::new(config), false));
-            }
-            return;
-        }
-        let takes = self.rng.between(500, 20_000);
-        self.at(takes, Event::Put(node, incarnation, expected, Box::new(config), true));
-    }
-
-    fn put(&mut self, node: usize, incarnation: Incarnation, stamp: Stamp, config: Config, heard: bool) {
-        let (before, after) = (self.api.config.clone(), config.clone());
-        let outcome = self.api.put(stamp, config);
-        let made = match outcome {
-            Ok(made) => made,
-            Err(broken) => return self.violated(broken),
-        };
-        if made.is_some() && after.epoch == before.epoch {
-            if after.in_sync.len() > before.in_sync.len() {
-                self.sometimes("a replica joins");
-            }
-            self.note_joined(&before, &after);
-            let joined = self.nodes.iter().position(|node| {
-                let was_in_sync = before.in_sync.contains(&node.id);
-                after.in_sync.contains(&node.id) && !was_in_sync
-            });
-            if let Some(joined) = joined
-                && self.rng.percent(self.swarm.cut_joined_percent)
-            {
-                let takes = self.rng.between(1, 1_500) * MS;
-                self.at(takes, Event::CutJoined(joined));
-            }
-            if after.in_sync.len() < before.in_sync.len() {
-                self.sometimes("a member is recorded as out");
-            }
-            if after.in_sync.len() < before.in_sync.len() && !before.syncing.is_empty() {
-                self.sometimes("a member is lost while another replica is brought up to date");
-            }
-        }
-        if made.is_some() && !heard {
-            self.sometimes("a change that nobody heard of was made");
-        }
-        if heard {
-            let decision = made.map_or(Decision::Conflict, Decision::Made);
-            let takes = self.rng.between(500, 20_000);
-            self.at(takes, Event::Decided(node, incarnation, decision));
-        }
-    }
-
-    /// What a primary tells its volume.
-    fn told(&mut self, node: usize, event: PrimaryEvent) {
-        let serving = self.nodes[node].serving.as_mut().expect("it just told something");
-        let incarnation = serving.incarnation;
-        match event {
-            PrimaryEvent::Serving(_) => {
-                if std::mem::take(&mut self.power_cut) {
-                    self.oracle.unflushed_may_be_gone();
-                }
-                let idle_us = if self.rng.percent(30) {
-                    self.rng.below(10_000 * MS)
-                } else {
-                    0
-                };
-                serving.guest.serving(&self.oracle, self.now_us + idle_us);
-                self.sometimes("a primary serves");
-                self.at(0, Event::GuestThinks(node, incarnation));
-            }
-            PrimaryEvent::Written(upto) => {
-                let done = serving.guest.written(&mut self.oracle, upto);
-                if let Err(violation) = done {
-                    self.violated(violation);
-                }
-            }
-            PrimaryEvent::Durable(upto) => serving.guest.durable(&mut self.oracle, upto),
-            PrimaryEvent::Read(token, found) => {
-                let done = serving.guest.read_ended(&mut self.oracle, token, found);
-                if let Err(violation) = done {
-                    self.violated(violation);
-                }
-            }
-            PrimaryEvent::Released => {
-                self.nodes[node].serving = None;
-                self.sometimes("a primary ends in order");
-            }
-            PrimaryEvent::Deposed(_) => {
-                let pending = serving.guest.has_writes();
-                self.sometimes("a primary is deposed");
-                if pending {
-                    self.sometimes("a primary is deposed with a write under way");
-                }
-                self.nodes[node].serving = None;
-            }
-        }
-    }
-
     fn guest_thinks(&mut self, node: usize, incarnation: Incarnation) {
         let moment = Moment {
             volume: self.volume,
@@ -754,78 +552,5 @@ impl<B: Backend> World<B> {
         self.drain_primary(node);
         let pause = self.rng.between(1, 2 * self.swarm.think_us);
         self.at(pause, Event::GuestThinks(node, incarnation));
-    }
-
-    /// Sees to it that somebody serves the volume.
-    fn control(&mut self) {
-        let holder = self.api.config.incarnation;
-        // Whoever cannot be seen is taken for dead, which it often is not.
-        let alive = self.nodes.iter().enumerate().any(|(n, node)| {
-            let seen = node.paused_until_us <= self.now_us && self.api_reachable(n);
-            let serving = node.serving.as_ref();
-            seen && serving.is_some_and(|serving| Some(serving.incarnation) == holder && !serving.primary.is_over())
-        });
-        let claiming = self.nodes.iter().any(|node| {
-            let serving = node.serving.as_ref();
-            serving.is_some_and(|serving| {
-                serving.primary.epoch() <= self.api.config.epoch && !serving.primary.is_serving()
-            })
-        });
-        if !alive && (!claiming || self.rng.percent(10)) {
-            self.attach();
-        }
-        self.at(self.rng.clone().between(100, 1_000) * MS, Event::Control);
-        self.rng.next_u64();
-    }
-
-    /// Starts a primary somewhere; another one may still be there.
-    fn attach(&mut self) {
-        let node = self.rng.below(self.nodes.len() as u64) as usize;
-        let it = &self.nodes[node];
-        let is_down = it.replica.is_none() && !it.given_up;
-        if is_down || it.paused_until_us > self.now_us || !self.api_reachable(node) {
-            return;
-        }
-        let incarnation = Incarnation(self.rng.uid());
-        let (stamp, config) = (self.api.stamp, self.api.config.clone());
-        if self.rng.percent(50) {
-            return self.lead(node, incarnation, stamp, config);
-        }
-        // The node claims the epoch before it starts the primary, which may take a moment.
-        let config = config.with(&Change::Claim(incarnation));
-        match self.api.put(stamp, config.clone()) {
-            Ok(stamp) => {
-                let stamp = stamp.expect("the object is as it was just read");
-                let takes = if self.rng.percent(20) { 5_000 * MS } else { 10 * MS };
-                let takes = self.rng.between(500, takes);
-                self.at(takes, Event::Lead(node, incarnation, stamp, Box::new(config)));
-            }
-            Err(broken) => self.violated(broken),
-        }
-    }
-
-    /// Starts a primary on a node, if that is up.
-    fn lead(&mut self, node: usize, incarnation: Incarnation, stamp: Stamp, config: Config) {
-        if self.nodes[node].replica.is_none() && !self.nodes[node].given_up {
-            return;
-        }
-        let prefer = self.rng.percent(70).then_some(self.nodes[node].id);
-        let options = PrimaryOptions {
-            volume: self.volume,
-            incarnation,
-            min_in_sync: self.min_in_sync,
-            prefer,
-            row: None,
-            mutants: self.setup.mutants,
-        };
-        let now_ms = self.nodes[node].now_ms(self.now_us);
-        let primary = Primary::new(options, stamp, config, now_ms);
-        self.nodes[node].serving = Some(Serving {
-            incarnation,
-            primary,
-            guest: Guest::default(),
-        });
-        self.at(0, Event::TickPrimary(node, incarnation));
-        self.drain_primary(node);
     }
 }
