@@ -1,9 +1,17 @@
 //! The first inputs of each corpus: what the engine itself writes, and what a kernel or a person would send.
 
+use galleonfs_storage_engine::buffer::BufMut;
 use galleonfs_storage_engine::compress::{Codec, Compressor};
+use galleonfs_storage_engine::replication::message::{Batch, Refusal, Row, Rows, Stored, StoredBlock};
+use galleonfs_storage_engine::replication::wire::{KIND_FIRST, Packed, pack_ask, pack_reply};
+use galleonfs_storage_engine::replication::{Ask, FromReplica, Incarnation, Reply, ToReplica};
+use galleonfs_storage_engine::seal::{EpochSalt, KeyCheck, KeyId, KeyRow};
+use galleonfs_storage_engine::store::WriteEntry;
+use galleonfs_storage_engine::store::layout::EpochEnd;
+use galleonfs_storage_engine::types::{Check, Epoch, Lba, Seq, Version};
 
 use crate::disk::{Kind, read};
-use crate::targets::replica;
+use crate::targets::{replica, replication};
 
 /// Target, file name, bytes.
 pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
@@ -70,6 +78,7 @@ pub fn seeds() -> Vec<(&'static str, String, Vec<u8>)> {
     seeds.push(("compressed_block", "to-compress".to_owned(), input(5, &block[..600])));
     seeds.push(("sealed_block", "unchanged".to_owned(), vec![0; 60]));
     seeds.push(("sealed_block", "another-address".to_owned(), vec![1]));
+    seeds.extend(messages());
     seeds.extend(requests());
     #[cfg(feature = "node")]
     seeds.extend(frames());
@@ -105,13 +114,239 @@ fn input(flags: u8, bytes: &[u8]) -> Vec<u8> {
     [&[flags], &bytes[..len]].concat()
 }
 
+/// Messages of replication: one of each kind.
+fn messages() -> Vec<(&'static str, String, Vec<u8>)> {
+    let message = |answer: u8, name: &str, packed: Packed| {
+        let mut bytes = vec![answer, (packed.kind - KIND_FIRST) as u8];
+        bytes.extend_from_slice(&(packed.body.len() as u16).to_le_bytes());
+        bytes.extend_from_slice(&packed.body);
+        packed
+            .payload
+            .iter()
+            .for_each(|part| bytes.extend_from_slice(part.as_ref()));
+        assert!(replication::is_message(&bytes), "{name} is a message");
+        ("replication_message", name.to_owned(), bytes)
+    };
+    let ask = |(name, ask): (&str, Ask)| {
+        let (volume, replica, epoch) = (replication::VOLUME, replication::REPLICA, replication::EPOCH);
+        let (incarnation, round, boot) = (Incarnation([3; 16]), 1, 2);
+        message(
+            0,
+            name,
+            pack_ask(&ToReplica {
+                volume,
+                replica,
+                epoch,
+                incarnation,
+                round,
+                boot,
+                ask,
+            }),
+        )
+    };
+    let reply = |(name, reply): (&str, Reply)| {
+        let (volume, replica, epoch) = (replication::VOLUME, replication::REPLICA, replication::EPOCH);
+        let (incarnation, round, boot) = (Incarnation([3; 16]), 1, 2);
+        message(
+            1,
+            name,
+            pack_reply(&FromReplica {
+                volume,
+                replica,
+                epoch,
+                incarnation,
+                round,
+                boot,
+                reply,
+            }),
+        )
+    };
+    let version = |epoch, seq| Version {
+        epoch: Epoch(epoch),
+        seq: Seq(seq),
+    };
+    let ends = || {
+        vec![
+            EpochEnd {
+                first: Epoch(1),
+                last: Epoch(3),
+                end: Seq(0),
+            },
+            EpochEnd {
+                first: Epoch(4),
+                last: Epoch(4),
+                end: Seq(90),
+            },
+        ]
+    };
+    let page = || BufMut::zeroed(4096).freeze();
+    let stored = || {
+        let (lba, version, check, pages, bytes) = (Lba(9), version(4, 7), Check::default(), 1, page());
+        let (start, end) = (Lba(10), Lba(70));
+        vec![
+            Stored::Block(StoredBlock {
+                lba,
+                version,
+                check,
+                pages,
+                bytes,
+            }),
+            Stored::Zeros { start, end, version },
+        ]
+    };
+    let writes = vec![
+        WriteEntry {
+            lba: Lba(3),
+            blocks: 1,
+            zero: false,
+        },
+        WriteEntry {
+            lba: Lba(5),
+            blocks: 8,
+            zero: true,
+        },
+    ];
+    let (checks, pages, payload) = (vec![Check::default()], Vec::new(), vec![page()]);
+    let batch = Batch {
+        first_seq: Seq(11),
+        writes,
+        checks,
+        pages,
+        payload,
+    };
+    let rows = vec![Row {
+        start: Lba(1),
+        end: Lba(4),
+        version: version(4, 8),
+        zero: true,
+    }];
+    let row = KeyRow {
+        volume: replication::VOLUME,
+        epoch: replication::EPOCH,
+        key: KeyId(1),
+        salt: EpochSalt([4; 32]),
+        check: KeyCheck([5; KeyCheck::BYTES]),
+    };
+    let asks = [
+        ("promise", Ask::Promise { row: Some(row) }),
+        ("trim", Ask::Trim { ends: ends() }),
+        (
+            "settle",
+            Ask::Settle {
+                ends: ends(),
+                whole: true,
+            },
+        ),
+        ("join", Ask::Join { base: Seq(4) }),
+        ("write", Ask::Write(batch.into())),
+        ("flush", Ask::Flush { upto: version(5, 4) }),
+        (
+            "beat",
+            Ask::Beat {
+                sent_ms: 77,
+                durable: version(5, 3),
+            },
+        ),
+        (
+            "read",
+            Ask::Read {
+                id: 1,
+                lba: Lba(4),
+                blocks: 3,
+            },
+        ),
+        (
+            "rows",
+            Ask::Rows {
+                id: 2,
+                from: Lba(0),
+                after: version(4, 1),
+                rows_max: 64,
+            },
+        ),
+        (
+            "copy",
+            Ask::Copy {
+                id: 3,
+                repair: true,
+                blocks: stored(),
+            },
+        ),
+        ("release", Ask::Release),
+    ];
+    let replies = [
+        ("promising", Reply::Promising),
+        (
+            "promised",
+            Reply::Promised {
+                last: version(4, 90),
+                ends: ends(),
+                agreed: version(4, 80),
+            },
+        ),
+        (
+            "refused",
+            Reply::Refused {
+                promised: Epoch(6),
+                why: Refusal::Fenced,
+            },
+        ),
+        ("trimmed", Reply::Trimmed),
+        ("settled", Reply::Settled),
+        ("written", Reply::Written { upto: Seq(12) }),
+        ("gap", Reply::Gap { last: Seq(2) }),
+        ("flushed", Reply::Flushed { upto: version(5, 12) }),
+        ("beaten", Reply::Beaten { sent_ms: 77 }),
+        (
+            "blocks",
+            Reply::Blocks {
+                id: 1,
+                found: Ok(stored()),
+            },
+        ),
+        (
+            "no-blocks",
+            Reply::Blocks {
+                id: 1,
+                found: Err("it is damaged".into()),
+            },
+        ),
+        (
+            "listed",
+            Reply::Rows {
+                id: 2,
+                found: Ok(Rows {
+                    rows,
+                    next: Some(Lba(9)),
+                }),
+            },
+        ),
+        ("copied", Reply::Copied { id: 3, done: Ok(()) }),
+        (
+            "damaged",
+            Reply::Damaged {
+                blocks: vec![Lba(3), Lba(4)],
+            },
+        ),
+        ("wants", Reply::Wants { durable: version(5, 9) }),
+        (
+            "failed",
+            Reply::Failed {
+                why: "the disk is gone".into(),
+            },
+        ),
+    ];
+    asks.into_iter()
+        .map(ask)
+        .chain(replies.into_iter().map(reply))
+        .collect()
+}
+
 /// Frames as another node sends them: one of each shape, and several in a row.
 #[cfg(feature = "node")]
 fn frames() -> Vec<(&'static str, String, Vec<u8>)> {
     use crate::targets::wire::{CLUSTER, VERSION};
     use galleonfs_node_plugin::transport::{Frame, Kind};
-    use galleonfs_storage_engine::buffer::BufMut;
-    use galleonfs_storage_engine::types::Epoch;
     use uuid::Uuid;
 
     let frame = |kind: u16, body: &[u8], payload: usize| {

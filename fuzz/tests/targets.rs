@@ -149,6 +149,7 @@ targets! {
     no_compressed_block_makes_us_panic_or_write_elsewhere: "compressed_block",
     no_changed_block_opens: "sealed_block",
     no_replica_makes_us_panic_or_return_what_was_never_written: "replica",
+    no_message_of_replication_makes_us_panic_or_is_taken_for_another: "replication_message",
     no_request_of_the_kernel_makes_us_panic_or_answer_twice: "fuse_request",
     no_label_of_a_pool_makes_us_panic: "pool_label",
     no_parameters_of_a_class_make_us_panic: "class_parameters",

@@ -5,6 +5,7 @@ mod guest;
 #[cfg(feature = "node")]
 mod objects;
 pub mod replica;
+pub mod replication;
 mod structures;
 #[cfg(feature = "node")]
 pub mod wire;
@@ -72,6 +73,12 @@ pub const TARGETS: &[Target] = &[
         run: replica::replica,
         runs: 400,
         bytes_max: 400,
+    },
+    Target {
+        name: "replication_message",
+        run: replication::replication_message,
+        runs: 100_000,
+        bytes_max: 10 << 10,
     },
     #[cfg(feature = "node")]
     Target {
