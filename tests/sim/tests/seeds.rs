@@ -89,7 +89,17 @@ fn no_seed_finds_a_violation_and_every_rare_situation_occurs() {
 fn no_seed_finds_a_violation_on_the_real_store() {
     let (first, seeds) = (number("FIRST", 1), number("REAL_SEEDS", 100));
     let violations = Mutex::new(Vec::new());
+    let (cuts, cuts_of_all) = (AtomicU64::new(0), AtomicU64::new(0));
     run_seeds(first, seeds, StoreKind::Real, |seed, outcome| {
+        let times = |what| outcome.sometimes.get(what).copied().unwrap_or_default();
+        cuts.fetch_add(
+            times("a power cut takes writes that were not synced"),
+            Ordering::Relaxed,
+        );
+        cuts_of_all.fetch_add(
+            times("a power cut takes writes that were not synced from all replicas"),
+            Ordering::Relaxed,
+        );
         if let Some(violation) = outcome.violation {
             let text = format!("{violation}\n  again: make sim SEEDS=1 FIRST={seed} REAL=1");
             violations.lock().expect("no thread panics").push(text);
@@ -97,6 +107,15 @@ fn no_seed_finds_a_violation_on_the_real_store() {
     });
     let violations = violations.into_inner().expect("no thread panics");
     assert!(violations.is_empty(), "{}", violations.join("\n"));
+    let (cuts, cuts_of_all) = (cuts.into_inner(), cuts_of_all.into_inner());
+    println!("{seeds} seeds: {cuts} power cuts took unsynced writes of a replica, {cuts_of_all} those of all at once");
+    if seeds >= 100 {
+        assert!(cuts >= 100, "only {cuts} power cuts took writes that were not synced");
+        assert!(
+            cuts_of_all >= 1,
+            "no power cut took such writes from all replicas at once"
+        );
+    }
 }
 
 #[test]

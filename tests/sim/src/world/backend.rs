@@ -26,8 +26,8 @@ pub trait Backend: ReplicaStore + Debug + Sized {
     fn open(disk: Self::Disk, told: Option<&[EpochEnd]>) -> Result<Self, String>;
     /// The process dies: what is in the kernel's hands stays, and of what was on its way a part.
     fn kill(self, rng: &mut Rng) -> Self::Disk;
-    /// The power is cut: what was synced stays, and of the rest a part.
-    fn cut_power(self, rng: &mut Rng) -> Self::Disk;
+    /// The power is cut: what was synced stays, and of the rest a part. True if any of that is lost.
+    fn cut_power(self, rng: &mut Rng) -> (Self::Disk, bool);
     /// It is closed to be opened again.
     fn into_disk(self, rng: &mut Rng) -> Self::Disk {
         self.kill(rng)

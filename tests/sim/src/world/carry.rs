@@ -1,13 +1,16 @@
 //! What primaries and replicas want done, and tell: messages are sent, operations of the disk take their time, guests hear
 //! what became of their requests.
 
+use std::collections::BTreeSet;
+
+use galleonfs_storage_engine::replication::ReplicaId;
 use galleonfs_storage_engine::replication::message::{Ask, Refusal, Reply};
 use galleonfs_storage_engine::replication::primary::{PrimaryEvent, PrimaryOutput};
 use galleonfs_storage_engine::replication::replica::ReplicaOutput;
 
 use super::backend::Backend;
 use super::net::{ask_over_the_wire, reply_over_the_wire};
-use super::{Event, MS, World};
+use super::{Event, MS, Node, World};
 
 impl<B: Backend> World<B> {
     pub(super) fn drain_replica(&mut self, node: usize) {
@@ -112,9 +115,9 @@ impl<B: Backend> World<B> {
         let incarnation = serving.incarnation;
         match event {
             PrimaryEvent::Serving(_) => {
-                if std::mem::take(&mut self.power_cut) {
-                    self.oracle.unflushed_may_be_gone();
-                }
+                let members = serving.primary.config().in_sync.clone();
+                self.epoch_begins(&members);
+                let serving = self.nodes[node].serving.as_mut().expect("it just told something");
                 let idle_us = if self.rng.percent(30) {
                     self.rng.below(10_000 * MS)
                 } else {
@@ -149,6 +152,18 @@ impl<B: Backend> World<B> {
                 }
                 self.nodes[node].serving = None;
             }
+        }
+    }
+
+    /// One member that kept its power has every completed write, and all that an epoch begins with are given what it has.
+    fn epoch_begins(&mut self, members: &BTreeSet<ReplicaId>) {
+        let is_member = |node: &&mut Node<B>| members.contains(&node.id);
+        let mut kept = false;
+        for node in self.nodes.iter_mut().filter(is_member) {
+            kept |= !std::mem::take(&mut node.was_cut);
+        }
+        if !kept {
+            self.oracle.unflushed_may_be_gone();
         }
     }
 }

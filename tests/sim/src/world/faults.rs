@@ -32,6 +32,11 @@ pub(super) enum AfterLag {
     Power,
 }
 
+/// A power cut under a replica that lost writes with it.
+pub(super) const LOST: &str = "a power cut takes writes that were not synced";
+/// The same under all replicas, at once.
+pub(super) const ALL_LOST: &str = "a power cut takes writes that were not synced from all replicas";
+
 impl<B: Backend> World<B> {
     pub(super) fn strike(&mut self, fault: Fault) {
         if self.calm {
@@ -52,11 +57,17 @@ impl<B: Backend> World<B> {
                 self.swarm.kill_ms
             }
             Fault::Power => {
+                let up = self.nodes.iter().filter(|node| node.replica.is_some()).count() as u64;
+                let before = self.outcome.sometimes.get(LOST).copied().unwrap_or_default();
                 self.take_down(node, true, None);
                 // A whole rack now and then.
                 if self.rng.percent(20) {
                     (0..self.nodes.len()).for_each(|node| self.take_down(node, true, None));
                     self.sometimes("all nodes lose power at once");
+                }
+                let lost = self.outcome.sometimes.get(LOST).copied().unwrap_or_default() - before;
+                if lost >= 2 && lost == up {
+                    self.sometimes(ALL_LOST);
                 }
                 self.swarm.power_ms
             }
@@ -191,16 +202,22 @@ impl<B: Backend> World<B> {
     fn take_down(&mut self, node: usize, power: bool, back_ms: Option<u64>) {
         let it = &mut self.nodes[node];
         it.serving = None;
+        let mut loses = false;
         if let Some(mut replica) = it.replica.take() {
             if let Some(store) = replica.take_store() {
                 let mut rng = self.rng.fork();
-                it.disk = Some(if power {
+                let disk;
+                (disk, loses) = if power {
                     store.cut_power(&mut rng)
                 } else {
-                    store.kill(&mut rng)
-                });
+                    (store.kill(&mut rng), false)
+                };
+                it.disk = Some(disk);
             }
-            self.power_cut |= power;
+            it.was_cut |= power;
+        }
+        if loses {
+            self.sometimes(LOST);
         }
         let most = if self.rng.percent(70) { 3_000 } else { 20_000 };
         let back_ms = back_ms.unwrap_or_else(|| self.rng.between(10, most));

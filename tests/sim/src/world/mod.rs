@@ -189,6 +189,8 @@ struct Node<B: Backend> {
     serving: Option<Serving>,
     paused_until_us: u64,
     disk_slow_until_us: u64,
+    /// Its power was cut since an epoch last began with it: of what no flush covered it may have lost anything.
+    was_cut: bool,
     /// Its replica is not one of the volume's any more. The volume may still be attached here.
     given_up: bool,
 }
@@ -211,6 +213,7 @@ impl<B: Backend> Node<B> {
             serving: None,
             paused_until_us: 0,
             disk_slow_until_us: 0,
+            was_cut: false,
             given_up: false,
         }
     }
@@ -238,8 +241,6 @@ struct World<B: Backend> {
     blocks: u64,
     min_in_sync: usize,
     oracle: Oracle,
-    /// A node lost its power since a primary began to serve.
-    power_cut: bool,
     calm: bool,
     /// Which node lost a block: no two ever lose the same one.
     damaged: BTreeMap<Lba, usize>,
@@ -268,8 +269,12 @@ pub fn run(setup: Setup) -> Outcome {
 impl<B: Backend> World<B> {
     fn new(mut setup: Setup) -> World<B> {
         let mut rng = Rng::new(setup.seed);
-        let swarm = Swarm::draw(&mut rng);
+        let mut swarm = Swarm::draw(&mut rng);
         setup.faults_ms /= B::SLOWER;
+        if B::SLOWER > 1 {
+            // A store that affords less time for faults is there for power cuts: most of its runs have several.
+            swarm.power_ms = if rng.percent(75) { rng.between(500, 5_000) } else { 0 };
+        }
         let blocks = *rng.pick(&[4, 16, 64, 256]);
         let replicas = *rng.pick(&[1, 2, 2, 3, 3, 3, 3, 3, 4, 5]);
         // A volume of two may choose to go on with one.
@@ -296,7 +301,6 @@ impl<B: Backend> World<B> {
             volume,
             min_in_sync,
             oracle: Oracle::default(),
-            power_cut: false,
             calm: false,
             damaged: BTreeMap::new(),
             looked_us: 0,

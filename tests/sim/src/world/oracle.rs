@@ -2,8 +2,8 @@
 //!
 //! The simulator knows in which order the writes of a block were put: by version. So a history is linearizable if every
 //! read finds the version of a write that was really made, no older than what was complete, or had been seen, when it
-//! began; and if no write completes in an order that time contradicts. After a power cut under a primary that ended, what
-//! no flush covered may be gone, and then stays gone.
+//! began; and if no write completes in an order that time contradicts. When power was cut under all members that a new epoch
+//! begins with, what no flush covered may be gone, and then stays gone.
 
 use std::collections::BTreeMap;
 
@@ -120,7 +120,7 @@ impl Oracle {
         }
     }
 
-    /// A new primary serves after a power cut: what no flush covered may be gone.
+    /// A new epoch begins with members that all lost power: what no flush covered may be gone.
     pub fn unflushed_may_be_gone(&mut self) {
         for block in self.blocks.values_mut() {
             block.floor = block.flushed;

@@ -45,7 +45,9 @@ struct SimFile {
 pub struct Files(BTreeMap<FileId, SimFile>);
 
 impl Files {
-    fn cut_power(&mut self, rng: &mut Rng) {
+    /// True if anything is lost that was written.
+    fn cut_power(&mut self, rng: &mut Rng) -> bool {
+        let mut loses = false;
         for file in self.0.values_mut() {
             let unsynced = std::mem::take(&mut file.unsynced);
             for write in unsynced.iter().rev() {
@@ -64,8 +66,10 @@ impl Files {
                 };
                 let bytes = kept * SECTOR_BYTES as usize;
                 file.bytes[write.offset..write.offset + bytes].copy_from_slice(&write.new[..bytes]);
+                loses |= kept < sectors;
             }
         }
+        loses
     }
 }
 
@@ -225,10 +229,10 @@ impl Backend for RealStore {
         self.down()
     }
 
-    fn cut_power(mut self, rng: &mut Rng) -> RealDisk {
+    fn cut_power(mut self, rng: &mut Rng) -> (RealDisk, bool) {
         self.end_writes(rng);
-        self.files.cut_power(rng);
-        self.down()
+        let loses = self.files.cut_power(rng);
+        (self.down(), loses)
     }
 
     fn take_started(&mut self) -> Vec<u64> {

@@ -447,12 +447,13 @@ impl Backend for SimStore {
         self.disk
     }
 
-    fn cut_power(mut self, rng: &mut Rng) -> SimDisk {
+    fn cut_power(mut self, rng: &mut Rng) -> (SimDisk, bool) {
         self.end_superblock(rng);
         let keep = rng.between(self.disk.durable as u64, self.disk.log.len() as u64) as usize;
+        let loses = keep < self.disk.written;
         self.disk.log.truncate(keep);
         (self.disk.written, self.disk.durable) = (keep, keep);
-        self.disk
+        (self.disk, loses)
     }
 
     fn into_disk(self, _rng: &mut Rng) -> SimDisk {
