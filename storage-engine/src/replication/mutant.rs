@@ -29,8 +29,8 @@ pub enum Mutant {
     NotEqualised,
     /// The lease counts from when the answer came.
     LeaseFromAnswer,
-    /// The lease is looked at before the read, not after.
-    LeaseBeforeRead,
+    /// Reads are answered whatever the leases say.
+    LeaseNotLookedAt,
     /// The lease is not waited for before a promise.
     LeaseIgnored,
     /// Writes that overlap one that is under way are read around.
@@ -65,7 +65,7 @@ impl Mutant {
         Mutant::FlushTooEarly,
         Mutant::NotEqualised,
         Mutant::LeaseFromAnswer,
-        Mutant::LeaseBeforeRead,
+        Mutant::LeaseNotLookedAt,
         Mutant::LeaseIgnored,
         Mutant::ReadBesideWrite,
         Mutant::ReadFromSyncing,

@@ -24,8 +24,6 @@ pub(super) struct Read {
     blocks: u64,
     source: Option<ReplicaId>,
     asked_ms: u64,
-    /// The leases ran when it was asked.
-    was_bound: bool,
     /// Blocks that are read by themselves, because one among them is damaged somewhere, and where each is. The rest was
     /// found.
     apart: BTreeMap<Lba, BTreeSet<ReplicaId>>,
@@ -41,7 +39,6 @@ impl Read {
             blocks,
             source: None,
             asked_ms: 0,
-            was_bound: false,
             apart: BTreeMap::new(),
             found: Vec::new(),
             done: false,
@@ -164,7 +161,6 @@ impl Primary {
             };
             read.source = Some(source);
             read.asked_ms = self.now_ms;
-            read.was_bound = self.is_bound();
             let id = self.id();
             let (lba, blocks) = read.wanted();
             self.ask(source, Ask::Read { id, lba, blocks });
@@ -211,8 +207,8 @@ impl Primary {
     /// Answers what may be answered.
     fn answer_reads(&mut self) {
         let bound = self.is_bound();
-        let (early, beside) = (
-            self.mutant(Mutant::LeaseBeforeRead),
+        let (unbound, beside) = (
+            self.mutant(Mutant::LeaseNotLookedAt),
             self.mutant(Mutant::ReadBesideWrite),
         );
         let (epoch, written) = (self.config.epoch, self.written);
@@ -224,7 +220,7 @@ impl Primary {
             .reads
             .asked
             .iter()
-            .filter(|(_, read)| read.done && read.found.iter().all(completed) && (bound || early && read.was_bound))
+            .filter(|(_, read)| read.done && read.found.iter().all(completed) && (bound || unbound))
             .map(|(id, _)| *id)
             .collect();
         for id in ready {

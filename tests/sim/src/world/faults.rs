@@ -28,7 +28,7 @@ pub(super) enum AfterLag {
     Nothing,
     /// The node is cut off, with answers to what it asked still on their way.
     Isolation,
-    /// The node loses power and is back at once, while it still takes longer.
+    /// The node loses power and is back at once.
     Power,
 }
 
@@ -147,21 +147,30 @@ impl<B: Backend> World<B> {
         }
     }
 
-    /// Messages to and from a node take longer than a lease outlives the one behind it, and shorter than what makes a
-    /// member late.
+    /// Messages to or from a node take longer than a lease outlives the one behind it, and shorter than what makes a member
+    /// late; then comes something that what is still on its way may be wrong about.
     fn lag(&mut self, node: usize) {
         let leader = self.nodes.iter().position(|node| {
             let serving = node.serving.as_ref();
             serving.is_some_and(|serving| serving.primary.is_serving())
         });
-        let node = leader.filter(|_| self.rng.percent(50)).unwrap_or(node);
-        let takes = self.rng.between(100, 1_900) * MS;
-        self.net.lag(node, takes);
-        let then = match self.rng.below(4) {
-            0 => AfterLag::Nothing,
-            1 => AfterLag::Power,
-            _ => AfterLag::Isolation,
+        let takes = self.rng.between(900, 1_900) * MS;
+        let then = *self.rng.pick(&[
+            AfterLag::Nothing,
+            AfterLag::Power,
+            AfterLag::Power,
+            AfterLag::Isolation,
+            AfterLag::Isolation,
+        ]);
+        let (node, to_us, from_us) = match then {
+            AfterLag::Nothing => (node, takes / 2, takes / 2),
+            // What a replica says. The one that it says it to goes on.
+            AfterLag::Power if Some(node) == leader => return,
+            AfterLag::Power => (node, 0, takes / 2),
+            // What a primary is told, mostly.
+            AfterLag::Isolation => (leader.filter(|_| self.rng.percent(80)).unwrap_or(node), takes, 0),
         };
+        self.net.lag(node, to_us, from_us);
         let lasts = self.rng.between(500, 5_000) * MS;
         self.at(lasts, Event::LagEnds(node, then));
     }
@@ -171,9 +180,9 @@ impl<B: Backend> World<B> {
             return;
         }
         match then {
-            AfterLag::Nothing => self.net.lag(node, 0),
+            AfterLag::Nothing => self.net.lag(node, 0, 0),
             AfterLag::Isolation => {
-                self.net.lag(node, 0);
+                self.net.lag(node, 0, 0);
                 let lasts = self.rng.between(5_000, 15_000) * MS;
                 let partition = self.net.isolate(node);
                 self.at(lasts, Event::Heal(partition));
@@ -183,8 +192,13 @@ impl<B: Backend> World<B> {
                 self.sometimes("a node is cut off while answers are on their way to it");
             }
             AfterLag::Power => {
-                self.take_down(node, true, Some(self.now_us % 100 + 1));
-                self.at(3_000 * MS, Event::LagEnds(node, AfterLag::Nothing));
+                // What it said before is heard when it is back, and before it has again what it said that it had.
+                let takes = self.rng.between(10, 250) * MS;
+                self.net.lag(node, takes, 0);
+                self.at(2_000 * MS, Event::LagEnds(node, AfterLag::Nothing));
+                let back = self.rng.between(1, 100);
+                self.take_down(node, true, Some(back));
+                self.sometimes("a node loses power while its answers are on their way");
             }
         }
     }

@@ -13,9 +13,8 @@ use super::rng::Rng;
 use super::store::write_id;
 use super::swarm::Swarm;
 
-/// Writes and flushes that may be under way, and reads: who waits for one goes on with the other, as guests with several
-/// programs do. A primary that is cut off and does not know it yet is asked to read.
-const WRITES_MAX: usize = 10;
+/// Reads that may be under way: who waits for writes goes on reading, as guests with several programs do. A primary that is
+/// cut off and does not know it yet is asked to read.
 const READS_MAX: usize = 16;
 /// Requests that the guest makes when the faults have stopped.
 const LAST_REQUESTS: u64 = 40;
@@ -79,6 +78,11 @@ impl Guest {
         !self.writes.is_empty()
     }
 
+    fn is_writing(&self, lba: Lba) -> bool {
+        let mut writes = self.writes.iter().flat_map(|(write, _)| &write.blocks);
+        writes.any(|(at, _)| *at == lba)
+    }
+
     /// True when it made its last requests and has every answer.
     pub fn is_done(&self) -> bool {
         let idle = self.writes.is_empty() && self.flushes.is_empty() && self.reads.is_empty();
@@ -100,7 +104,7 @@ impl Guest {
             calm,
             now_us,
         } = moment;
-        let may_write = self.writes.len() + self.flushes.len() < WRITES_MAX;
+        let may_write = self.writes.len() + self.flushes.len() < swarm.writes_max;
         let may_read = self.reads.len() < READS_MAX;
         if !self.serving || self.leaving || !(may_write || may_read) || !primary.is_serving() || !primary.has_room() {
             return;
@@ -123,7 +127,16 @@ impl Guest {
             if may_read {
                 let start = rng.below(blocks);
                 let count = rng.between(1, 8.min(blocks - start));
-                self.read(primary, oracle, Lba(start), count);
+                let count = if swarm.reads_apart {
+                    (start..start + count)
+                        .take_while(|lba| !self.is_writing(Lba(*lba)))
+                        .count() as u64
+                } else {
+                    count
+                };
+                if count > 0 {
+                    self.read(primary, oracle, Lba(start), count);
+                }
             }
         } else if chance < swarm.flush_percent {
             let written = Version {

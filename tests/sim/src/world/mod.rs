@@ -84,7 +84,7 @@ pub struct Outcome {
 }
 
 /// Everything that has to have happened in a run of many seeds: a simulator that never gets there proves nothing about it.
-pub const SOMETIMES: [&str; 24] = [
+pub const SOMETIMES: [&str; 27] = [
     "a block is copied beside new writes",
     "a block is copied to make members equal",
     "a block rots",
@@ -95,6 +95,9 @@ pub const SOMETIMES: [&str; 24] = [
     "a new replica is added",
     "a new replica joins",
     "a node is cut off while answers are on their way to it",
+    "a node loses power while its answers are on their way",
+    faults::LOST,
+    faults::ALL_LOST,
     "a primary ends in order",
     "a primary is deposed",
     "a primary is deposed with a write under way",

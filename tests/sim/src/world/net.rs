@@ -50,8 +50,8 @@ pub struct Net {
     next: u64,
     /// Links that are cut, by partition: from, to.
     cuts: BTreeMap<u64, Vec<(usize, usize)>>,
-    /// Microseconds that everything takes longer which goes to or from a node.
-    lags: BTreeMap<usize, u64>,
+    /// Microseconds that everything takes longer which goes to a node, and which comes from it.
+    lags: BTreeMap<usize, (u64, u64)>,
 }
 
 impl Net {
@@ -94,8 +94,8 @@ impl Net {
     }
 
     /// From now on everything to and from a node takes so much longer.
-    pub fn lag(&mut self, node: usize, us: u64) {
-        self.lags.insert(node, us);
+    pub fn lag(&mut self, node: usize, to_us: u64, from_us: u64) {
+        self.lags.insert(node, (to_us, from_us));
     }
 
     /// Ends a partition.
@@ -127,7 +127,10 @@ impl Net {
         if !self.reaches(from, to) || !calm && rng.ppm(swarm.lose_ppm) {
             return Vec::new();
         }
-        let lag_us: u64 = [from, to].iter().filter_map(|node| self.lags.get(node)).sum();
+        let lag = |node| self.lags.get(&node).copied().unwrap_or_default();
+        let lag_us = lag(to).0 + lag(from).1;
+        // A line that is slow is not always as slow: what is sent later may overtake.
+        let lag_us = rng.between(lag_us / 4 * 3, lag_us);
         let mut arrivals = vec![lag_us + rng.between(20, swarm.delay_us)];
         if !calm && rng.ppm(swarm.slow_ppm) {
             // Long after everybody has given it up.

@@ -35,6 +35,11 @@ pub struct Swarm {
     pub zero_percent: u64,
     pub flush_percent: u64,
     pub read_percent: u64,
+    /// Writes and flushes that may be under way.
+    pub writes_max: usize,
+    /// The guest reads no block that it is writing, as file systems do: on a primary that is cut off with writes under way
+    /// other reads would soon all wait for these.
+    pub reads_apart: bool,
 }
 
 impl Swarm {
@@ -63,7 +68,7 @@ impl Swarm {
             move_ms: maybe(rng, 60, 2_000, 20_000),
             rot_ms: maybe(rng, 30, 500, 5_000),
             slow_disk_ms: maybe(rng, 30, 2_000, 20_000),
-            lag_ms: maybe(rng, 30, 2_000, 20_000),
+            lag_ms: maybe(rng, 40, 2_000, 15_000),
             cut_joined_percent: maybe(rng, 40, 5, 60),
             administer_ms: maybe(rng, 40, 1_000, 20_000),
             checkpoint_ms: rng.between(50, 3_000),
@@ -82,6 +87,8 @@ impl Swarm {
             } else {
                 rng.between(10, 60)
             },
+            writes_max: *rng.pick(&[1, 3, 10, 10]),
+            reads_apart: rng.percent(50),
         }
     }
 }
