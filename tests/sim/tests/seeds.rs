@@ -140,6 +140,11 @@ fn a_mistake_in_the_protocol_is_found() {
         (Mutant::ZeroesNotCopied, 1),
         (Mutant::UnknownIsMade, 1),
         (Mutant::UnknownIsNotMade, 1),
+        (Mutant::LeaseNotLookedAt, 1),
+        (Mutant::ReplayForgotten, 1),
+        (Mutant::JoinBeforeFlush, 1),
+        (Mutant::LeaseFromAnswer, 1),
+        (Mutant::BootIgnored, 390),
     ];
     for (mutant, first) in found {
         let finds = |seed| {

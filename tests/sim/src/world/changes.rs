@@ -4,7 +4,7 @@ use galleonfs_storage_engine::replication::primary::Decision;
 use galleonfs_storage_engine::replication::{Config, Incarnation, Stamp};
 
 use super::backend::Backend;
-use super::{Event, MS, World};
+use super::{Event, MS, Node, World};
 
 impl<B: Backend> World<B> {
     pub(super) fn api_reachable(&self, node: usize) -> bool {
@@ -48,8 +48,16 @@ impl<B: Backend> World<B> {
             if let Some(joined) = joined
                 && self.rng.percent(self.swarm.cut_joined_percent)
             {
-                let takes = self.rng.between(1, 1_500) * MS;
+                let most = if self.rng.percent(50) { 100 } else { 1_500 };
+                let takes = self.rng.between(1, most) * MS;
                 self.at(takes, Event::CutJoined(joined));
+            }
+            let catches_up = |node: &Node<B>| after.syncing.contains(&node.id) && !before.syncing.contains(&node.id);
+            if let Some(target) = self.nodes.iter().position(catches_up)
+                && self.rng.percent(self.swarm.slow_copies_percent)
+            {
+                let lasts = self.rng.between(100, 5_000) * MS;
+                self.nodes[target].disk_slow_until_us = self.now_us + lasts;
             }
             if after.in_sync.len() < before.in_sync.len() {
                 self.sometimes("a member is recorded as out");

@@ -25,6 +25,8 @@ pub struct Swarm {
     pub lag_ms: u64,
     /// Of a hundred replicas that join so many lose power soon.
     pub cut_joined_percent: u64,
+    /// Of a hundred replicas that are brought up to date so many have a disk that is slow meanwhile.
+    pub slow_copies_percent: u64,
     pub checkpoint_ms: u64,
     /// Clocks differ by so much in a thousand.
     pub skew: u64,
@@ -70,6 +72,7 @@ impl Swarm {
             slow_disk_ms: maybe(rng, 30, 2_000, 20_000),
             lag_ms: maybe(rng, 40, 2_000, 15_000),
             cut_joined_percent: maybe(rng, 40, 5, 60),
+            slow_copies_percent: maybe(rng, 40, 10, 80),
             administer_ms: maybe(rng, 40, 1_000, 20_000),
             checkpoint_ms: rng.between(50, 3_000),
             skew: match rng.below(10) {
