@@ -47,13 +47,11 @@ pub enum Mutant {
     NeverDeposed,
     /// Fewer members than the volume wants complete a write.
     BelowMinimum,
-    /// What is copied starts before what the source has is durable on all members.
-    CopyUndurable,
 }
 
 impl Mutant {
     /// All there are.
-    pub const ALL: [Mutant; 21] = [
+    pub const ALL: [Mutant; 20] = [
         Mutant::CompleteBeforeRecord,
         Mutant::UnknownIsMade,
         Mutant::UnknownIsNotMade,
@@ -74,7 +72,6 @@ impl Mutant {
         Mutant::NoGate,
         Mutant::NeverDeposed,
         Mutant::BelowMinimum,
-        Mutant::CopyUndurable,
     ];
 }
 

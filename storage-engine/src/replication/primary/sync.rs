@@ -127,7 +127,7 @@ impl Primary {
             Stage::Barrier(base) => {
                 let base = *base;
                 let until = self.version(base);
-                if self.agreed < until && base > Seq(0) && !self.mutant(Mutant::CopyUndurable) {
+                if self.agreed < until && base > Seq(0) {
                     if self.written >= base {
                         self.flush_to = self.flush_to.max(until);
                     }
