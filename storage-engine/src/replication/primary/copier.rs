@@ -31,6 +31,9 @@ pub(super) struct Copier {
     alone_until: Lba,
     /// Rows that the target lacked.
     pub lacked: u64,
+    /// The newest version at the source that is too new to be copied: the target gets it with the stream, and nothing else
+    /// of that block.
+    pub overwritten: Version,
 }
 
 /// How far it is.
@@ -86,6 +89,7 @@ impl Copier {
             since_ms: 0,
             alone_until: Lba(0),
             lacked: 0,
+            overwritten: Version::default(),
         }
     }
 
@@ -136,6 +140,7 @@ impl Primary {
                 } => {
                     let part = compare(&has, &lacks, copier.after, copier.until);
                     copier.lacked += part.lacking.len() as u64;
+                    copier.overwritten = copier.overwritten.max(overwritten(&has, copier.until));
                     copier.since_ms = now_ms;
                     copier.stage = Stage::Take(part);
                 }
@@ -372,6 +377,12 @@ impl Primary {
             true
         });
     }
+}
+
+/// The newest version that the source has instead of one that was to be copied.
+fn overwritten(has: &Rows, until: Version) -> Version {
+    let versions = has.rows.iter().map(|row| row.version);
+    versions.filter(|version| *version > until).max().unwrap_or_default()
 }
 
 /// What the source has between the two versions and the target has not, up to where both lists go; and where they go on.

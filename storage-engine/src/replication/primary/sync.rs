@@ -149,7 +149,9 @@ impl Primary {
                         **copier = again;
                     }
                     Progress::SourceFailed | Progress::Done => {
-                        let upto = self.version(self.written);
+                        // What was overwritten before it could be copied comes with the stream. Until it has come the target
+                        // has neither, and whoever overwrote it may yet be cut off.
+                        let upto = self.version(self.written).max(copier.overwritten);
                         sync.stage = Stage::Flush(upto);
                         self.flush_to = self.flush_to.max(upto);
                         // Also what was copied, if nothing was written in this epoch.

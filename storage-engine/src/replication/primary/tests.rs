@@ -1,6 +1,6 @@
 //! What others do to the configuration while a primary serves, what it waits for, and what new connections bring.
 
-use super::super::message::{Ask, FromReplica, Reply};
+use super::super::message::{Ask, FromReplica, Reply, Row, Rows};
 use super::super::{Change, Config, Incarnation, ReplicaId, Stamp};
 use super::{Decision, Mutants, Primary, PrimaryEvent, PrimaryOptions, PrimaryOutput};
 use crate::buffer::BufMut;
@@ -185,6 +185,62 @@ fn a_replica_that_somebody_added_is_brought_up_to_date() {
     assert_eq!(rig.was_asked(3, |ask| matches!(ask, Ask::Promise { .. })), 1);
     let (expected, proposed) = rig.proposed.last().expect("it is to be recorded as syncing");
     assert_eq!((*expected, proposed), (Stamp(6), &config.with(&Change::Sync(id(3)))));
+}
+
+/// What is too new to be copied replaced what was to be copied: the target has neither until it came with the stream.
+#[test]
+fn a_replica_does_not_join_before_it_has_what_was_overwritten_meanwhile() {
+    let mut rig = Rig::serving(&[1, 2], 1);
+    let mut config = rig.config();
+    config.out.insert(id(3), Version::default());
+    rig.primary.look();
+    rig.run();
+    rig.finds(6, config);
+    rig.after(100);
+    rig.primary.decided(Decision::Made(Stamp(7)));
+    rig.run();
+    // The write is on one member, on its way to the others, and not completed.
+    rig.silent = vec![id(2), id(3)];
+    rig.writes();
+    assert_eq!(rig.primary.written(), Seq(0));
+    let version = rig.primary.version(Seq(1));
+    let (start, end, zero) = (Lba(0), Lba(1), false);
+    let written = vec![Row {
+        start,
+        end,
+        version,
+        zero,
+    }];
+    let lists: Vec<_> = rig.asked.iter().filter_map(list_of).collect();
+    for (replica, list) in lists {
+        let rows = if replica == id(3) { Vec::new() } else { written.clone() };
+        let found = Ok(Rows { rows, next: None });
+        rig.says(replica.0[0], Reply::Rows { id: list, found });
+    }
+    let begun = rig.primary.version(Seq(0));
+    rig.says(3, Reply::Flushed { upto: begun });
+    rig.after(100);
+    let joins = |rig: &Rig| {
+        rig.proposed
+            .last()
+            .is_some_and(|(_, config)| config.in_sync.contains(&id(3)))
+    };
+    assert!(
+        !joins(&rig),
+        "it has neither what was overwritten nor what overwrote it"
+    );
+    rig.says(3, Reply::Written { upto: Seq(1) });
+    rig.says(3, Reply::Flushed { upto: version });
+    rig.after(100);
+    assert!(joins(&rig), "{:?}", rig.primary);
+}
+
+/// Who is asked to list what it has, and the number of the question.
+fn list_of((replica, ask): &(ReplicaId, Ask)) -> Option<(ReplicaId, u64)> {
+    match ask {
+        Ask::Rows { id, .. } => Some((*replica, *id)),
+        _ => None,
+    }
 }
 
 #[test]
