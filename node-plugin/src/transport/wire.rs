@@ -1,4 +1,4 @@
-//! The transport's own thread: it waits for all connections in one place, makes them, takes what arrives, and notices
+//! The loop of the transport: it waits for all connections in one place, makes them, takes what arrives, and notices
 //! when somebody is gone.
 //!
 //! A round goes: wait; read where there is something; look at the clock; give the users what has happened, all of it at

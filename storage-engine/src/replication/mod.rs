@@ -85,6 +85,10 @@ pub mod timing {
     pub const ASK_AGAIN_MS: u64 = 500;
     /// Members are waited for so long when an epoch begins: they may have to wait for a lease to run out.
     pub const TAKEOVER_MS: u64 = LEASE_GRANTED_MS + 2 * MEMBER_TIMEOUT_MS;
+    /// Whoever had no request for so long does not mind what else the replicas do.
+    pub const GUEST_ACTIVE_MS: u64 = 100;
+    /// While the guest has requests, a copy is followed by a rest that takes as long as it did, but not longer than this.
+    pub const COPY_REST_MS_MAX: u64 = 100;
     /// What nobody flushed is flushed by the primary so long after the last write.
     pub const FLUSH_IDLE_MS: u64 = 1_000;
 

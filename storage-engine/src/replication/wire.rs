@@ -272,7 +272,17 @@ impl<'a> In<'a> {
         Ok(String::from_utf8_lossy(text).into_owned())
     }
 
-    fn ends(&mut self) -> Result<Vec<EpochEnd>, WireError> {
+    /// A version of this epoch or an earlier one.
+    fn version_until(&mut self, epoch: Epoch) -> Result<Version, WireError> {
+        let version = self.version()?;
+        match version.epoch <= epoch {
+            true => Ok(version),
+            false => Err(WireError::Impossible("a version of an epoch that has not begun")),
+        }
+    }
+
+    /// Ends of epochs before this one.
+    fn ends(&mut self, before: Epoch) -> Result<Vec<EpochEnd>, WireError> {
         let count = self.count("ends of epochs", ENDS_MAX)?;
         let mut ends = Vec::with_capacity(count.min(64));
         let mut behind = 0;
@@ -282,8 +292,8 @@ impl<'a> In<'a> {
                 last: Epoch(self.u32("an epoch")?),
                 end: Seq(self.u64("a number")?),
             };
-            // In order, and so without an overlap.
-            if row.first.0 < behind || row.last < row.first || row.last.0 == u32::MAX {
+            // In order, and so without an overlap; and over: whoever reads goes through them one by one.
+            if row.first.0 < behind || row.last < row.first || row.last >= before {
                 return Err(WireError::Impossible("an end of epochs"));
             }
             behind = row.last.0 + 1;
@@ -501,10 +511,12 @@ pub fn unpack_ask(
     let (incarnation, round, boot) = from.sender()?;
     let ask = match kind {
         kind::PROMISE => Ask::Promise { row: from.row()? },
-        kind::TRIM => Ask::Trim { ends: from.ends()? },
+        kind::TRIM => Ask::Trim {
+            ends: from.ends(epoch)?,
+        },
         kind::SETTLE => Ask::Settle {
             whole: from.bool("whether it is whole")?,
-            ends: from.ends()?,
+            ends: from.ends(epoch)?,
         },
         kind::JOIN => Ask::Join {
             base: Seq(from.u64("a number")?),
@@ -631,9 +643,9 @@ pub fn unpack_reply(
     let reply = match kind {
         kind::PROMISING => Reply::Promising,
         kind::PROMISED => Reply::Promised {
-            last: from.version()?,
-            ends: from.ends()?,
-            agreed: from.version()?,
+            last: from.version_until(epoch)?,
+            ends: from.ends(epoch)?,
+            agreed: from.version_until(epoch)?,
         },
         kind::REFUSED => {
             let promised = Epoch(from.u32("an epoch")?);

@@ -3,13 +3,17 @@
 //! Both are asked what they have with a version behind some point, part by part; what the target lacks is read from the
 //! source, verified, and handed to the target, which takes it only if it still is newer. So it may be cut off and begun
 //! again at any point, goes along with new writes, and costs what differs.
+//!
+//! What nobody waits for lets the guest go first: each copy that was made while the guest had requests is followed by a rest
+//! as long as it took. So it takes half of whatever is the bottleneck at most, without knowing what that is, and when the
+//! replicas are busy it takes less of their time, not more.
 
 use std::collections::VecDeque;
 
 use super::super::limits::{COPY_BLOCKS_MAX, ROWS_MAX};
 use super::super::message::{Ask, Row, Rows, Stored};
 use super::super::mutant::Mutant;
-use super::super::timing::{ASK_AGAIN_MS, MEMBER_TIMEOUT_MS};
+use super::super::timing::{ASK_AGAIN_MS, COPY_REST_MS_MAX, GUEST_ACTIVE_MS, MEMBER_TIMEOUT_MS};
 use super::{Phase, Primary};
 use crate::replication::ReplicaId;
 use crate::types::{Lba, Version};
@@ -27,6 +31,11 @@ pub(super) struct Copier {
     stage: Stage,
     asked_ms: u64,
     since_ms: u64,
+    /// Nobody waits for it.
+    yields: bool,
+    /// When the copy that is under way was begun, and when the next one may be.
+    began_ms: u64,
+    rest_until_ms: u64,
     /// Blocks before this one are read by themselves: one of them is damaged at the source.
     alone_until: Lba,
     /// Rows that the target lacked.
@@ -87,10 +96,23 @@ impl Copier {
             stage: Stage::Next,
             asked_ms: 0,
             since_ms: 0,
+            yields: false,
+            began_ms: 0,
+            rest_until_ms: 0,
             alone_until: Lba(0),
             lacked: 0,
             overwritten: Version::default(),
         }
+    }
+
+    /// It lets the guest go first.
+    pub fn behind_the_guest(self) -> Copier {
+        Copier { yields: true, ..self }
+    }
+
+    /// When it goes on, if it waits for nothing but that.
+    pub fn rests_until_ms(&self) -> Option<u64> {
+        matches!(self.stage, Stage::Take(_)).then_some(self.rest_until_ms)
     }
 
     /// What this one was asked for may be lost: it is asked again at the next occasion.
@@ -169,8 +191,13 @@ impl Primary {
                     }
                     return Progress::Going;
                 }
-                Stage::Take(mut part) => {
+                Stage::Take(part) if now_ms < copier.rest_until_ms => {
                     copier.since_ms = now_ms;
+                    copier.stage = Stage::Take(part);
+                    return Progress::Going;
+                }
+                Stage::Take(mut part) => {
+                    (copier.since_ms, copier.began_ms) = (now_ms, now_ms);
                     let Some(row) = part.lacking.pop_front() else {
                         copier.finish_part(part.next);
                         continue;
@@ -372,8 +399,13 @@ impl Primary {
                 copier.fail(Progress::TargetFailed);
                 return true;
             }
-            copier.since_ms = primary.now_ms;
+            let now_ms = primary.now_ms;
+            copier.since_ms = now_ms;
             copier.stage = Stage::Take(part);
+            if copier.yields && primary.guest_ms > 0 && now_ms < primary.guest_ms + GUEST_ACTIVE_MS {
+                // Also one that took no time that the clock shows.
+                copier.rest_until_ms = now_ms + (now_ms - copier.began_ms).clamp(1, COPY_REST_MS_MAX);
+            }
             true
         });
     }

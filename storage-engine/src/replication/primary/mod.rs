@@ -138,6 +138,8 @@ pub struct Primary {
     /// A replica's checkpoint waits for this to be.
     wanted: Version,
     last_write_ms: u64,
+    /// When the guest had a request last.
+    guest_ms: u64,
     /// When a request was completed last, or none waited.
     moved_ms: u64,
     reads: Reads,
@@ -176,6 +178,7 @@ impl Primary {
             flush_to: Version::default(),
             wanted: Version::default(),
             last_write_ms: now_ms,
+            guest_ms: 0,
             moved_ms: now_ms,
             reads: Reads::default(),
             mends: Mends::default(),
@@ -238,7 +241,11 @@ impl Primary {
         if self.is_over() {
             return None;
         }
-        let soon = self.now_ms + TICK_MS;
+        let rested = self.sync.as_ref().and_then(Sync::rests_until_ms);
+        let soon = rested
+            .filter(|at| *at > self.now_ms)
+            .unwrap_or(u64::MAX)
+            .min(self.now_ms + TICK_MS);
         let beats = self.members.values().map(|member| member.beat_ms + BEAT_MS);
         Some(if self.is_quiet() {
             beats.fold(u64::MAX, u64::min).max(soon)

@@ -79,6 +79,7 @@ pub(super) struct Reads {
 impl Primary {
     /// Reads blocks in their stored form; told by [`PrimaryEvent::Read`] with `token`.
     pub fn read(&mut self, token: u64, lba: Lba, blocks: u64) {
+        self.guest_ms = self.now_ms;
         self.reads.waiting.push(Read::new(Some(token), lba, blocks));
         if self.is_serving() {
             self.serve_reads();

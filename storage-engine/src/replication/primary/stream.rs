@@ -40,6 +40,7 @@ impl Primary {
         assert_eq!(batch.first_seq, self.assigned.next(), "I10: the stream has no gap");
         self.assigned = batch.last_seq();
         self.last_write_ms = self.now_ms;
+        self.guest_ms = self.now_ms;
         self.replay_bytes += batch.payload_bytes();
         self.replay.push_back(Arc::new(batch));
         for id in self.streaming() {

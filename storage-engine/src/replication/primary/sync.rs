@@ -51,6 +51,14 @@ impl Sync {
             _ => None,
         }
     }
+
+    /// When it goes on, if it lets the guest go first for now.
+    pub(super) fn rests_until_ms(&self) -> Option<u64> {
+        match &self.stage {
+            Stage::Copy(_, copier) => copier.rests_until_ms(),
+            _ => None,
+        }
+    }
 }
 
 /// One that failed is tried again after so long.
@@ -192,7 +200,7 @@ impl Primary {
             .get(&target)
             .map_or(Version::default(), |member| member.last);
         let after = if has < known { Version::default() } else { known };
-        Some(Copier::new(source, target, after, self.version(base)))
+        Some(Copier::new(source, target, after, self.version(base)).behind_the_guest())
     }
 
     pub(super) fn recorded_as_syncing(&mut self, id: ReplicaId) {

@@ -5,7 +5,7 @@ use super::super::{Change, Config, Incarnation, ReplicaId, Stamp};
 use super::{Decision, Mutants, Primary, PrimaryEvent, PrimaryOptions, PrimaryOutput};
 use crate::buffer::BufMut;
 use crate::store::{Batch, WriteEntry};
-use crate::types::{Check, Lba, Seq, Version};
+use crate::types::{Check, Epoch, Lba, Seq, Version};
 
 const MINE: Incarnation = Incarnation([9; 16]);
 const BOOT: u64 = 77;
@@ -190,15 +190,7 @@ fn a_replica_that_somebody_added_is_brought_up_to_date() {
 /// What is too new to be copied replaced what was to be copied: the target has neither until it came with the stream.
 #[test]
 fn a_replica_does_not_join_before_it_has_what_was_overwritten_meanwhile() {
-    let mut rig = Rig::serving(&[1, 2], 1);
-    let mut config = rig.config();
-    config.out.insert(id(3), Version::default());
-    rig.primary.look();
-    rig.run();
-    rig.finds(6, config);
-    rig.after(100);
-    rig.primary.decided(Decision::Made(Stamp(7)));
-    rig.run();
+    let mut rig = copying();
     // The write is on one member, on its way to the others, and not completed.
     rig.silent = vec![id(2), id(3)];
     rig.writes();
@@ -448,4 +440,86 @@ fn a_volume_without_requests_is_looked_after_as_often_as_beats_are_due() {
         "after {} ms",
         rig.now_ms - since
     );
+}
+
+/// A replica is on its way into the in-sync set, and lacks two blocks.
+fn copying() -> Rig {
+    let mut rig = Rig::serving(&[1, 2], 1);
+    let mut config = rig.config();
+    config.out.insert(id(3), Version::default());
+    rig.primary.look();
+    rig.run();
+    rig.finds(6, config);
+    rig.after(100);
+    rig.primary.decided(Decision::Made(Stamp(7)));
+    rig.run();
+    rig.after(50);
+    rig
+}
+
+fn list_two_lacking_blocks(rig: &mut Rig) {
+    let row = |start| Row {
+        start: Lba(start),
+        end: Lba(start + 1),
+        version: Version {
+            epoch: Epoch(0),
+            seq: Seq(1),
+        },
+        zero: true,
+    };
+    let lists: Vec<_> = rig.asked.iter().filter_map(list_of).collect();
+    for (replica, list) in lists {
+        let rows = if replica == id(3) {
+            Vec::new()
+        } else {
+            vec![row(0), row(5)]
+        };
+        rig.says(
+            replica.0[0],
+            Reply::Rows {
+                id: list,
+                found: Ok(Rows { rows, next: None }),
+            },
+        );
+    }
+}
+
+fn copies(rig: &Rig) -> Vec<u64> {
+    let copy = |(_, ask): &(ReplicaId, Ask)| match ask {
+        Ask::Copy { id, .. } => Some(*id),
+        _ => None,
+    };
+    rig.asked.iter().filter_map(copy).collect()
+}
+
+#[test]
+fn a_copy_that_nobody_waits_for_rests_while_the_guest_has_requests() {
+    for guest in [false, true] {
+        let mut rig = copying();
+        list_two_lacking_blocks(&mut rig);
+        let [first] = copies(&rig)[..] else {
+            panic!("one block at a time: {:?}", rig.asked)
+        };
+        rig.now_ms += 7;
+        rig.primary.tick(rig.now_ms);
+        if guest {
+            rig.primary.read(1, Lba(0), 1);
+        }
+        rig.says(
+            3,
+            Reply::Copied {
+                id: first,
+                done: Ok(()),
+            },
+        );
+        assert_eq!(copies(&rig).len(), if guest { 1 } else { 2 });
+        if guest {
+            let until = rig.now_ms + 7;
+            assert_eq!(rig.primary.next_tick_ms(), Some(until), "as long as the copy took");
+            rig.now_ms = until;
+            rig.primary.tick(until);
+            rig.run();
+            assert_eq!(copies(&rig).len(), 2);
+        }
+    }
 }

@@ -272,3 +272,35 @@ fn the_bytes_of_a_message_stay_what_they_are() {
     want.extend([4, 3, 2, 1, 0, 0, 0, 0, 6, 0, 0, 0, 40, 0, 0, 0, 0, 0, 0, 0]);
     assert_eq!((packed.kind, packed.body), (22, want));
 }
+
+#[test]
+fn what_says_that_an_epoch_is_over_which_has_not_begun_is_refused() {
+    let promised = |last, ends, agreed| FromReplica {
+        volume: VOLUME,
+        replica: REPLICA,
+        epoch: Epoch(6),
+        incarnation: Incarnation([3; 16]),
+        round: 4,
+        boot: 5,
+        reply: Reply::Promised { last, ends, agreed },
+    };
+    let end = |first, last| EpochEnd {
+        first: Epoch(first),
+        last: Epoch(last),
+        end: Seq(0),
+    };
+    let read = |message: &FromReplica| {
+        let packed = pack_reply(message);
+        unpack_reply(VOLUME, REPLICA, Epoch(6), packed.kind, &packed.body, None)
+    };
+    let fine = promised(version(6, 3), vec![end(1, 5)], version(5, 9));
+    read(&fine).expect("a replica may say that");
+    for forged in [
+        promised(version(6, 3), vec![end(1, 6)], version(5, 9)),
+        promised(version(6, 3), vec![end(1, u32::MAX - 1)], version(5, 9)),
+        promised(version(7, 0), Vec::new(), version(5, 9)),
+        promised(version(6, 3), Vec::new(), version(7, 1)),
+    ] {
+        read(&forged).expect_err("nobody can know that");
+    }
+}
