@@ -9,7 +9,8 @@
 //! ```
 //!
 //! One at a time for each volume, so there is never more than one replica more than were asked for. If the lost one comes
-//! back before the other is in sync, whoever is in sync first stays. Only `out` is changed here: who is in sync is for the
+//! back before the other is in sync, whoever is in sync first stays: the primary brings nobody up to date beyond what was
+//! asked for. Only `out` is changed here: who is in sync is for the
 //! primary to say.
 
 use std::time::Duration;

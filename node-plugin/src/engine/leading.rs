@@ -46,6 +46,7 @@ pub(super) fn led_volume(spec: &LeadSpec, stamp: Stamp, config: Config) -> Volum
     let primary = PrimaryOptions {
         volume,
         incarnation: Incarnation(spec.incarnation.into_bytes()),
+        replicas: spec.replicas,
         min_in_sync: spec.min_in_sync,
         prefer: spec.prefer.map(|replica| ReplicaId(replica.into_bytes())),
         row: None,

@@ -41,6 +41,8 @@ pub struct LeadSpec {
     pub block_size: BlockSize,
     pub read_only: bool,
     pub settings: Settings,
+    /// With so many in sync nobody else is brought up to date.
+    pub replicas: usize,
     /// With fewer in sync no write completes.
     pub min_in_sync: usize,
     /// The replica on this node, if there is one: reads go there.

@@ -149,6 +149,7 @@ impl Registry {
             block_size,
             read_only: plan::is_read_only(object),
             settings: plan::settings(&object.spec),
+            replicas: usize::try_from(object.spec.replica_count).unwrap_or(1),
             min_in_sync: usize::try_from(object.spec.min_in_sync()).unwrap_or(1),
             prefer: own_replica.and_then(|replica| Uuid::parse_str(&replica.uid()?).ok()),
             configs: Arc::new(configs.clone()),

@@ -175,6 +175,7 @@ impl Led {
             block_size: BlockSize::default(),
             read_only: false,
             settings: Settings::default(),
+            replicas: orders.len(),
             min_in_sync: 2,
             prefer: Some(own.replica),
             configs: Arc::new(Object(Mutex::new((1, claimed)))),

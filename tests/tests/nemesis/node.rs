@@ -296,6 +296,7 @@ async fn perform(engine: &Engine, order: &Order, told: &Value) -> Result<Value> 
                 block_size: BlockSize::default(),
                 read_only: false,
                 settings: Settings::default(),
+                replicas: order.others.len() + 1,
                 min_in_sync: order.others.len().div_ceil(2),
                 prefer: Some(order.own.replica),
                 configs: Arc::new(Remote(order.object.clone())),

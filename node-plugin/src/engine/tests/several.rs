@@ -270,6 +270,7 @@ impl Cluster {
             block_size: BlockSize::default(),
             read_only: false,
             settings: Settings::default(),
+            replicas: self.replicas,
             min_in_sync: self.replicas.div_ceil(2),
             prefer: (leader < self.replicas).then_some(host.replica),
             configs: self.object.clone(),

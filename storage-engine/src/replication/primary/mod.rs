@@ -53,6 +53,9 @@ pub struct PrimaryOptions {
     pub volume: [u8; 16],
     /// This start.
     pub incarnation: Incarnation,
+    /// With so many in sync nobody else is brought up to date: one that was lost and comes back beside the one that was made
+    /// in its place is for whoever made that to give up.
+    pub replicas: usize,
     /// With fewer members no write completes.
     pub min_in_sync: usize,
     /// Reads go there while it is in sync: the copy on the own node.

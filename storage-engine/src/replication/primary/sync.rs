@@ -70,6 +70,9 @@ impl Primary {
     /// Takes the next replica that is out, or goes on with the one that was taken.
     pub(super) fn bring_up_to_date(&mut self) {
         if self.sync.is_none() {
+            if self.config.in_sync.len() >= self.options.replicas {
+                return;
+            }
             let now_ms = self.now_ms;
             let due = |id: &&ReplicaId| self.sync_again_ms.get(*id).is_none_or(|at| *at <= now_ms);
             let Some(id) = self.config.out.keys().find(due).copied() else {

@@ -31,6 +31,7 @@ impl Rig {
         let options = PrimaryOptions {
             volume: [1; 16],
             incarnation: MINE,
+            replicas: 3,
             min_in_sync,
             prefer: None,
             row: None,
@@ -522,4 +523,30 @@ fn a_copy_that_nobody_waits_for_rests_while_the_guest_has_requests() {
             assert_eq!(copies(&rig).len(), 2);
         }
     }
+}
+
+#[test]
+fn one_more_than_the_volume_wants_is_not_brought_up_to_date_until_somebody_falls_out() {
+    let mut rig = Rig::serving(&[1, 2, 3], 1);
+    let mut config = rig.config();
+    config.out.insert(id(4), Version::default());
+    rig.primary.look();
+    rig.run();
+    rig.finds(6, config);
+    rig.after(1_000);
+    let asked = |rig: &Rig| rig.asked.iter().any(|(replica, _)| *replica == id(4));
+    assert!(!asked(&rig) && rig.proposed.is_empty());
+    // One does not answer, and is recorded as out: now it is wanted.
+    rig.silent = vec![id(3)];
+    rig.writes();
+    rig.after(2_500);
+    assert!(
+        rig.proposed
+            .last()
+            .is_some_and(|(_, config)| config.out.contains_key(&id(3)))
+    );
+    rig.primary.decided(Decision::Made(Stamp(7)));
+    // Whoever fell out is asked first, and given up after a while.
+    rig.after(11_000);
+    assert!(asked(&rig));
 }

@@ -65,6 +65,8 @@ impl<B: Backend> World<B> {
         let options = PrimaryOptions {
             volume: self.volume,
             incarnation,
+            // Whoever administers adds replicas, and nobody gives one up because there are enough.
+            replicas: usize::MAX,
             min_in_sync: self.min_in_sync,
             prefer,
             row: None,
