@@ -333,10 +333,10 @@ impl ClassParameters {
             return refused("minInSync", "no more replicas can be in sync than the class asks for");
         }
         match self.write_concern {
-            Some(WriteConcern::Acknowledged | WriteConcern::Durable) if self.replica_count > 1 => refused(
+            Some(WriteConcern::Acknowledged) if self.replica_count > 1 => refused(
                 "writeConcern",
-                "with several replicas a write counts as done when all that are in sync have it (\"replicated\"); \
-                 answering before that comes later",
+                "with several replicas a write counts as done when all that are in sync have it (\"replicated\"), or have \
+                 it on stable storage (\"durable\"); answering before that comes later",
             ),
             _ => Ok(()),
         }
@@ -520,13 +520,19 @@ mod tests {
     fn what_a_later_release_brings_is_recognised_and_refused() {
         assert!(refusal([("encryption", "true")]).contains("comes later"));
         assert!(refusal([("writeConcern", "distributed")]).contains("two zones"));
-        for concern in ["acknowledged", "durable"] {
-            let text = refusal([("write_concern", concern), ("replicaCount", "2")]);
-            assert!(
-                text.contains("\"write_concern\"") && text.contains("comes later"),
-                "{text}"
-            );
-            assert!(parse([("writeConcern", concern), ("replicaCount", "1")]).is_ok());
+        let text = refusal([("write_concern", "acknowledged"), ("replicaCount", "2")]);
+        assert!(
+            text.contains("\"write_concern\"") && text.contains("comes later"),
+            "{text}"
+        );
+        assert!(parse([("writeConcern", "acknowledged"), ("replicaCount", "1")]).is_ok());
+    }
+
+    #[test]
+    fn each_write_may_have_to_be_on_stable_storage_whatever_the_number_of_replicas() {
+        for count in ["1", "2", "3"] {
+            let parsed = parse([("writeConcern", "durable"), ("replicaCount", count)]).expect("it may");
+            assert_eq!(parsed.write_concern(), WriteConcern::Durable);
         }
     }
 

@@ -182,7 +182,7 @@ pub enum Compression {
 pub enum WriteConcern {
     /// The first copy has it in its log.
     Acknowledged,
-    /// The first copy has it on stable storage.
+    /// Every in-sync replica has it on stable storage.
     Durable,
     /// Every in-sync replica has it in its log.
     Replicated,

@@ -53,7 +53,9 @@ pub(super) fn led_volume(spec: &LeadSpec, stamp: Stamp, config: Config) -> Volum
         mutants: Mutants::default(),
     };
     let led = Led::new(options, primary, stamp, config, clock::now_ms());
-    Volume::new(led).compression(spec.settings.compression)
+    Volume::new(led)
+        .compression(spec.settings.compression)
+        .writes_through(spec.settings.writes_through)
 }
 
 impl VolumeEngine for Volume<Led> {

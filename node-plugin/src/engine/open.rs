@@ -132,7 +132,8 @@ pub(super) fn open_volume(
     Ok(Box::new(OpenVolume {
         volume: volume
             .when_full(spec.settings.when_full)
-            .compression(spec.settings.compression),
+            .compression(spec.settings.compression)
+            .writes_through(spec.settings.writes_through),
         scrub: Schedule::new(scrub, spec.volume_uid),
         look_ms: None,
         mended: false,

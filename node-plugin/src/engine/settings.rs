@@ -19,6 +19,8 @@ pub struct Settings {
     pub compression: Option<Codec>,
     /// What becomes of writes that find no room in the pool.
     pub when_full: WhenFull,
+    /// Every write is answered only when it is on stable storage.
+    pub writes_through: bool,
 }
 
 impl Default for Settings {
@@ -27,6 +29,7 @@ impl Default for Settings {
             sector_bytes: 4096,
             compression: None,
             when_full: WhenFull::Wait,
+            writes_through: false,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use galleonfs_api::{
     Compression, Condition, Device as DeviceStatus, GalleonReplica, GalleonReplicaStatus, GalleonVolume,
-    GalleonVolumeSpec, MEMBER_FINALIZER, ReplicaPhase, VolumeConfig, condition, condition_type, reason,
+    GalleonVolumeSpec, MEMBER_FINALIZER, ReplicaPhase, VolumeConfig, WriteConcern, condition, condition_type, reason,
 };
 use galleonfs_storage_engine::compress::Codec;
 use galleonfs_storage_engine::volume::WhenFull;
@@ -366,5 +366,6 @@ pub fn settings(spec: &GalleonVolumeSpec) -> Settings {
         }),
         sector_bytes: u32::try_from(spec.sector_size).expect("the API server takes 512 and 4096 only"),
         when_full: seconds.map_or(WhenFull::Wait, |seconds| WhenFull::RefuseAfter { ms: seconds * 1000 }),
+        writes_through: spec.write_concern == WriteConcern::Durable,
     }
 }

@@ -71,6 +71,8 @@ pub struct Volume<B = Store> {
     out: VecDeque<Output>,
     answered: Version,
     closing: bool,
+    /// Every write is answered only when it is on stable storage.
+    writes_through: bool,
     full: full::Full,
     now_ms: u64,
     counters: VolumeCounters,
@@ -171,11 +173,18 @@ impl<B: Backing> Volume<B> {
             out: VecDeque::new(),
             answered,
             closing: false,
+            writes_through: false,
             full: full::Full::default(),
             now_ms: 0,
             counters: VolumeCounters::default(),
             new_damage: VecDeque::new(),
         }
+    }
+
+    /// Has every write answered only when it is on stable storage, as if each asked for it.
+    pub fn writes_through(mut self, through: bool) -> Self {
+        self.writes_through = through;
+        self
     }
 
     /// Size in bytes.
@@ -260,6 +269,7 @@ impl<B: Backing> Volume<B> {
             Request::Read { offset, len } => self.read(id, offset, len, None)?,
             Request::Write { offset, data, fua } => {
                 self.counters.writes += 1;
+                let fua = fua || self.writes_through;
                 let len = data.len() as u64;
                 let Blocks { lba, count, cut } = self.blocks(offset, len)?;
                 if len > WRITE_BYTES_MAX {
@@ -286,6 +296,7 @@ impl<B: Backing> Volume<B> {
             }
             Request::Zero { offset, len, fua } => {
                 self.counters.zeroes += 1;
+                let fua = fua || self.writes_through;
                 let Blocks { lba, count, cut } = self.blocks(offset, len)?;
                 self.check_writable()?;
                 let blocks =

@@ -5,7 +5,7 @@ use galleonfs_storage_engine::request::{Request, RequestError};
 use galleonfs_storage_engine::types::BLOCK_BYTES;
 
 use crate::harness::{Rig, SEGMENT_BYTES, Shape, assert_check_passes, open};
-use crate::sim_disk::Random;
+use crate::sim_disk::{Cut, Random};
 
 #[test]
 fn the_volume_reads_like_an_array_of_blocks() {
@@ -234,4 +234,24 @@ fn a_failed_sync_stops_the_store_and_is_never_retried() {
     rig.disk.fail_next = true;
     assert!(matches!(rig.flush(), Err(RequestError::Failed(_))));
     assert!(matches!(rig.flush(), Err(RequestError::Failed(_))));
+}
+
+#[test]
+fn a_volume_that_writes_through_has_each_write_after_a_power_cut_without_a_flush() {
+    for through in [false, true] {
+        let mut rig = Rig::fresh(64);
+        rig.engine = rig.engine.writes_through(through);
+        rig.write(0, 4, 7).unwrap();
+        rig.run(Request::Zero {
+            offset: 0,
+            len: BLOCK_BYTES,
+            fua: false,
+        })
+        .unwrap();
+        let mut disk = rig.disk.cut(Cut::None);
+        let (engine, _) = open(&mut disk, 2).unwrap();
+        let mut rig = Rig::new(disk, engine);
+        let expected = if through { [0, 8, 9, 10] } else { [0; 4] };
+        assert_eq!(rig.read(0, 4).unwrap(), expected, "writes through: {through}");
+    }
 }

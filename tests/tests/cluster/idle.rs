@@ -16,8 +16,9 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// Memory of an idle node plugin that is its own. With the pages of the released program, which are the kernel's to take
 /// back, it holds less than 40 MiB; those of a debug build are several times as many.
 const MEMORY_MAX_BYTES: u64 = 28 << 20;
-/// "No measurable CPU": less than half a percent of one core.
-const CPU_MAX_PER_MINUTE: Duration = Duration::from_millis(300);
+/// "No measurable CPU": less than a percent of one core for a debug program on a busy machine, which takes some times what
+/// a released one does on a quiet one.
+const CPU_MAX_PER_MINUTE: Duration = Duration::from_millis(600);
 
 pub fn an_idle_cluster_with_fifty_volumes_writes_nothing_for_a_minute(world: &World) -> Result<()> {
     let nodes = world.lab.nodes();
