@@ -142,9 +142,9 @@ fn a_mistake_in_the_protocol_is_found() {
         (Mutant::UnknownIsNotMade, 1),
         (Mutant::LeaseNotLookedAt, 1),
         (Mutant::ReplayForgotten, 1),
-        (Mutant::JoinBeforeFlush, 1),
-        (Mutant::LeaseFromAnswer, 1),
-        (Mutant::BootIgnored, 390),
+        (Mutant::JoinBeforeFlush, 860),
+        (Mutant::LeaseFromAnswer, 190),
+        (Mutant::BootIgnored, 790),
     ];
     for (mutant, first) in found {
         let finds = |seed| {
