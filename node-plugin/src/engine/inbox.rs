@@ -115,13 +115,19 @@ impl<T> Inbox<T> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::os::fd::AsFd;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     use super::*;
 
+    fn rings_within(inbox: &Inbox<u32>, ms: u16) -> bool {
+        let fd = PollFd::new(inbox.bell.fd.as_fd(), PollFlags::POLLIN);
+        poll(&mut [fd], PollTimeout::from(ms)).expect("a descriptor can be polled") > 0
+    }
+
     fn rings(inbox: &Inbox<u32>) -> bool {
-        let fd = nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&inbox.bell.fd), nix::poll::PollFlags::POLLIN);
-        nix::poll::poll(&mut [fd], nix::poll::PollTimeout::ZERO).expect("a descriptor can be polled") > 0
+        rings_within(inbox, 0)
     }
 
     #[test]
@@ -156,13 +162,7 @@ mod tests {
         let mut expected = 0;
         while expected < MESSAGES {
             if inbox.sleep() {
-                let fd = nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(&inbox.bell.fd), nix::poll::PollFlags::POLLIN);
-                let ten_seconds = nix::poll::PollTimeout::try_from(Duration::from_secs(10)).expect("it fits");
-                assert_eq!(
-                    nix::poll::poll(&mut [fd], ten_seconds),
-                    Ok(1),
-                    "message {expected} was slept over"
-                );
+                assert!(rings_within(&inbox, 10_000), "message {expected} was slept over");
                 inbox.awake();
                 inbox.silence();
             }

@@ -119,6 +119,8 @@ pub(super) struct Wire {
     /// The one connection that each peer has dialled.
     pub accepted: HashMap<Uuid, usize>,
     pub events: Vec<Event>,
+    /// Where the kernel puts what is ready.
+    ready: Box<[EpollEvent]>,
     pub staging: Vec<u8>,
     pub frames: Vec<Frame>,
     pub next_pass: Instant,
@@ -161,6 +163,7 @@ impl Wire {
             dials: BTreeMap::new(),
             accepted: HashMap::new(),
             events: Vec::new(),
+            ready: vec![EpollEvent::empty(); EVENTS_MAX].into(),
             staging: vec![0; READ_BYTES_MAX],
             frames: Vec::new(),
             next_pass: Instant::now(),
@@ -182,13 +185,13 @@ impl Wire {
 
     /// One round, which begins with a wait. False if it was told to stop, and has.
     pub fn round(&mut self, timeout: EpollTimeout) -> bool {
-        let mut ready = [EpollEvent::empty(); EVENTS_MAX];
-        let count = match self.poller.wait(&mut ready, timeout) {
+        let count = match self.poller.wait(&mut self.ready, timeout) {
             Ok(count) => count,
             Err(Errno::EINTR) => 0,
             Err(error) => panic!("the transport cannot wait for its own sockets: {error}"),
         };
-        for event in &ready[..count] {
+        for index in 0..count {
+            let event = self.ready[index];
             match event.data() {
                 BELL => {
                     for order in self.bell.take() {

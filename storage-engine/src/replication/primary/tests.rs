@@ -108,6 +108,17 @@ impl Rig {
         self.run();
     }
 
+    /// Somebody adds a replica to the configuration, and the primary finds it when it looks.
+    fn is_given(&mut self, replica: u8) -> Config {
+        let mut config = self.config();
+        config.out.insert(id(replica), Version::default());
+        self.primary.look();
+        self.run();
+        assert_eq!(self.reads, 1);
+        self.finds(6, config.clone());
+        config
+    }
+
     fn read_as_it_is(&mut self) {
         if self.reads > 0 {
             self.finds(5, self.config());
@@ -176,12 +187,7 @@ fn an_epoch_that_was_claimed_for_it_begins_without_another_claim() {
 #[test]
 fn a_replica_that_somebody_added_is_brought_up_to_date() {
     let mut rig = Rig::serving(&[1, 2], 1);
-    let mut config = rig.config();
-    config.out.insert(id(3), Version::default());
-    rig.primary.look();
-    rig.run();
-    assert_eq!(rig.reads, 1);
-    rig.finds(6, config.clone());
+    let config = rig.is_given(3);
     rig.after(100);
     assert_eq!(rig.was_asked(3, |ask| matches!(ask, Ask::Promise { .. })), 1);
     let (expected, proposed) = rig.proposed.last().expect("it is to be recorded as syncing");
@@ -240,11 +246,7 @@ fn list_of((replica, ask): &(ReplicaId, Ask)) -> Option<(ReplicaId, u64)> {
 fn one_that_was_given_up_while_it_is_recorded_as_syncing_does_not_come_back() {
     let mut rig = Rig::serving(&[1, 2], 1);
     let without = rig.config();
-    let mut config = rig.config();
-    config.out.insert(id(3), Version::default());
-    rig.primary.look();
-    rig.run();
-    rig.finds(6, config);
+    rig.is_given(3);
     rig.after(100);
     assert_eq!(rig.proposed.len(), 1);
     rig.primary.decided(Decision::Conflict);
@@ -446,11 +448,7 @@ fn a_volume_without_requests_is_looked_after_as_often_as_beats_are_due() {
 /// A replica is on its way into the in-sync set, and lacks two blocks.
 fn copying() -> Rig {
     let mut rig = Rig::serving(&[1, 2], 1);
-    let mut config = rig.config();
-    config.out.insert(id(3), Version::default());
-    rig.primary.look();
-    rig.run();
-    rig.finds(6, config);
+    rig.is_given(3);
     rig.after(100);
     rig.primary.decided(Decision::Made(Stamp(7)));
     rig.run();
@@ -528,11 +526,7 @@ fn a_copy_that_nobody_waits_for_rests_while_the_guest_has_requests() {
 #[test]
 fn one_more_than_the_volume_wants_is_not_brought_up_to_date_until_somebody_falls_out() {
     let mut rig = Rig::serving(&[1, 2, 3], 1);
-    let mut config = rig.config();
-    config.out.insert(id(4), Version::default());
-    rig.primary.look();
-    rig.run();
-    rig.finds(6, config);
+    rig.is_given(4);
     rig.after(1_000);
     let asked = |rig: &Rig| rig.asked.iter().any(|(replica, _)| *replica == id(4));
     assert!(!asked(&rig) && rig.proposed.is_empty());
