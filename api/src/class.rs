@@ -145,12 +145,7 @@ pub const TABLE: &[Parameter] = &[
                 "acknowledged" => WriteConcern::Acknowledged,
                 "durable" => WriteConcern::Durable,
                 "replicated" => WriteConcern::Replicated,
-                "distributed" => {
-                    return Err(Refusal::NotYet(
-                        "a write that counts as done only in two zones comes later; \"replicated\" is what this release \
-                         has, and replicas are put into different zones where there are some",
-                    ));
-                }
+                "distributed" => WriteConcern::Distributed,
                 _ => return Err(Refusal::Value),
             });
             Ok(())
@@ -333,10 +328,9 @@ impl ClassParameters {
             return refused("minInSync", "no more replicas can be in sync than the class asks for");
         }
         match self.write_concern {
-            Some(WriteConcern::Acknowledged) if self.replica_count > 1 => refused(
+            Some(WriteConcern::Distributed) if self.replica_count < 2 => refused(
                 "writeConcern",
-                "with several replicas a write counts as done when all that are in sync have it (\"replicated\"), or have \
-                 it on stable storage (\"durable\"); answering before that comes later",
+                "a write is in two zones only if there are two replicas or more (\"replicaCount\")",
             ),
             _ => Ok(()),
         }
@@ -519,13 +513,23 @@ mod tests {
     #[test]
     fn what_a_later_release_brings_is_recognised_and_refused() {
         assert!(refusal([("encryption", "true")]).contains("comes later"));
-        assert!(refusal([("writeConcern", "distributed")]).contains("two zones"));
-        let text = refusal([("write_concern", "acknowledged"), ("replicaCount", "2")]);
+    }
+
+    #[test]
+    fn a_write_in_two_zones_needs_two_replicas_and_the_first_copy_will_do_for_any_number() {
+        let text = refusal([("write_concern", "distributed")]);
         assert!(
-            text.contains("\"write_concern\"") && text.contains("comes later"),
+            text.contains("\"write_concern\"") && text.contains("two replicas or more"),
             "{text}"
         );
-        assert!(parse([("writeConcern", "acknowledged"), ("replicaCount", "1")]).is_ok());
+        for count in ["2", "3"] {
+            let parsed = parse([("writeConcern", "distributed"), ("replicaCount", count)]).expect("it may");
+            assert_eq!(parsed.write_concern().min_zones(), 2);
+        }
+        for count in ["1", "3"] {
+            let parsed = parse([("writeConcern", "acknowledged"), ("replicaCount", count)]).expect("it may");
+            assert_eq!(parsed.write_concern(), WriteConcern::Acknowledged);
+        }
     }
 
     #[test]

@@ -27,6 +27,7 @@ use crate::{Condition, condition, words::condition_type};
     printcolumn(name = "Volume", type_ = "string", json_path = ".spec.volumeName"),
     printcolumn(name = "Node", type_ = "string", json_path = ".spec.nodeName"),
     printcolumn(name = "Pool", type_ = "string", json_path = ".spec.poolName"),
+    printcolumn(name = "Zone", type_ = "string", json_path = ".spec.zone", priority = 1),
     printcolumn(name = "Size", type_ = "integer", format = "int64", json_path = ".spec.sizeBytes"),
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
     printcolumn(
@@ -54,6 +55,12 @@ pub struct GalleonReplicaSpec {
     #[schemars(length(min = 1, max = 253))]
     #[x_kube(validation = Rule::new("self == oldSelf").message("poolName is immutable"))]
     pub pool_name: String,
+    /// The zone that the node stood in when the replica was made, by its label `topology.kubernetes.io/zone`; absent if it
+    /// had none. Counts for volumes whose writes must be in two zones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("zone is immutable"))]
+    pub zone: Option<String>,
     /// Size of the volume in bytes. May grow, never shrink.
     #[schemars(range(min = 1))]
     #[x_kube(validation = Rule::new("self >= oldSelf").message("sizeBytes must not shrink"))]

@@ -180,7 +180,7 @@ pub enum Compression {
 #[derive(Clone, Copy, Debug, Deserialize, Eq, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WriteConcern {
-    /// The first copy has it in its log.
+    /// The first copy has it in its log; the others follow. A flush is answered when all that are in sync have it.
     Acknowledged,
     /// Every in-sync replica has it on stable storage.
     Durable,
@@ -188,6 +188,16 @@ pub enum WriteConcern {
     Replicated,
     /// As replicated, and the in-sync set spans at least two zones.
     Distributed,
+}
+
+impl WriteConcern {
+    /// In how many zones a write must be before it is answered.
+    pub fn min_zones(self) -> usize {
+        match self {
+            WriteConcern::Distributed => 2,
+            WriteConcern::Acknowledged | WriteConcern::Durable | WriteConcern::Replicated => 1,
+        }
+    }
 }
 
 /// Whether the pod sees a block device or a mounted file system.

@@ -77,6 +77,8 @@ pub mod reason {
     pub const NO_REPLICA: &str = "NoReplica";
     /// Fewer replicas are in sync than a write needs.
     pub const TOO_FEW_IN_SYNC: &str = "TooFewInSync";
+    /// Replicas in sync stand in fewer zones than a write needs.
+    pub const TOO_FEW_ZONES: &str = "TooFewZones";
     /// As many replicas are in sync as were asked for.
     pub const ALL_IN_SYNC: &str = "AllInSync";
     /// A replica missed a write; it comes back, or is replaced in a while.

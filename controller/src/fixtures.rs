@@ -47,6 +47,7 @@ pub fn replica(uid: &str, node: &str, size_bytes: i64) -> GalleonReplica {
         size_bytes,
         block_size: 4096,
         reserved_bytes: reserved_bytes(size_bytes),
+        zone: None,
         replicated: false,
     };
     GalleonReplica::new(&format!("{uid}-{node}"), spec)

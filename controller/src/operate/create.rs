@@ -99,6 +99,7 @@ async fn make_volume(world: &World, command: &Create) -> Result<GalleonVolume> {
         replicas: upkeep::count(command.class.replica_count),
         taken: &[],
         barred: &[],
+        min_zones: command.class.write_concern().min_zones(),
         replacing: false,
     };
     let (pools, replicas) = cluster.bookkeeping().await?;
@@ -160,8 +161,14 @@ fn new_volume(command: &Create) -> GalleonVolume {
     volume
 }
 
-/// The object of a replica in a pool.
-pub fn new_replica(volume: &GalleonVolume, name: &str, pool: &StoragePool, reserved_bytes: i64) -> GalleonReplica {
+/// The object of a replica in a pool, whose node stands in this zone.
+pub fn new_replica(
+    volume: &GalleonVolume,
+    name: &str,
+    pool: &StoragePool,
+    reserved_bytes: i64,
+    zone: Option<String>,
+) -> GalleonReplica {
     let spec = GalleonReplicaSpec {
         volume_name: volume.name_any(),
         volume_uid: volume.uid().unwrap_or_default(),
@@ -170,6 +177,7 @@ pub fn new_replica(volume: &GalleonVolume, name: &str, pool: &StoragePool, reser
         size_bytes: volume.spec.size_bytes,
         block_size: volume.spec.block_size,
         reserved_bytes,
+        zone,
         replicated: volume.spec.is_replicated(),
     };
     let mut replica = GalleonReplica::new(name, spec);

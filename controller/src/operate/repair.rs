@@ -203,6 +203,7 @@ async fn make(
         replicas: taken.len() + 1,
         taken: &taken,
         barred: &barred,
+        min_zones: volume.spec.write_concern.min_zones(),
         replacing: true,
     };
     reserve::place(world, volume, &names, &wish, &[], Some(lost))

@@ -42,7 +42,8 @@ pub async fn place(
         }
         let mut made = vec![];
         for (pool, name) in chosen.into_iter().zip(names) {
-            let mut wanted = super::create::new_replica(volume, name, pool, bytes);
+            let zone = cluster.seen.standing(&pool.spec.node_name).zone;
+            let mut wanted = super::create::new_replica(volume, name, pool, bytes, zone);
             if let Some(replaces) = replaces {
                 wanted
                     .annotations_mut()

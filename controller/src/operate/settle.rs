@@ -115,6 +115,7 @@ async fn place_missing(
         replicas: wanted,
         taken: &taken,
         barred: &[],
+        min_zones: volume.spec.write_concern.min_zones(),
         replacing: false,
     };
     let placed = match names.len() < wanted - usable.len() {

@@ -6,7 +6,7 @@
 //! them, then writes its reservation under the resourceVersion it read: whatever another controller promised meanwhile
 //! either shows in the replicas or makes that write fail.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use galleonfs_api::{ANNOTATION_REPLACES, GalleonReplica, GalleonVolume, PoolSelector, Reservation, StoragePool, size};
 use k8s_openapi::jiff::Timestamp;
@@ -37,6 +37,8 @@ pub struct Wish<'a> {
     pub taken: &'a [String],
     /// Nodes that cannot have one, because one is about to leave them.
     pub barred: &'a [String],
+    /// In how many zones the volume's replicas must stand. A node that says nothing of its zone stands in none that counts.
+    pub min_zones: usize,
     /// It is made in the place of another, and must be filled with data: a node gets few of these at a time.
     pub replacing: bool,
 }
@@ -134,6 +136,10 @@ pub fn choose_all<'a>(
             Err(refused) => return Err(no_room(pools, refused, &taken, wish)),
         }
     }
+    let zones: BTreeSet<String> = taken.iter().filter_map(|node| standing(node).zone).collect();
+    if wish.min_zones > 1 && zones.len() < wish.min_zones {
+        return Err(too_few_zones(&taken, &zones, wish));
+    }
     Ok(chosen)
 }
 
@@ -192,6 +198,7 @@ fn best<'a>(
         let rank = (
             wish.avoid.contains(&name),
             !reserved,
+            wish.min_zones > 1 && zone.is_none(),
             zones.iter().filter(|taken| **taken == zone).count(),
             preference.unwrap_or(usize::MAX),
             std::cmp::Reverse(free),
@@ -214,6 +221,20 @@ fn being_filled(replicas: &[GalleonReplica], node: &str) -> usize {
             && replica.annotations().contains_key(ANNOTATION_REPLACES)
     };
     replicas.iter().filter(filled).count()
+}
+
+fn too_few_zones(taken: &[String], zones: &BTreeSet<String>, wish: &Wish<'_>) -> Error {
+    let stand = match zones.first() {
+        None => "none of them says in which zone it stands".to_string(),
+        Some(zone) => format!("the only zone that any of them names is {zone}"),
+    };
+    let text = format!(
+        "replicas must stand in {} zones (write concern \"distributed\"), and there is room on {} at best: {stand}. A node \
+         names its zone with the label topology.kubernetes.io/zone",
+        wish.min_zones,
+        taken.join(", ")
+    );
+    Error::new(Kind::NoRoom, text)
 }
 
 fn no_room(pools: &[StoragePool], refused: Vec<String>, taken: &[String], wish: &Wish<'_>) -> Error {

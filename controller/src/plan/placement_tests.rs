@@ -17,6 +17,7 @@ fn wish<'a>(selector: &'a PoolSelector, topology: &'a TopologyWish) -> Wish<'a> 
         replicas: 1,
         taken: &[],
         barred: &[],
+        min_zones: 1,
         replacing: false,
     }
 }
@@ -389,6 +390,45 @@ fn replicas_are_spread_over_as_many_zones_as_there_are() {
         ..asked(3)
     };
     assert_eq!(nodes(&pools, &[], zoned, &replacement).expect("room"), ["z-1"]);
+}
+
+#[test]
+fn replicas_that_must_stand_in_two_zones_do_or_nothing_is_chosen() {
+    // Nodes without a zone have the most room.
+    let pools = [
+        pool("bare1", 90 * GIB),
+        pool("bare2", 90 * GIB),
+        pool("x-1", 30 * GIB),
+        pool("x-2", 20 * GIB),
+        pool("y-1", 10 * GIB),
+    ];
+    let (anything, anywhere) = (PoolSelector::default(), TopologyWish::default());
+    let asked = |replicas| Wish {
+        replicas,
+        min_zones: 2,
+        ..wish(&anything, &anywhere)
+    };
+    let zoned = |node: &str| zoned(node);
+    assert_eq!(nodes(&pools, &[], zoned, &asked(2)).expect("two zones"), ["x-1", "y-1"]);
+    let three = nodes(&pools, &[], zoned, &asked(3)).expect("two zones");
+    assert_eq!(three, ["x-1", "y-1", "x-2"], "no node without a zone before the others");
+    let error = nodes(&pools[..4], &[], zoned, &asked(2)).expect_err("one zone");
+    assert_eq!(error.kind, Kind::NoRoom);
+    assert!(
+        error.text.contains("the only zone that any of them names is x"),
+        "{}",
+        error.text
+    );
+    let error = nodes(&pools[..2], &[], zoned, &asked(2)).expect_err("no zone");
+    assert!(error.text.contains("none of them says in which zone"), "{}", error.text);
+    // The one in the other zone is lost: another one beside the others would not do.
+    let taken = ["x-1".to_string(), "x-2".to_string()];
+    let again = Wish {
+        taken: &taken,
+        ..asked(3)
+    };
+    assert_eq!(nodes(&pools, &[], zoned, &again).expect("the other zone"), ["y-1"]);
+    assert!(nodes(&pools[..4], &[], zoned, &again).is_err());
 }
 
 #[test]

@@ -1,8 +1,11 @@
 //! What a person is told of the copies of a volume: what a completed write is on right now, who is missing and since when,
 //! and what happens next.
 
+use std::collections::BTreeSet;
+
 use galleonfs_api::{
-    ANNOTATION_REPLACES, Condition, GalleonReplica, GalleonVolume, OutReplica, VolumeConfig, condition_type, reason,
+    ANNOTATION_REPLACES, Condition, GalleonReplica, GalleonVolume, OutReplica, VolumeConfig, WriteConcern,
+    condition_type, reason,
 };
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -29,18 +32,8 @@ pub fn condition(
     };
 
     let nodes: Vec<String> = config.in_sync.iter().map(node_of).collect();
-    let mut sentences = vec![match nodes.len() <= wanted {
-        true => format!(
-            "a completed write is on {} of {wanted} replicas: {}",
-            nodes.len(),
-            nodes.join(", ")
-        ),
-        false => format!(
-            "a completed write is on {} replicas, {wanted} were asked for: {}",
-            nodes.len(),
-            nodes.join(", ")
-        ),
-    }];
+    let zones = zones(config, replicas);
+    let mut sentences = vec![promise(volume, &nodes, &zones)];
     sentences.extend(config.syncing.iter().map(|name| format!("{} is catching up", at(name))));
     for (name, had) in config.out.iter().filter(|(name, _)| !config.syncing.contains(name)) {
         let told = story(volume, config, find(name), had, circumstances);
@@ -64,15 +57,46 @@ pub fn condition(
     }
     sentences.extend(stuck.map(|why| format!("no other node can take a replica: {why}")));
 
-    let redundant = nodes.len() >= wanted;
+    let least_zones = volume.spec.write_concern.min_zones();
+    let few_zones = least_zones > 1 && zones.len() < least_zones;
+    if few_zones {
+        sentences.push("replicas in sync stand in too few zones: writes wait".to_string());
+    }
+    let redundant = nodes.len() >= wanted && !few_zones;
     let why = match redundant {
         true => reason::ALL_IN_SYNC,
+        false if nodes.len() >= wanted => reason::TOO_FEW_ZONES,
         false if stuck.is_some() => reason::NO_OTHER_NODE,
         false if !config.syncing.is_empty() => reason::SYNCING,
         false if !made.is_empty() || members(config).count() > wanted => reason::REPLACING,
         false => reason::REPLICA_OUT,
     };
     Condition::new(condition_type::REDUNDANT, redundant, why, sentences.join("; "))
+}
+
+/// The zones that replicas in sync stand in, as far as these are known.
+pub fn zones<'a>(config: &VolumeConfig, replicas: &[&'a GalleonReplica]) -> BTreeSet<&'a str> {
+    let in_sync = |replica: &&&GalleonReplica| config.in_sync.contains(&replica.name_any());
+    let zone = |replica: &&'a GalleonReplica| replica.spec.zone.as_deref();
+    replicas.iter().filter(in_sync).filter_map(zone).collect()
+}
+
+/// What a completed write is on right now.
+fn promise(volume: &GalleonVolume, nodes: &[String], zones: &BTreeSet<&str>) -> String {
+    let wanted = count(volume.spec.replica_count);
+    let copies = match nodes.len() <= wanted {
+        true => format!("{} of {wanted} replicas", nodes.len()),
+        false => format!("{} replicas, {wanted} were asked for", nodes.len()),
+    };
+    let (on, at) = (nodes.join(", "), zones.iter().copied().collect::<Vec<_>>().join(", "));
+    match volume.spec.write_concern {
+        WriteConcern::Acknowledged => format!(
+            "a completed write is on the first replica that has it, and the others follow; what was flushed is on {copies}: {on}"
+        ),
+        WriteConcern::Durable => format!("a completed write is on stable storage of {copies}: {on}"),
+        WriteConcern::Replicated => format!("a completed write is on {copies}: {on}"),
+        WriteConcern::Distributed => format!("a completed write is on {copies}: {on}, in {} zones: {at}", zones.len()),
+    }
 }
 
 /// Whether it was said of a volume that no other node can take a replica of it.

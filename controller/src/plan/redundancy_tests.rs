@@ -64,6 +64,40 @@ fn a_whole_volume_says_where_a_completed_write_is() {
 }
 
 #[test]
+fn what_a_completed_write_is_on_depends_on_the_write_concern() {
+    let mut volume = settled(replicated("v", 3), &["v-a", "v-b", "v-c"]);
+    let mut own = three();
+    for (replica, zone) in own.iter_mut().zip(["x", "x", "y"]) {
+        replica.spec.zone = Some(zone.to_string());
+    }
+    let mut says = |concern, own: &[GalleonReplica]| {
+        volume.spec.write_concern = concern;
+        told(&volume, own, None, None)
+    };
+    assert_eq!(
+        says(WriteConcern::Acknowledged, &own).message,
+        "a completed write is on the first replica that has it, and the others follow; what was flushed is on 3 of 3 \
+         replicas: a, b, c"
+    );
+    assert_eq!(
+        says(WriteConcern::Durable, &own).message,
+        "a completed write is on stable storage of 3 of 3 replicas: a, b, c"
+    );
+    let apart = says(WriteConcern::Distributed, &own);
+    assert!(apart.is_true());
+    assert_eq!(
+        apart.message,
+        "a completed write is on 3 of 3 replicas: a, b, c, in 2 zones: x, y"
+    );
+    own[2].spec.zone = None;
+    let together = says(WriteConcern::Distributed, &own);
+    assert!(!together.is_true());
+    assert_eq!(together.reason, reason::TOO_FEW_ZONES);
+    assert!(together.message.contains("in 1 zones: x"), "{}", together.message);
+    assert!(together.message.ends_with("writes wait"), "{}", together.message);
+}
+
+#[test]
 fn one_that_is_out_is_named_with_its_node_its_last_write_and_what_happens_when() {
     let (volume, own) = one_out(Some("a"));
     let lacking = told(&volume, &own, Some("c"), None);

@@ -167,16 +167,6 @@ fn parameters_that_do_not_exist_or_have_bad_values_are_invalid() {
 
 #[test]
 fn what_a_later_release_brings_is_refused_with_a_clear_text() {
-    let error = create(&with_parameters([
-        ("replicaCount", "3"),
-        ("writeConcern", "acknowledged"),
-    ]))
-    .expect_err("refused");
-    assert!(
-        error.kind == Kind::Invalid && error.text.contains("comes later"),
-        "{}",
-        error.text
-    );
     let error = create(&with_parameters([("encryption", "true")])).expect_err("refused");
     assert!(
         error.kind == Kind::Invalid && error.text.contains("encryption comes later"),

@@ -11,6 +11,8 @@ use galleonfs_api::{
 };
 use kube::ResourceExt;
 
+use super::redundancy;
+
 /// One thing to do for a volume.
 #[derive(Debug, PartialEq)]
 pub enum Step {
@@ -229,6 +231,18 @@ fn readiness(volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> (bool, &'s
             format!(
                 "writes wait: {} replicas are in sync, and {least} are needed",
                 config.in_sync.len()
+            ),
+        );
+    }
+    let least = volume.spec.write_concern.min_zones();
+    let zones = redundancy::zones(config, replicas);
+    if zones.len() < least && least > 1 {
+        return (
+            false,
+            reason::TOO_FEW_ZONES,
+            format!(
+                "writes wait: replicas in sync stand in {} zones, and {least} are needed",
+                zones.len()
             ),
         );
     }

@@ -23,7 +23,7 @@ pub(super) struct Leading {
 }
 
 /// How often it is looked what a volume waits for.
-pub(super) const LOOK_EVERY_MS: u64 = 1000;
+pub(super) const LOOK_EVERY_MS: u64 = 500;
 
 /// News of a configuration, for the volume that asked.
 #[derive(Debug)]
@@ -47,12 +47,13 @@ pub(super) fn led_volume(spec: &LeadSpec, stamp: Stamp, config: Config) -> Volum
         volume,
         incarnation: Incarnation(spec.incarnation.into_bytes()),
         replicas: spec.replicas,
-        min_in_sync: spec.min_in_sync,
+        concern: spec.concern,
         prefer: spec.prefer.map(|replica| ReplicaId(replica.into_bytes())),
         row: None,
         mutants: Mutants::default(),
     };
-    let led = Led::new(options, primary, stamp, config, clock::now_ms());
+    let mut led = Led::new(options, primary, stamp, config, clock::now_ms());
+    led.stand(spec.configs.zones());
     Volume::new(led)
         .compression(spec.settings.compression)
         .writes_through(spec.settings.writes_through)

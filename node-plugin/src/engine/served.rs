@@ -273,8 +273,10 @@ impl Served {
         }
         if self.told_ms >= leading.look_ms {
             leading.look_ms = self.told_ms + LOOK_EVERY_MS;
-            let waits_for = self.engine.led().and_then(|led| led.primary().waits_for());
-            self.counters.wait_for(waits_for);
+            if let Some(led) = self.engine.led() {
+                self.counters.wait_for(led.primary().waits_for());
+                self.counters.lags(led.primary().lag());
+            }
         }
     }
 

@@ -153,7 +153,14 @@ impl Shard {
             return;
         };
         volume.tick_now(clock::now_ms());
+        let zones = match (&news, &volume.leading) {
+            (ConfigNews::Read(Some(_)), Some(leading)) => Some(leading.configs.zones()),
+            _ => None,
+        };
         if let Some(led) = volume.led() {
+            if let Some(zones) = zones {
+                led.stand(zones);
+            }
             match news {
                 ConfigNews::Decided(decision) => led.decided(decision),
                 ConfigNews::Read(found) => led.config_read(found),

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use galleonfs_storage_engine::replication::primary::Decision;
-use galleonfs_storage_engine::replication::{Config, Stamp};
+use galleonfs_storage_engine::replication::{Concern, Config, Stamp, Zones};
 use uuid::Uuid;
 
 use super::Settings;
@@ -43,8 +43,8 @@ pub struct LeadSpec {
     pub settings: Settings,
     /// With so many in sync nobody else is brought up to date.
     pub replicas: usize,
-    /// With fewer in sync no write completes.
-    pub min_in_sync: usize,
+    /// What must be true of a write before it is answered.
+    pub concern: Concern,
     /// The replica on this node, if there is one: reads go there.
     pub prefer: Option<Uuid>,
     pub configs: Arc<dyn Configs>,
@@ -58,6 +58,10 @@ pub trait Configs: Send + Sync {
     fn read(&self, done: ReadDone);
     /// Writes `config` if the object is still as it was when it was read with this stamp.
     fn propose(&self, expected: Stamp, config: Config, done: ProposeDone);
+    /// Where the replicas stand that were named when it was last read. From memory: it does not wait.
+    fn zones(&self) -> Zones {
+        Zones::new()
+    }
 }
 
 pub type ReadDone = Box<dyn FnOnce(Option<(Stamp, Config)>) + Send>;

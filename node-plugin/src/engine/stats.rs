@@ -3,6 +3,7 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use galleonfs_storage_engine::replication::primary::Lag;
 use galleonfs_storage_engine::store::{ScrubProgress, StoreStats};
 
 use crate::frontend::{GuestPath, RequestKind};
@@ -42,6 +43,8 @@ pub struct VolumeStats {
     pub damage: Option<String>,
     /// What requests of a volume with several replicas wait for, if they do for long.
     pub waits_for: Option<String>,
+    /// How far the replica is behind that is furthest behind, where writes are answered before all have them.
+    pub lag: Lag,
 }
 
 /// What the store of a volume says of itself.
@@ -70,6 +73,7 @@ pub(super) struct Counters {
     last_error: Mutex<Option<String>>,
     damage: Mutex<Option<String>>,
     waits_for: Mutex<Option<String>>,
+    lag: Mutex<Lag>,
 }
 
 impl Counters {
@@ -90,6 +94,7 @@ impl Counters {
             last_error: Mutex::new(None),
             damage: Mutex::new(None),
             waits_for: Mutex::new(None),
+            lag: Mutex::default(),
         }
     }
 
@@ -142,6 +147,11 @@ impl Counters {
         *self.waits_for.lock().expect("nobody panics while holding it") = what;
     }
 
+    /// How far the slowest replica is behind.
+    pub fn lags(&self, lag: Lag) {
+        *self.lag.lock().expect("nobody panics while holding it") = lag;
+    }
+
     /// What is damaged, in words.
     pub fn damaged(&self, damage: Option<String>) {
         *self.damage.lock().expect("nobody panics while holding it") = damage;
@@ -169,6 +179,7 @@ impl Counters {
             last_error: self.last_error.lock().expect("nobody panics while holding it").clone(),
             damage: self.damage.lock().expect("nobody panics while holding it").clone(),
             waits_for: self.waits_for.lock().expect("nobody panics while holding it").clone(),
+            lag: *self.lag.lock().expect("nobody panics while holding it"),
         }
     }
 }

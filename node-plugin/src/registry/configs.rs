@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use galleonfs_api::{GalleonReplica, GalleonVolume, OutReplica, VolumeConfig};
 use galleonfs_storage_engine::replication::primary::Decision;
-use galleonfs_storage_engine::replication::{Config, Incarnation, ReplicaId, Stamp};
+use galleonfs_storage_engine::replication::{Config, Incarnation, ReplicaId, Stamp, Zones};
 use galleonfs_storage_engine::types::{Epoch, Seq, Version};
 use kube::ResourceExt;
 use tokio::runtime::Handle;
@@ -44,6 +44,8 @@ pub struct Member {
     pub node: String,
     /// Object name of its pool.
     pub pool: String,
+    /// Where its node stands, if that was known when it was made.
+    pub zone: Option<String>,
 }
 
 /// The replicas that a configuration names.
@@ -157,6 +159,12 @@ impl Configs for VolumeConfigs {
             done(inner.propose(expected, &config).await);
         });
     }
+
+    fn zones(&self) -> Zones {
+        let known = self.inner.known();
+        let zone = |member: &Member| Some((ReplicaId(member.uid.into_bytes()), member.zone.clone()?));
+        known.members.values().filter_map(zone).collect()
+    }
 }
 
 impl Inner {
@@ -211,6 +219,7 @@ impl Inner {
                 uid,
                 node: replica.spec.node_name.clone(),
                 pool: replica.spec.pool_name.clone(),
+                zone: replica.spec.zone.clone(),
             };
             known.members.insert(replica.name_any(), member);
         }

@@ -150,7 +150,7 @@ impl Registry {
             read_only: plan::is_read_only(object),
             settings: plan::settings(&object.spec),
             replicas: usize::try_from(object.spec.replica_count).unwrap_or(1),
-            min_in_sync: usize::try_from(object.spec.min_in_sync()).unwrap_or(1),
+            concern: plan::concern(&object.spec),
             prefer: own_replica.and_then(|replica| Uuid::parse_str(&replica.uid()?).ok()),
             configs: Arc::new(configs.clone()),
         };

@@ -5,6 +5,7 @@ use galleonfs_api::{
     GalleonVolumeSpec, MEMBER_FINALIZER, ReplicaPhase, VolumeConfig, WriteConcern, condition, condition_type, reason,
 };
 use galleonfs_storage_engine::compress::Codec;
+use galleonfs_storage_engine::replication::{Concern, Copies};
 use galleonfs_storage_engine::volume::WhenFull;
 use kube::ResourceExt;
 use uuid::Uuid;
@@ -352,6 +353,19 @@ pub fn text_of(error: &EngineError) -> String {
         cause = error.source();
     }
     text
+}
+
+/// What must be true of a write before it is answered, as its class says. That `durable` writes are flushed besides is
+/// among the [`settings`].
+pub fn concern(spec: &GalleonVolumeSpec) -> Concern {
+    Concern {
+        min_in_sync: usize::try_from(spec.min_in_sync()).unwrap_or(1),
+        min_zones: spec.write_concern.min_zones(),
+        copies: match spec.write_concern {
+            WriteConcern::Acknowledged => Copies::First,
+            WriteConcern::Durable | WriteConcern::Replicated | WriteConcern::Distributed => Copies::All,
+        },
+    }
 }
 
 /// How a volume is served, as its class says.

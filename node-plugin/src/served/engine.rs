@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use futures::future::BoxFuture;
 use galleonfs_api::reason;
+use galleonfs_storage_engine::replication::primary::Lag;
 use uuid::Uuid;
 
 use crate::disk::FormatSpec;
@@ -25,6 +26,8 @@ pub struct VolumeMetrics {
     pub errors: u64,
     /// Requests that are not answered yet.
     pub inflight: u64,
+    /// How far the replica is behind that is furthest behind.
+    pub lag: Lag,
 }
 
 /// What is the matter with a volume that is attached.

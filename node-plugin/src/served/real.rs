@@ -101,6 +101,7 @@ impl NodeEngine for RealEngine {
             flushes: stats.flushes,
             errors: stats.errors,
             inflight: stats.inflight,
+            lag: stats.lag,
         };
         self.engine
             .stats()

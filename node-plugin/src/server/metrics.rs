@@ -32,11 +32,26 @@ const COUNTERS: [Figure<VolumeMetrics>; 6] = [
     ),
 ];
 
-const GAUGES: [Figure<VolumeMetrics>; 1] = [(
-    "galleonfs_volume_inflight",
-    "Requests that are not answered yet.",
-    |volume| volume.inflight,
-)];
+const GAUGES: [Figure<VolumeMetrics>; 4] = [
+    (
+        "galleonfs_volume_inflight",
+        "Requests that are not answered yet.",
+        |volume| volume.inflight,
+    ),
+    (
+        "galleonfs_volume_lag_writes",
+        "Writes that were answered and that the replica furthest behind does not have yet (write concern acknowledged).",
+        |volume| volume.lag.writes,
+    ),
+    ("galleonfs_volume_lag_bytes", "Bytes of these writes.", |volume| {
+        volume.lag.bytes
+    }),
+    (
+        "galleonfs_volume_lag_milliseconds",
+        "How long that replica has said nothing of them.",
+        |volume| volume.lag.ms,
+    ),
+];
 
 /// Write amplification is the sum of what is stored, headers, filled, moved and map over the first.
 const STORE_COUNTERS: [Figure<StoreReport>; 9] = [

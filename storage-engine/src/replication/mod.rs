@@ -20,6 +20,7 @@
 //! Everything is a state machine without clock, network or chance, like the rest of the engine; `docs/replication.md`
 //! tells the protocol from its reasons, and names the invariants I1 to I23 that are asserted here.
 
+pub mod concern;
 pub mod config;
 pub mod message;
 pub mod mutant;
@@ -31,6 +32,7 @@ pub mod wire;
 
 use std::fmt::{self, Display};
 
+pub use concern::{Concern, Copies, Zones};
 pub use config::{Change, Config, ConfigError};
 pub use message::{Ask, FromReplica, Reply, ToReplica};
 pub use mutant::{Mutant, Mutants};

@@ -47,11 +47,13 @@ pub enum Mutant {
     NeverDeposed,
     /// Fewer members than the volume wants complete a write.
     BelowMinimum,
+    /// A write that the first member has is completed whatever the leases say.
+    FirstUnbound,
 }
 
 impl Mutant {
     /// All there are.
-    pub const ALL: [Mutant; 20] = [
+    pub const ALL: [Mutant; 21] = [
         Mutant::CompleteBeforeRecord,
         Mutant::UnknownIsMade,
         Mutant::UnknownIsNotMade,
@@ -72,6 +74,7 @@ impl Mutant {
         Mutant::NoGate,
         Mutant::NeverDeposed,
         Mutant::BelowMinimum,
+        Mutant::FirstUnbound,
     ];
 }
 

@@ -18,7 +18,7 @@ use super::Backing;
 use crate::buffer::{Buf, BufMut};
 use crate::io::{Io, IoId, IoResult};
 use crate::replication::primary::{Decision, PrimaryEvent, PrimaryOptions, PrimaryOutput};
-use crate::replication::{Config, FromReplica, Primary, ReplicaId, Stamp};
+use crate::replication::{Config, FromReplica, Primary, ReplicaId, Stamp, Zones};
 use crate::request::{Piece, RequestError, Scan};
 use crate::seal::KeyRow;
 use crate::store::{
@@ -87,6 +87,11 @@ impl Led {
     /// The next thing to do.
     pub fn poll_output(&mut self) -> Option<PrimaryOutput> {
         self.primary.poll().filter(|_| !self.given_up)
+    }
+
+    /// Tells where replicas stand.
+    pub fn stand(&mut self, zones: Zones) {
+        self.primary.stand(zones);
     }
 
     /// Takes a replica's answer.

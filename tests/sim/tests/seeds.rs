@@ -142,6 +142,7 @@ fn a_mistake_in_the_protocol_is_found() {
         (Mutant::UnknownIsNotMade, 1),
         (Mutant::LeaseNotLookedAt, 1),
         (Mutant::ReplayForgotten, 1),
+        (Mutant::FirstUnbound, 1),
         (Mutant::JoinBeforeFlush, 860),
         (Mutant::LeaseFromAnswer, 190),
         (Mutant::BootIgnored, 790),

@@ -19,7 +19,7 @@ use galleonfs_node_plugin::identity::{Credentials, Wallet};
 use galleonfs_node_plugin::transport::exchange::Exchange;
 use galleonfs_node_plugin::transport::{Transport, TransportConfig};
 use galleonfs_storage_engine::replication::primary::Decision;
-use galleonfs_storage_engine::replication::{Change, Config, Incarnation, ReplicaId, Stamp};
+use galleonfs_storage_engine::replication::{Change, Concern, Config, Incarnation, ReplicaId, Stamp};
 use rcgen::{CertificateParams, KeyPair};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
@@ -176,7 +176,7 @@ impl Led {
             read_only: false,
             settings: Settings::default(),
             replicas: orders.len(),
-            min_in_sync: 2,
+            concern: Concern::replicated(2),
             prefer: Some(own.replica),
             configs: Arc::new(Object(Mutex::new((1, claimed)))),
         };

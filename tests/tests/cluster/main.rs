@@ -27,7 +27,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow};
 use galleonfs_tests::lab::{Lab, Options, install};
 
-use replicated::{api, failover, moves, network, replicas};
+use replicated::{api, concerns, failover, moves, network, replicas};
 use world::World;
 
 const LAB: &str = "test";
@@ -74,6 +74,9 @@ const TESTS: &[Test] = tests![
     api::a_minute_without_the_api_server_is_not_noticed,
     api::a_replica_that_dies_without_the_api_server_costs_a_pause_and_no_write,
     failover::a_volume_moves_away_from_a_frozen_node_which_then_writes_nothing,
+    concerns::the_first_copy_answers_writes_while_another_stands_still,
+    concerns::writes_wait_while_replicas_are_in_one_zone,
+    concerns::a_durable_write_is_on_all_disks_without_a_flush,
     sanity::csi_sanity_has_nothing_to_complain_about,
     idle::an_idle_cluster_with_fifty_volumes_writes_nothing_for_a_minute,
 ];

@@ -21,6 +21,7 @@ use galleonfs_node_plugin::engine::{
 use galleonfs_node_plugin::identity::{Credentials, Wallet};
 use galleonfs_node_plugin::transport::exchange::Exchange;
 use galleonfs_node_plugin::transport::{Transport, TransportConfig};
+use galleonfs_storage_engine::replication::Concern;
 use galleonfs_tests::lab::processes::Process;
 use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
@@ -297,7 +298,7 @@ async fn perform(engine: &Engine, order: &Order, told: &Value) -> Result<Value> 
                 read_only: false,
                 settings: Settings::default(),
                 replicas: order.others.len() + 1,
-                min_in_sync: order.others.len().div_ceil(2),
+                concern: Concern::replicated(order.others.len().div_ceil(2)),
                 prefer: Some(order.own.replica),
                 configs: Arc::new(Remote(order.object.clone())),
             };

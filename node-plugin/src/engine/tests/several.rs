@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use galleonfs_controller::certificates::Authority;
 use galleonfs_storage_engine::buffer::BufMut;
 use galleonfs_storage_engine::replication::primary::Decision;
-use galleonfs_storage_engine::replication::{Change, Config, Incarnation, ReplicaId, Stamp};
+use galleonfs_storage_engine::replication::{Change, Concern, Config, Incarnation, ReplicaId, Stamp};
 
 use super::*;
 use crate::disk::{BlockSize, FormatSpec, format_replica};
@@ -271,7 +271,7 @@ impl Cluster {
             read_only: false,
             settings: Settings::default(),
             replicas: self.replicas,
-            min_in_sync: self.replicas.div_ceil(2),
+            concern: Concern::replicated(self.replicas.div_ceil(2)),
             prefer: (leader < self.replicas).then_some(host.replica),
             configs: self.object.clone(),
         };

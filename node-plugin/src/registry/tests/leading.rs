@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 
-use galleonfs_api::{OutReplica, reason};
+use galleonfs_api::{OutReplica, WriteConcern, reason};
+use galleonfs_storage_engine::replication::{Concern, Copies, ReplicaId};
 
 use super::*;
 use crate::engine::Route;
@@ -24,6 +25,42 @@ fn both() -> Vec<Route> {
 }
 
 #[tokio::test]
+async fn a_volume_is_led_as_its_write_concern_says_and_told_where_its_replicas_stand() {
+    let replicated = Concern::replicated(2);
+    let concerns = [
+        (WriteConcern::Durable, replicated),
+        (
+            WriteConcern::Distributed,
+            Concern {
+                min_zones: 2,
+                ..replicated
+            },
+        ),
+        (
+            WriteConcern::Acknowledged,
+            Concern {
+                copies: Copies::First,
+                ..replicated
+            },
+        ),
+    ];
+    for (write_concern, concern) in concerns {
+        let bench = Bench::of_three();
+        bench.edit("v", of_volumes, |volume| volume.spec.write_concern = write_concern);
+        for (replica, zone) in [("v-a", "x"), ("v-c", "y")] {
+            bench.edit(replica, of_replicas, |replica| replica.spec.zone = Some(zone.into()));
+        }
+        bench.attach_to(Some("n1"));
+        assert_eq!(bench.run().await, Ok(KEEPING));
+        let spec = bench.engine.led().pop().unwrap();
+        assert_eq!(spec.concern, concern);
+        let id = |name: &str| ReplicaId(uid_of(name).into_bytes());
+        let zones = [("v-a", "x"), ("v-c", "y")].map(|(name, zone)| (id(name), zone.to_owned()));
+        assert_eq!(spec.configs.zones(), zones.into());
+    }
+}
+
+#[tokio::test]
 async fn a_volume_of_three_is_led_with_the_replica_here_in_front_and_then_nothing_is_written_any_more() {
     let bench = Bench::of_three();
     bench.attach_to(Some("n1"));
@@ -36,8 +73,8 @@ async fn a_volume_of_three_is_led_with_the_replica_here_in_front_and_then_nothin
         (1, config.incarnation)
     );
     assert_eq!(
-        (spec.volume_uid, spec.prefer, spec.min_in_sync, spec.size_bytes),
-        (uid_of("v"), Some(uid_of("v-a")), 2, 16 << 20)
+        (spec.volume_uid, spec.prefer, spec.concern, spec.size_bytes),
+        (uid_of("v"), Some(uid_of("v-a")), Concern::replicated(2), 16 << 20)
     );
     assert_eq!(bench.engine.routes_of(uid_of("v")), both());
     assert!(bench.attached().is_true());

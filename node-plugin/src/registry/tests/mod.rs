@@ -172,6 +172,7 @@ impl<E: NodeEngine> Bench<E> {
             size_bytes: 16 * MIB,
             block_size: 4096,
             reserved_bytes: 20 * MIB,
+            zone: None,
             replicated: false,
         };
         let mut replica = GalleonReplica::new("v-a", spec);

@@ -15,6 +15,7 @@
 //! - A change of the configuration whose outcome is unknown is repeated until it is known. It is never given up.
 
 mod copier;
+mod lag;
 mod links;
 mod look;
 mod making;
@@ -34,10 +35,11 @@ use std::sync::Arc;
 use super::message::{Ask, Batch, FromReplica, Refusal, Reply, Stored, ToReplica};
 use super::mutant::{Mutant, Mutants};
 use super::timing::BEAT_MS;
-use super::{Change, Config, Incarnation, ReplicaId, Stamp};
+use super::{Change, Concern, Config, Incarnation, ReplicaId, Stamp, Zones};
 use crate::seal::KeyRow;
 use crate::types::{Epoch, Seq, Version};
 use copier::Copier;
+pub use lag::Lag;
 use look::Look;
 pub use making::Decision;
 use making::Making;
@@ -56,8 +58,8 @@ pub struct PrimaryOptions {
     /// With so many in sync nobody else is brought up to date: one that was lost and comes back beside the one that was made
     /// in its place is for whoever made that to give up.
     pub replicas: usize,
-    /// With fewer members no write completes.
-    pub min_in_sync: usize,
+    /// What must be true of a write before it is answered.
+    pub concern: Concern,
     /// Reads go there while it is in sync: the copy on the own node.
     pub prefer: Option<ReplicaId>,
     /// Of a sealed volume: the salt of the epoch.
@@ -125,6 +127,8 @@ pub struct Primary {
     /// Attempts to begin the epoch.
     round: u64,
     members: BTreeMap<ReplicaId, Member>,
+    /// Where replicas stand, as far as anybody told.
+    zones: Zones,
     /// Where epochs ended, as far as anybody told.
     ends: BTreeMap<Epoch, Seq>,
     /// Everything up to here is on stable storage of all that are in sync.
@@ -172,6 +176,7 @@ impl Primary {
             phase: Phase::Claiming,
             round: 1,
             members: BTreeMap::new(),
+            zones: Zones::new(),
             ends: BTreeMap::new(),
             agreed: Version::default(),
             assigned: Seq(0),
@@ -210,6 +215,11 @@ impl Primary {
     /// The configuration as it was last known for sure.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Tells where replicas stand.
+    pub fn stand(&mut self, zones: Zones) {
+        self.zones = zones;
     }
 
     /// True while requests are taken.

@@ -124,7 +124,8 @@ impl Primary {
         reads.all(|read| read.token.is_none())
     }
 
-    fn is_bound(&self) -> bool {
+    /// True if nobody can have begun to serve a later epoch: every member still keeps its word to us.
+    pub(super) fn is_bound(&self) -> bool {
         let bound = |id| {
             self.members
                 .get(&id)
@@ -232,11 +233,15 @@ impl Primary {
             self.moved_ms = self.now_ms;
         }
         if !bound && !self.reads.asked.is_empty() {
-            // Do not wait for the next beat.
-            for member in self.members.values_mut() {
-                if member.lease_until_ms <= self.now_ms && self.now_ms >= member.beat_ms + BEAT_MS / 10 {
-                    member.beat_ms = 0;
-                }
+            self.renew_leases();
+        }
+    }
+
+    /// Asks for leases that ran out at once, and not with the next beat.
+    pub(super) fn renew_leases(&mut self) {
+        for member in self.members.values_mut() {
+            if member.lease_until_ms <= self.now_ms && self.now_ms >= member.beat_ms + BEAT_MS / 10 {
+                member.beat_ms = 0;
             }
         }
     }

@@ -7,7 +7,7 @@ use super::super::limits::{REPLAY_BYTES_MAX, REPLAY_FLUSH_BYTES, REPLAY_RECORDS_
 use super::super::message::{Ask, Batch};
 use super::super::mutant::Mutant;
 use super::super::timing::{ASK_AGAIN_MS, BEAT_MS, FLUSH_IDLE_MS, LEASE_MS};
-use super::super::{Change, ReplicaId};
+use super::super::{Change, Copies, ReplicaId};
 use super::member::{Member, Standing};
 use super::{Phase, Primary, PrimaryEvent};
 use crate::types::{Seq, Version};
@@ -196,17 +196,27 @@ impl Primary {
             return;
         }
         let early = self.mutant(Mutant::CompleteBeforeRecord);
-        let enough = self.config.in_sync.len() >= self.options.min_in_sync || self.mutant(Mutant::BelowMinimum);
-        if !enough {
+        let lacks = self.options.concern.lacks(&self.config.in_sync, &self.zones);
+        if lacks.is_some() && !self.mutant(Mutant::BelowMinimum) {
             return;
         }
-        let have = self.ack_set().filter(|id| {
-            let late = |id| self.members.get(id).is_none_or(|member| member.is_late(self.now_ms));
-            !(early && late(id))
-        });
-        let have = have.map(|id| self.members.get(&id).map_or(Seq(0), |member| member.acked));
-        let Some(written) = have.min() else { return };
-        if written <= self.written {
+        let acked = |id: ReplicaId| self.members.get(&id).map_or(Seq(0), |member| member.acked);
+        let written = match self.options.concern.copies {
+            Copies::All => {
+                let late = |id: &ReplicaId| self.members.get(id).is_none_or(|member| member.is_late(self.now_ms));
+                let count = self.ack_set().filter(|id| !(early && late(id)));
+                count.map(acked).min()
+            }
+            Copies::First => self.config.in_sync.iter().copied().map(acked).max(),
+        };
+        let Some(written) = written.filter(|written| *written > self.written) else {
+            return;
+        };
+        // With all copies a successor's promise is enough to stop us: one of them refuses. The first copy alone would go
+        // on for ever.
+        let alone = self.options.concern.copies == Copies::First && !self.mutant(Mutant::FirstUnbound);
+        if alone && !self.is_bound() {
+            self.renew_leases();
             return;
         }
         self.written = written;
@@ -311,16 +321,19 @@ impl Primary {
             return;
         }
         let gone = self.late();
-        let left = self.config.in_sync.len() - gone.len();
-        let least = if self.mutant(Mutant::BelowMinimum) {
-            1
-        } else {
-            self.options.min_in_sync.max(1)
-        };
-        if !gone.is_empty() && left >= least {
+        if !gone.is_empty() && self.enough_without(&gone) {
             let have = self.agreed;
             self.make(Change::Drop(gone, have));
         }
+    }
+
+    /// True if enough members are left without these.
+    pub(super) fn enough_without(&self, gone: &BTreeSet<ReplicaId>) -> bool {
+        let left: BTreeSet<ReplicaId> = self.config.in_sync.difference(gone).copied().collect();
+        if self.mutant(Mutant::BelowMinimum) && self.is_serving() {
+            return !left.is_empty();
+        }
+        self.options.concern.lacks(&left, &self.zones).is_none()
     }
 
     /// Members that owe an answer for too long.

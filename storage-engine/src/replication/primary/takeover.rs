@@ -128,9 +128,8 @@ impl Primary {
         };
         let missing = self.config.in_sync.iter().filter(|id| !is_there(id));
         let missing: BTreeSet<ReplicaId> = missing.copied().collect();
-        let there = self.config.in_sync.len() - missing.len();
-        let enough = there >= self.options.min_in_sync.max(1);
-        if enough && !missing.is_empty() && now_ms >= since_ms + MEMBER_TIMEOUT_MS {
+        let due = !missing.is_empty() && now_ms >= since_ms + MEMBER_TIMEOUT_MS;
+        if due && self.enough_without(&missing) {
             let agreed = self.agreed;
             self.make(Change::Drop(missing, agreed));
         }
@@ -335,6 +334,12 @@ impl Primary {
         }
         self.events.push_back(PrimaryEvent::Serving(self.config.epoch));
         self.go_on();
+    }
+
+    /// True if this write of an older epoch is part of the volume: it is not behind the end of its epoch.
+    pub fn counts(&self, version: Version) -> bool {
+        let end = self.ends.get(&version.epoch);
+        end.is_some_and(|end| version.seq <= *end)
     }
 
     /// Where epochs ended, in as few rows as say it.

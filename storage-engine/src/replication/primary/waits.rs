@@ -1,5 +1,8 @@
 //! What a primary waits for, in words for a person who wonders why nothing goes on.
 
+use std::collections::BTreeSet;
+
+use super::super::concern::Lack;
 use super::super::timing::MEMBER_TIMEOUT_MS;
 use super::super::{Change, ReplicaId};
 use super::member::Standing;
@@ -55,7 +58,7 @@ impl Primary {
             return Some(text.replace("{}", &names(&late)));
         }
         late.retain(|id| !heard(&id));
-        let few = self.too_few_without(late.len());
+        let few = self.too_few_without(&late);
         Some(format!(
             "an epoch begins: {} has not answered for 2 s{few}",
             names(&late)
@@ -63,14 +66,20 @@ impl Primary {
     }
 
     fn serving_waits_for(&self) -> Option<String> {
-        let min = self.options.min_in_sync;
-        if self.config.in_sync.len() < min {
-            let there = names(&self.config.in_sync);
-            return Some(format!("fewer than {min} replicas in sync: only {there}"));
+        let there = || names(&self.config.in_sync);
+        match self.options.concern.lacks(&self.config.in_sync, &self.zones) {
+            Some(Lack::Members(min)) => return Some(format!("fewer than {min} replicas in sync: only {}", there())),
+            Some(Lack::Zones(min)) => {
+                return Some(format!(
+                    "replicas in sync stand in fewer than {min} zones: only {}",
+                    there()
+                ));
+            }
+            None => {}
         }
         let late = self.late();
         if !late.is_empty() {
-            let few = self.too_few_without(late.len());
+            let few = self.too_few_without(&late);
             let failed = late
                 .iter()
                 .find_map(|id| Some((id, self.members.get(id)?.failed.as_ref()?)));
@@ -94,12 +103,12 @@ impl Primary {
         })
     }
 
-    fn too_few_without(&self, gone: usize) -> String {
-        let min = self.options.min_in_sync.max(1);
-        if self.config.in_sync.len() - gone < min {
-            format!(", and without it fewer than {min} would be left")
-        } else {
-            String::new()
+    fn too_few_without(&self, gone: &BTreeSet<ReplicaId>) -> String {
+        let left = self.config.in_sync.difference(gone).copied().collect();
+        match self.options.concern.lacks(&left, &self.zones) {
+            Some(Lack::Members(min)) => format!(", and without it fewer than {min} would be left"),
+            Some(Lack::Zones(min)) => format!(", and without it the others would stand in fewer than {min} zones"),
+            None => String::new(),
         }
     }
 

@@ -33,6 +33,7 @@ impl<B: Backend> World<B> {
         } else if self.nodes.len() < self.nodes_max {
             let node = Node::new(&mut self.rng, &self.swarm, self.volume, self.blocks);
             config.out.insert(node.id, Version::default());
+            self.zones.insert(node.id, super::zone(self.nodes.len()));
             self.nodes.push(node);
             let node = self.nodes.len() - 1;
             self.boot(node);

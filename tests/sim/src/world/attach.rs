@@ -67,13 +67,14 @@ impl<B: Backend> World<B> {
             incarnation,
             // Whoever administers adds replicas, and nobody gives one up because there are enough.
             replicas: usize::MAX,
-            min_in_sync: self.min_in_sync,
+            concern: self.concern,
             prefer,
             row: None,
             mutants: self.setup.mutants,
         };
         let now_ms = self.nodes[node].now_ms(self.now_us);
-        let primary = Primary::new(options, stamp, config, now_ms);
+        let mut primary = Primary::new(options, stamp, config, now_ms);
+        primary.stand(self.zones.clone());
         self.nodes[node].serving = Some(Serving {
             incarnation,
             primary,

@@ -1,9 +1,7 @@
 //! What primaries and replicas want done, and tell: messages are sent, operations of the disk take their time, guests hear
 //! what became of their requests.
 
-use std::collections::BTreeSet;
-
-use galleonfs_storage_engine::replication::ReplicaId;
+use galleonfs_storage_engine::replication::Copies;
 use galleonfs_storage_engine::replication::message::{Ask, Refusal, Reply};
 use galleonfs_storage_engine::replication::primary::{PrimaryEvent, PrimaryOutput};
 use galleonfs_storage_engine::replication::replica::ReplicaOutput;
@@ -115,8 +113,7 @@ impl<B: Backend> World<B> {
         let incarnation = serving.incarnation;
         match event {
             PrimaryEvent::Serving(_) => {
-                let members = serving.primary.config().in_sync.clone();
-                self.epoch_begins(&members);
+                self.epoch_begins(node);
                 let serving = self.nodes[node].serving.as_mut().expect("it just told something");
                 let idle_us = if self.rng.percent(30) {
                     self.rng.below(10_000 * MS)
@@ -128,7 +125,17 @@ impl<B: Backend> World<B> {
                 self.at(0, Event::GuestThinks(node, incarnation));
             }
             PrimaryEvent::Written(upto) => {
+                let in_sync = &serving.primary.config().in_sync;
+                if let Some(lack) = self.concern.lacks(in_sync, &self.zones) {
+                    let text = format!("I9: write {upto:?} completed although there are too few: {lack:?}");
+                    return self.violated(text);
+                }
+                let serving = self.nodes[node].serving.as_mut().expect("it just told something");
+                let behind = serving.primary.lags();
                 let done = serving.guest.written(&mut self.oracle, upto);
+                if behind {
+                    self.sometimes("a write completes before all members have it");
+                }
                 if let Err(violation) = done {
                     self.violated(violation);
                 }
@@ -156,14 +163,30 @@ impl<B: Backend> World<B> {
     }
 
     /// One member that kept its power has every completed write, and all that an epoch begins with are given what it has.
-    fn epoch_begins(&mut self, members: &BTreeSet<ReplicaId>) {
-        let is_member = |node: &&mut Node<B>| members.contains(&node.id);
-        let mut kept = false;
-        for node in self.nodes.iter_mut().filter(is_member) {
-            kept |= !std::mem::take(&mut node.was_cut);
+    fn epoch_begins(&mut self, node: usize) {
+        let serving = self.nodes[node].serving.as_ref().expect("it just told something");
+        let primary = &serving.primary;
+        let (epoch, members) = (primary.epoch(), primary.config().in_sync.clone());
+        if epoch < self.oracle.epoch() {
+            return; // the next one has begun already
         }
-        if !kept {
-            self.oracle.unflushed_may_be_gone();
+        let is_member = |node: &&Node<B>| members.contains(&node.id);
+        let cut = self.nodes.iter().filter(is_member).all(|node| node.was_cut);
+        let may_lose = match self.concern.copies {
+            Copies::All => cut,
+            Copies::First => self.tail_at_risk,
+        };
+        let begun = self
+            .oracle
+            .epoch_begins(epoch, |version| primary.counts(version), may_lose);
+        for node in self.nodes.iter_mut().filter(|node| members.contains(&node.id)) {
+            node.was_cut = false;
+        }
+        self.tail_at_risk = false;
+        match begun {
+            Ok(true) if !cut => self.sometimes("what only the first copy had is given up"),
+            Ok(_) => {}
+            Err(violation) => self.violated(violation),
         }
     }
 }

@@ -60,6 +60,7 @@ impl<B: Backend> World<B> {
                 self.nodes[target].disk_slow_until_us = self.now_us + lasts;
             }
             if after.in_sync.len() < before.in_sync.len() {
+                self.tail_at_risk = true;
                 self.sometimes("a member is recorded as out");
             }
             if after.in_sync.len() < before.in_sync.len() && !before.syncing.is_empty() {

@@ -229,6 +229,7 @@ impl<B: Backend> World<B> {
                 it.disk = Some(disk);
             }
             it.was_cut |= power;
+            self.tail_at_risk |= power;
         }
         if loses {
             self.sometimes(LOST);
@@ -255,7 +256,7 @@ impl<B: Backend> World<B> {
         let only = self.damaged.get(&lba).is_none_or(|at| *at == node);
         let store = self.nodes[node].replica.as_mut().and_then(Replica::store_mut);
         let store = store.filter(|store| in_sync && only && store.agreed() >= version);
-        if self.min_in_sync >= 2
+        if self.concern.min_in_sync >= 2
             && let Some(store) = store
             && store.damage(lba, version, write)
         {

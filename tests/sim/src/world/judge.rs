@@ -22,7 +22,7 @@ impl<B: Backend> World<B> {
         let whole = wanted.all(|node| self.api.config.in_sync.contains(&node.id));
         let served = self
             .holder()
-            .is_some_and(|serving| serving.primary.is_serving() && serving.guest.is_done());
+            .is_some_and(|serving| serving.primary.is_serving() && serving.guest.is_done() && !serving.primary.lags());
         // To look at every block takes its time.
         if !whole || !served || !self.damaged.is_empty() && self.now_us < self.looked_us + LOOK_AGAIN_US {
             return false;

@@ -30,7 +30,8 @@ use std::hash::{Hash, Hasher};
 
 use galleonfs_storage_engine::replication::primary::Decision;
 use galleonfs_storage_engine::replication::{
-    Config, FromReplica, Incarnation, Mutant, Mutants, Primary, Replica, ReplicaId, Stamp, ToReplica,
+    Concern, Config, Copies, FromReplica, Incarnation, Mutant, Mutants, Primary, Replica, ReplicaId, Stamp, ToReplica,
+    Zones,
 };
 use galleonfs_storage_engine::store::layout::EpochEnd;
 use galleonfs_storage_engine::types::Lba;
@@ -84,7 +85,7 @@ pub struct Outcome {
 }
 
 /// Everything that has to have happened in a run of many seeds: a simulator that never gets there proves nothing about it.
-pub const SOMETIMES: [&str; 27] = [
+pub const SOMETIMES: [&str; 29] = [
     "a block is copied beside new writes",
     "a block is copied to make members equal",
     "a block rots",
@@ -110,8 +111,10 @@ pub const SOMETIMES: [&str; 27] = [
     "a replica that has just joined loses power",
     "a replica was started again in the middle of an epoch",
     "a tail that nobody else has is cut off",
+    "a write completes before all members have it",
     "all nodes lose power at once",
     "an old primary is refused",
+    "what only the first copy had is given up",
 ];
 
 const MS: u64 = 1_000;
@@ -242,7 +245,10 @@ struct World<B: Backend> {
     api_out_until_us: u64,
     volume: [u8; 16],
     blocks: u64,
-    min_in_sync: usize,
+    concern: Concern,
+    zones: Zones,
+    /// A member was left out, or lost power, since an epoch began: it may have been the only one with the last writes.
+    tail_at_risk: bool,
     oracle: Oracle,
     calm: bool,
     /// Which node lost a block: no two ever lose the same one.
@@ -251,6 +257,11 @@ struct World<B: Backend> {
     looked_us: u64,
     outcome: Outcome,
     hasher: rustc_hash::FxHasher,
+}
+
+/// Where the node of this number stands.
+fn zone(node: usize) -> String {
+    ["a", "b"][node % 2].to_owned()
 }
 
 /// Runs a seed to its end, or to the first violation. An assertion that fails is one.
@@ -286,9 +297,11 @@ impl<B: Backend> World<B> {
             2 => *rng.pick(&[1, 1, 2]),
             n => n / 2 + 1,
         };
+        let concern = swarm::concern(setup.seed, setup.mutants, replicas, min_in_sync);
         let volume = rng.uid();
         let nodes = (0..replicas).map(|_| Node::new(&mut rng, &swarm, volume, blocks));
         let nodes: Vec<Node<B>> = nodes.collect();
+        let zones = nodes.iter().enumerate().map(|(n, node)| (node.id, zone(n))).collect();
         let ids: Vec<ReplicaId> = nodes.iter().map(|node| node.id).collect();
         World {
             net: Net::new(nodes.len() + admin::ADDED_MAX),
@@ -302,8 +315,10 @@ impl<B: Backend> World<B> {
             nodes,
             api_out_until_us: 0,
             volume,
-            min_in_sync,
-            oracle: Oracle::default(),
+            zones,
+            oracle: Oracle::new(concern.copies == Copies::First),
+            concern,
+            tail_at_risk: false,
             calm: false,
             damaged: BTreeMap::new(),
             looked_us: 0,
@@ -471,7 +486,9 @@ impl<B: Backend> World<B> {
                 }
             }
             Event::ConfigRead(node, incarnation, found) => {
+                let zones = self.zones.clone();
                 if let Some(serving) = self.serving_mut(node, incarnation) {
+                    serving.primary.stand(zones);
                     serving
                         .primary
                         .config_read(found.map(|(stamp, config)| (stamp, *config)));

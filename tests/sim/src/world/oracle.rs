@@ -2,12 +2,14 @@
 //!
 //! The simulator knows in which order the writes of a block were put: by version. So a history is linearizable if every
 //! read finds the version of a write that was really made, no older than what was complete, or had been seen, when it
-//! began; and if no write completes in an order that time contradicts. When power was cut under all members that a new epoch
-//! begins with, what no flush covered may be gone, and then stays gone.
+//! began; and if no write completes in an order that time contradicts. When an epoch begins it is decided once how much of
+//! the older ones there is: everything that was completed, or, when power was cut under all members, everything that a
+//! flush covered. What is behind that is never seen again. Of a volume whose writes are answered by the first copy the
+//! tail may go with that copy, but nothing in between.
 
 use std::collections::BTreeMap;
 
-use galleonfs_storage_engine::types::{Lba, Version};
+use galleonfs_storage_engine::types::{Epoch, Lba, Version};
 
 /// Something that must not happen.
 pub type Violation = String;
@@ -29,6 +31,10 @@ struct Block {
 #[derive(Debug, Default)]
 pub struct Oracle {
     blocks: BTreeMap<Lba, Block>,
+    /// The newest one that was served.
+    epoch: Epoch,
+    /// Writes complete when one member has them.
+    first_copy: bool,
     /// Reads that were checked.
     pub reads: u64,
     /// Writes that completed.
@@ -41,6 +47,14 @@ pub struct Oracle {
 pub type Floors = BTreeMap<Lba, Version>;
 
 impl Oracle {
+    /// Of a volume that nobody wrote to; `first_copy`: its writes complete when one member has them.
+    pub fn new(first_copy: bool) -> Oracle {
+        Oracle {
+            first_copy,
+            ..Oracle::default()
+        }
+    }
+
     /// A write begins; what comes back is to be handed in when it completes.
     pub fn write_begins(&mut self, lba: Lba, version: Version, id: Option<u64>) -> Version {
         let block = self.blocks.entry(lba).or_default();
@@ -52,6 +66,12 @@ impl Oracle {
     /// A write completed that began when `floor` was the oldest that could be read.
     pub fn write_completes(&mut self, lba: Lba, version: Version, floor: Version) -> Result<(), Violation> {
         self.writes += 1;
+        if self.first_copy && version.epoch < self.epoch {
+            return Err(format!(
+                "I3: block {}: write {version} completed although epoch {} had begun without it",
+                lba.0, self.epoch.0
+            ));
+        }
         let block = self.blocks.entry(lba).or_default();
         if version < floor {
             return Err(format!(
@@ -120,12 +140,42 @@ impl Oracle {
         }
     }
 
-    /// A new epoch begins with members that all lost power: what no flush covered may be gone.
-    pub fn unflushed_may_be_gone(&mut self) {
-        for block in self.blocks.values_mut() {
-            block.floor = block.flushed;
-            block.completed = block.flushed;
+    /// An epoch is served, and of the writes of older ones only these count. Some that were completed may be missing only
+    /// if `may_lose`, and never one that a flush covered. True if any is.
+    pub fn epoch_begins(
+        &mut self,
+        epoch: Epoch,
+        counts: impl Fn(Version) -> bool,
+        may_lose: bool,
+    ) -> Result<bool, Violation> {
+        let mut lost = false;
+        self.epoch = epoch;
+        for (lba, block) in &mut self.blocks {
+            block
+                .writes
+                .retain(|version, _| version.epoch >= epoch || counts(*version));
+            let older = block.writes.keys().rev().find(|version| version.epoch < epoch);
+            let kept = older.copied().unwrap_or_default();
+            let missing = if kept < block.flushed {
+                Some(("a flush covered", block.flushed))
+            } else {
+                (kept < block.floor && !may_lose).then_some(("there was", block.floor))
+            };
+            if let Some((what, version)) = missing {
+                return Err(format!(
+                    "I8: block {}: epoch {} begins with {kept} although {what} {version}",
+                    lba.0, epoch.0
+                ));
+            }
+            lost |= kept < block.completed;
+            (block.floor, block.completed) = (kept, kept);
         }
+        Ok(lost)
+    }
+
+    /// The newest epoch that was served.
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     /// Whether a copy has what it must have.

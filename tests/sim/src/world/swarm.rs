@@ -1,6 +1,8 @@
 //! Which faults a run has: each seed draws its own subset and rates (swarm testing, Groce and others 2012), because a run
 //! with everything at once hides what needs one thing to work while another does not.
 
+use galleonfs_storage_engine::replication::{Concern, Copies, Mutant, Mutants};
+
 use super::rng::Rng;
 
 /// Rates in times in a million per message, or as a mean pause in milliseconds; 0: never.
@@ -93,5 +95,25 @@ impl Swarm {
             writes_max: *rng.pick(&[1, 3, 10, 10]),
             reads_apart: rng.percent(50),
         }
+    }
+}
+
+/// What the volume wants of a write. Drawn apart from everything else, so that a seed's faults do not depend on it.
+pub fn concern(seed: u64, mutants: Mutants, replicas: usize, min_in_sync: usize) -> Concern {
+    let all = Concern::replicated(min_in_sync);
+    let first = Concern {
+        copies: Copies::First,
+        ..all
+    };
+    if mutants.has(Mutant::FirstUnbound) {
+        return first;
+    }
+    if mutants != Mutants::NONE {
+        return all;
+    }
+    match Rng::new(seed).fork().below(100) {
+        0..20 => first,
+        20..35 if replicas >= 2 => Concern { min_zones: 2, ..all },
+        _ => all,
     }
 }

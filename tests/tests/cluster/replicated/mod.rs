@@ -5,6 +5,7 @@
 //! compares what the replicas hold in the end.
 
 pub mod api;
+pub mod concerns;
 
 mod copies;
 pub mod failover;

@@ -125,6 +125,11 @@ impl<'a> Volume<'a> {
         self.figure(&self.primary, "galleonfs_volume_written_bytes_total", &self.name)
     }
 
+    /// How many writes the slowest replica is behind what was answered.
+    pub fn lag(&self) -> Result<u64> {
+        self.figure(&self.primary, "galleonfs_volume_lag_writes", &self.name)
+    }
+
     /// What was copied to a replica from others, in bytes, since its node plugin started.
     pub fn copied_to(&self, replica: &Replica) -> Result<u64> {
         self.figure(&replica.node, "galleonfs_store_copied_bytes_total", &replica.name)

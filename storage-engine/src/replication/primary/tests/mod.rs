@@ -1,7 +1,9 @@
 //! What others do to the configuration while a primary serves, what it waits for, and what new connections bring.
 
+mod concern;
+
 use super::super::message::{Ask, FromReplica, Reply, Row, Rows};
-use super::super::{Change, Config, Incarnation, ReplicaId, Stamp};
+use super::super::{Change, Concern, Config, Incarnation, ReplicaId, Stamp};
 use super::{Decision, Mutants, Primary, PrimaryEvent, PrimaryOptions, PrimaryOutput};
 use crate::buffer::BufMut;
 use crate::store::{Batch, WriteEntry};
@@ -27,12 +29,12 @@ struct Rig {
 
 impl Rig {
     /// Its epoch was claimed before it was started.
-    fn new(config: Config, min_in_sync: usize) -> Rig {
+    fn new(config: Config, concern: Concern) -> Rig {
         let options = PrimaryOptions {
             volume: [1; 16],
             incarnation: MINE,
             replicas: 3,
-            min_in_sync,
+            concern,
             prefer: None,
             row: None,
             mutants: Mutants::NONE,
@@ -50,11 +52,23 @@ impl Rig {
     }
 
     fn serving(in_sync: &[u8], min_in_sync: usize) -> Rig {
-        let mut rig = Rig::new(Config::new(in_sync.iter().map(|n| id(*n))), min_in_sync);
-        rig.run();
-        rig.read_as_it_is();
-        assert!(rig.primary.is_serving(), "{:?}", rig.primary);
+        Rig::serving_with(in_sync, Concern::replicated(min_in_sync))
+    }
+
+    fn serving_with(in_sync: &[u8], concern: Concern) -> Rig {
+        let mut rig = Rig::new_with(in_sync, concern);
+        rig.serves();
         rig
+    }
+
+    fn new_with(in_sync: &[u8], concern: Concern) -> Rig {
+        Rig::new(Config::new(in_sync.iter().map(|n| id(*n))), concern)
+    }
+
+    fn serves(&mut self) {
+        self.run();
+        self.read_as_it_is();
+        assert!(self.primary.is_serving(), "{:?}", self.primary);
     }
 
     fn config(&self) -> Config {
