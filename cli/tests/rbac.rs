@@ -162,6 +162,7 @@ const GRANTS: &[(&str, &str, &str, &[Rule])] = &[
         "galleonfs-node",
         &[
             ("", &["namespaces"], &["kube-system"], &["get"]),
+            ("", &["nodes"], &[], &["get"]),
             (
                 "certificates.k8s.io",
                 &["certificatesigningrequests"],

@@ -1,17 +1,18 @@
 //! A replica as its shard serves it: the machine between the messages of a primary and the operations of a disk.
 //!
 //! ```text
-//! order ─► Replica ─► store ─► Io ─► disk queue ─► ended ─► store ─► Replica ─► answer
+//! order ─► border ─► Replica ─► store ─► Io ─► disk queue ─► ended ─► store ─► Replica ─► answer
 //!
 //! Serving ── cut off a tail ──► Draining ── nothing is out ──► Reopening ──► Serving
 //!    └────── unhost ──► Closing ── the store is closed ──► (dropped)
 //! ```
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use galleonfs_storage_engine::io::{IoId, IoResult};
-use galleonfs_storage_engine::replication::message::{FromReplica, ToReplica};
+use galleonfs_storage_engine::replication::message::{Ask, FromReplica, Refusal, Reply, ToReplica};
 use galleonfs_storage_engine::replication::mutant::Mutants;
 use galleonfs_storage_engine::replication::replica::ReplicaOutput;
 use galleonfs_storage_engine::replication::verify::{Unfit, verify};
@@ -21,6 +22,7 @@ use galleonfs_storage_engine::store::{OpenOptions, ScrubOrder, Settle, Store, in
 use galleonfs_storage_engine::types::{Identity, PAGE_BYTES};
 use uuid::Uuid;
 
+use super::border::{Border, Claimant, Verdict};
 use super::disk_queue::DiskQueue;
 use super::helper::{Outcome, Threads};
 use super::inbox::Outbox;
@@ -28,7 +30,7 @@ use super::open::{Share, explain};
 use super::reactor::Reactor;
 use super::scrub::{Schedule, ScrubPlan, Scrubbed};
 use super::shard::Message;
-use super::spec::{HostSpec, Hosted};
+use super::spec::{HostSpec, Hosted, Leadership};
 use super::{EngineError, StoreReport, clock};
 use crate::disk::{FileDisk, ReplicaDir};
 use crate::transport::Session;
@@ -63,6 +65,8 @@ pub(super) struct NewHosted {
     pub shown: Shown,
     pub plan: Option<ScrubPlan>,
     pub share: Share,
+    /// Counts orders of nodes that do not lead.
+    pub refused: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -79,7 +83,13 @@ enum State {
 pub(super) struct HostedReplica {
     key: u32,
     spec: HostSpec,
+    /// Names this start of the machine.
+    boot: u64,
     machine: Replica<Store>,
+    border: Border<(ToReplica, Session)>,
+    /// Answers of the border's own.
+    answers: Vec<Letter>,
+    refused: Arc<AtomicU64>,
     disk: DiskQueue,
     dir: Arc<ReplicaDir>,
     schedule: Schedule,
@@ -140,6 +150,10 @@ impl HostedReplica {
             key: new.key,
             schedule: Schedule::new(new.plan, new.spec.replica_uid),
             machine: Replica::new(new.store, boot, clock::now_ms(), Mutants::default()),
+            boot,
+            border: Border::default(),
+            answers: Vec::new(),
+            refused: new.refused,
             spec: new.spec,
             disk,
             dir: new.dir,
@@ -170,26 +184,147 @@ impl HostedReplica {
         })
     }
 
-    /// Takes an order. What came over the network is looked at first.
-    ///
-    /// The time is taken after the order came: a lease that is granted by the time of before would end too early.
-    pub fn received(&mut self, message: ToReplica, from: Asker) -> Result<(), Unfit> {
-        if let State::Closing(_) = self.state {
+    /// Takes an order of a volume that is led on the same shard.
+    pub fn received_here(&mut self, message: ToReplica, from: u32) {
+        if self.takes_orders() {
+            self.obey(message, Asker::Here(from));
+        }
+    }
+
+    /// Takes an order of another node: if it leads the volume, and if the order can be carried out.
+    pub fn received(&mut self, message: ToReplica, from: Session) -> Result<(), Unfit> {
+        if !self.takes_orders() {
             return Ok(());
         }
-        self.machine.tick(clock::now_ms());
-        let Some(store) = self.machine.store() else {
-            // It is being opened again, and will be asked again.
+        if message.volume != *self.spec.volume_uid.as_bytes() {
+            self.answer(&message, from, Refusal::Stranger);
             return Ok(());
+        }
+        let claimant = Claimant {
+            peer: from.peer(),
+            epoch: message.epoch,
+            incarnation: message.incarnation,
         };
-        if let Asker::There(_) = from
-            && message.volume == *self.spec.volume_uid.as_bytes()
+        // Small, whatever else messages are.
+        let promise = matches!(message.ask, Ask::Promise { .. }).then(|| (message.clone(), from.clone()));
+        match self
+            .border
+            .judge(claimant, promise, self.machine.fence(), clock::now_ms())
         {
-            verify(&message, &store.seals(), store.size_blocks())?;
+            Verdict::Obey => return self.check_and_obey(message, from),
+            Verdict::Answer(why) => self.answer(&message, from, why),
+            Verdict::Wait(look_up) => {
+                if look_up {
+                    self.look_up(claimant.peer);
+                }
+            }
+            Verdict::Refuse => self.refuse(&claimant, &from),
         }
+        Ok(())
+    }
+
+    /// One that is being opened again will be asked again.
+    fn takes_orders(&self) -> bool {
+        !matches!(self.state, State::Closing(_)) && self.machine.store().is_some()
+    }
+
+    /// What came over the network is looked at first.
+    fn check_and_obey(&mut self, message: ToReplica, from: Session) -> Result<(), Unfit> {
+        if let Some(store) = self.machine.store() {
+            verify(&message, &store.seals(), store.size_blocks())?;
+            self.obey(message, Asker::There(from));
+        }
+        Ok(())
+    }
+
+    /// The time is taken after the order came: a lease that is granted by the time of before would end too early.
+    fn obey(&mut self, message: ToReplica, from: Asker) {
+        self.machine.tick(clock::now_ms());
         self.remember(message.incarnation, from);
         self.machine.received(message);
-        Ok(())
+    }
+
+    /// Answers without the machine, which would take whoever asks for somebody to remember.
+    fn answer(&mut self, message: &ToReplica, from: Session, why: Refusal) {
+        let promised = self.machine.fence();
+        let answer = FromReplica {
+            volume: message.volume,
+            replica: self.machine.id(),
+            epoch: message.epoch,
+            incarnation: message.incarnation,
+            round: message.round,
+            boot: self.boot,
+            reply: Reply::Refused { promised, why },
+        };
+        self.answers.push(Letter {
+            to: Asker::There(from),
+            answer,
+        });
+    }
+
+    fn look_up(&self, peer: Uuid) {
+        let (replica, outbox) = (self.key, self.outbox.clone());
+        let tell = move |found| {
+            // The process ends if nobody is there.
+            let _ = outbox.send(Message::LookedUp { replica, found });
+        };
+        self.spec.leaders.look_up(peer, Box::new(tell));
+    }
+
+    /// Who leads the volume, as its object says; `None`: it could not be read.
+    pub fn looked_up(&mut self, found: Option<Leadership>) {
+        let judged = self.border.looked_up(found, clock::now_ms());
+        for (claimant, (_, from)) in judged.refused {
+            self.refuse(&claimant, &from);
+        }
+        for (claimant, (message, from)) in judged.obeyed {
+            tracing::info!(
+                volume = self.spec.volume,
+                replica = self.spec.replica,
+                leader = self.leader(),
+                epoch = claimant.epoch.0,
+                "obeys"
+            );
+            // One that is being opened again will be asked again.
+            if self.takes_orders() {
+                let taken = self.check_and_obey(message, from);
+                debug_assert!(taken.is_ok(), "a promise asks for nothing that could be unfit");
+            }
+        }
+        if let Some(peer) = judged.look_up {
+            self.look_up(peer);
+        }
+    }
+
+    /// Who leads the volume, in words.
+    fn leader(&self) -> String {
+        let Some(known) = self.border.known() else {
+            return "nobody that is known here".to_owned();
+        };
+        match &known.leader {
+            Some(leader) => {
+                let uid = leader.node.map(|uid| format!(" ({uid})")).unwrap_or_default();
+                format!("node {}{uid}, in epoch {}", leader.name, known.epoch.0)
+            }
+            None => format!("nobody, after epoch {}", known.epoch.0),
+        }
+    }
+
+    fn refuse(&mut self, claimant: &Claimant, from: &Session) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        if let Some(orders) = self.border.tells(clock::now_ms()) {
+            tracing::warn!(
+                volume = self.spec.volume,
+                replica = self.spec.replica,
+                orders,
+                "refused: node {} at {} gives orders as the one that leads the volume in epoch {}; by the volume's object \
+                 it is led by {}",
+                claimant.peer,
+                from.address(),
+                claimant.epoch.0,
+                self.leader()
+            );
+        }
     }
 
     fn remember(&mut self, incarnation: Incarnation, from: Asker) {
@@ -258,6 +393,7 @@ impl HostedReplica {
 
     /// Lets the machine work until it has nothing more to say.
     pub fn pump(&mut self, reactor: &mut Reactor, letters: &mut Vec<Letter>) {
+        letters.append(&mut self.answers);
         loop {
             let mut idle = true;
             while let Some(output) = self.machine.poll() {

@@ -1,7 +1,7 @@
 //! Volumes of several replicas, from the outside: replicas opened and closed, volumes led, routes told.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use uuid::Uuid;
@@ -26,6 +26,8 @@ pub(super) struct Hosting {
     plan: Option<ScrubPlan>,
     replicas: Claims<Uuid, Place>,
     routes: Mutex<HashMap<Uuid, Vec<Route>>>,
+    /// Orders of nodes that do not lead the volume.
+    refused: Arc<AtomicU64>,
 }
 
 /// Where a hosted replica is.
@@ -45,6 +47,7 @@ impl Hosting {
             plan,
             replicas: Claims::default(),
             routes: Mutex::default(),
+            refused: Arc::default(),
         }
     }
 
@@ -126,6 +129,11 @@ impl Engine {
         places.into_iter().filter_map(ask).collect()
     }
 
+    /// How many orders were refused because they came from nodes that do not lead the volume.
+    pub fn refused_orders(&self) -> u64 {
+        self.inner.hosting.refused.load(Ordering::Relaxed)
+    }
+
     /// Says where the replicas of a volume are.
     pub fn routes(&self, volume: Uuid, routes: Vec<Route>) {
         self.inner.hosting.reach(volume, &routes);
@@ -181,6 +189,7 @@ impl Inner {
             shown,
             plan: self.hosting.plan,
             share,
+            refused: self.hosting.refused.clone(),
         };
         self.ask(place.shard, |done| Message::Host(Box::new(new), done))
             .and_then(|hosted| hosted)?;

@@ -12,6 +12,7 @@
 //! another one is told to try again.
 
 mod attached;
+mod border;
 mod claims;
 mod clock;
 mod disk_queue;
@@ -67,7 +68,9 @@ pub(crate) use open::explain;
 pub use post::Dial;
 pub use scrub::{Finding, ScrubPlan};
 pub use settings::{Settings, VolumeKey};
-pub use spec::{Configs, HostSpec, Hosted, LeadSpec, ProposeDone, ReadDone, Route};
+pub use spec::{
+    Configs, HostSpec, Hosted, LeadSpec, Leader, Leaders, Leadership, LookUpDone, ProposeDone, ReadDone, Route,
+};
 pub use stats::{DiskPath, StoreReport, VolumeStats};
 
 /// How the node's engine is set up.

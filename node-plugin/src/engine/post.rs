@@ -86,7 +86,7 @@ impl Subscriber for ToShard {
 #[derive(Debug)]
 pub(super) enum Arrived {
     Order(ToReplica, Session),
-    Answer(FromReplica),
+    Answer(FromReplica, Session),
 }
 
 pub(super) struct Post {
@@ -157,6 +157,11 @@ impl Post {
         there.map(|route| ReplicaId(route.replica.into_bytes())).collect()
     }
 
+    /// Whether a replica is on this node.
+    pub fn is_at(&self, replica: ReplicaId, node: Uuid) -> bool {
+        self.nodes.get(&replica) == Some(&node)
+    }
+
     /// A connection has come.
     pub fn up(&mut self, session: Session) {
         if session.side() == Side::Dialled {
@@ -216,7 +221,8 @@ impl Post {
             Buf::lent(Arc::new(Held { bytes, _hold: hold }), len)
         });
         let read: Result<Arrived, WireError> = if wire::is_reply(kind) {
-            wire::unpack_reply(volume, replica, epoch, kind, &frame.body, payload).map(Arrived::Answer)
+            wire::unpack_reply(volume, replica, epoch, kind, &frame.body, payload)
+                .map(|answer| Arrived::Answer(answer, session.clone()))
         } else {
             wire::unpack_ask(volume, replica, epoch, kind, &frame.body, payload)
                 .map(|order| Arrived::Order(order, session.clone()))
@@ -240,7 +246,7 @@ impl Post {
     }
 }
 
-fn frame(packed: Packed, volume: [u8; 16], replica: ReplicaId, epoch: Epoch) -> Frame {
+pub(super) fn frame(packed: Packed, volume: [u8; 16], replica: ReplicaId, epoch: Epoch) -> Frame {
     Frame {
         kind: Kind(packed.kind),
         flags: 0,

@@ -89,18 +89,24 @@ impl Shard {
                     Some(Arrived::Order(order, session)) => {
                         if let Some(key) = self.several.hosts.get(&order.replica).copied() {
                             let replica = self.several.replicas.get_mut(&key).expect("it is hosted");
-                            let taken = replica.received(order, Asker::There(session.clone()));
+                            let taken = replica.received(order, session.clone());
                             if let Err(why) = taken {
                                 self.several.post.refuse(&session, &why.to_string());
                             }
                             self.touch(key);
                         }
                     }
-                    Some(Arrived::Answer(answer)) => {
-                        if let Some(key) = lead {
+                    // Only its own node answers for a replica: what it says it has is counted on.
+                    Some(Arrived::Answer(answer, session)) => match lead {
+                        Some(key) if self.several.post.is_at(answer.replica, session.peer()) => {
                             self.answered(key, answer);
                         }
-                    }
+                        Some(_) => self
+                            .several
+                            .post
+                            .refuse(&session, "it answers for a replica of another node"),
+                        None => {}
+                    },
                     None => {}
                 },
                 Event::Up(session) => {
@@ -231,8 +237,7 @@ impl Shard {
 
 fn order_here(several: &mut Several, host: u32, from: u32, message: ToReplica) {
     let replica = several.replicas.get_mut(&host).expect("it is hosted");
-    let taken = replica.received(message, Asker::Here(from));
-    assert!(taken.is_ok(), "what comes over no network is not damaged on its way");
+    replica.received_here(message, from);
 }
 
 fn touch_replica(touched: &mut Vec<u32>, several: &mut Several, key: u32) {

@@ -25,7 +25,7 @@ use super::post::Post;
 use super::reactor::{Event, Reactor, Source};
 use super::served::{Closed, Served};
 use super::several::Several;
-use super::spec::Route;
+use super::spec::{Leadership, Route};
 use super::stats::{Counters, DiskPath, StoreReport};
 use super::{EngineError, ErrorKind, Paths, VolumeEngine};
 use crate::disk::ReplicaDir;
@@ -94,6 +94,11 @@ pub(super) enum Message {
     Reopened {
         replica: u32,
         opened: Result<Box<Store>, EngineError>,
+    },
+    /// Who leads the volume of a replica; `None`: it could not be read.
+    LookedUp {
+        replica: u32,
+        found: Option<Leadership>,
     },
     /// From other nodes, about a volume.
     Wire {
@@ -381,6 +386,12 @@ impl Shard {
             Message::Reopened { replica: key, opened } => {
                 if let Some(replica) = self.several.replicas.get_mut(&key) {
                     replica.reopened(opened);
+                }
+                key
+            }
+            Message::LookedUp { replica: key, found } => {
+                if let Some(replica) = self.several.replicas.get_mut(&key) {
+                    replica.looked_up(found);
                 }
                 key
             }

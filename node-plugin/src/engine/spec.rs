@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use galleonfs_storage_engine::replication::primary::Decision;
-use galleonfs_storage_engine::replication::{Concern, Config, Stamp, Zones};
+use galleonfs_storage_engine::replication::{Concern, Config, Incarnation, Stamp, Zones};
+use galleonfs_storage_engine::types::Epoch;
 use uuid::Uuid;
 
 use super::Settings;
@@ -24,6 +25,8 @@ pub struct HostSpec {
     pub replica_uid: Uuid,
     pub cluster_id: Uuid,
     pub replica_dir: PathBuf,
+    /// Asked before another node is obeyed.
+    pub leaders: Arc<dyn Leaders>,
 }
 
 /// A volume of several replicas that this node was made the primary of.
@@ -71,6 +74,41 @@ impl fmt::Debug for dyn Configs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Configs")
     }
+}
+
+/// Says who leads one volume. Whoever asks must not be made to wait: the answer is given to `done`, on any thread, exactly
+/// once.
+pub trait Leaders: Send + Sync {
+    /// Reads it from the API server itself, not from a cache. `peer` is the node that says it leads: whoever is asked may
+    /// begin with that. `None`: it could not be read. That is not told at once, so that whoever asks again does not ask
+    /// without a pause.
+    fn look_up(&self, peer: Uuid, done: LookUpDone);
+}
+
+pub type LookUpDone = Box<dyn FnOnce(Option<Leadership>) + Send>;
+
+impl fmt::Debug for dyn Leaders {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Leaders")
+    }
+}
+
+/// Who leads a volume, as its object says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leadership {
+    pub epoch: Epoch,
+    /// Nobody before the first epoch, and after the orderly end of one.
+    pub leader: Option<Leader>,
+}
+
+/// The one start of a primary that leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leader {
+    pub incarnation: Incarnation,
+    /// Name of the node that the object names.
+    pub name: String,
+    /// Its uid, which its certificate bears. None: the cluster has no such node.
+    pub node: Option<Uuid>,
 }
 
 /// Where a replica is.

@@ -75,13 +75,15 @@ impl Registry {
                 if let Some(left) = patience.as_ref().and_then(Patience::remaining) {
                     return Ok(Next::Again(left));
                 }
+                let volume_uid = uid("its volume", &replica.spec.volume_uid)?;
                 let spec = HostSpec {
                     volume: replica.spec.volume_name.clone(),
-                    volume_uid: uid("its volume", &replica.spec.volume_uid)?,
+                    volume_uid,
                     replica: name.clone(),
                     replica_uid: own_uid,
                     cluster_id: self.cluster_id,
                     replica_dir: dir,
+                    leaders: self.leaders.of(&replica.spec.volume_name, volume_uid),
                 };
                 let since = Instant::now();
                 // Before it is opened: whatever comes of that is closed when its object is gone.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use galleonfs_api::{GROUP, GalleonReplica, GalleonVolume, REPLICA_FINALIZER, StoragePool, VERSION};
-use k8s_openapi::api::core::v1::{Namespace, ObjectReference};
+use k8s_openapi::api::core::v1::{Namespace, Node, ObjectReference};
 use kube::api::{ListParams, Patch, PatchParams, PostParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Api, Client, ResourceExt};
@@ -113,6 +113,18 @@ impl Objects for Kubernetes {
 
     fn pool<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<StoragePool>, ObjectError>> {
         async move { if_there(bounded(self.api().get(name)).await) }.boxed()
+    }
+
+    fn node_uid<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Uuid>, ObjectError>> {
+        async move {
+            let found = if_there(bounded(Api::<Node>::all(self.client.clone()).get_metadata(name)).await)?;
+            let Some(uid) = found.and_then(|node| node.uid()) else {
+                return Ok(None);
+            };
+            let none = |_| ObjectError::Refused(format!("node {name} has the uid {uid:?}, which is none"));
+            Uuid::parse_str(&uid).map(Some).map_err(none)
+        }
+        .boxed()
     }
 
     fn put_volume_status<'a>(&'a self, volume: &'a GalleonVolume) -> BoxFuture<'a, Result<GalleonVolume, ObjectError>> {

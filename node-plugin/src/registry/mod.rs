@@ -18,6 +18,7 @@ mod cache;
 mod configs;
 mod hosting;
 mod kubernetes;
+mod leaders;
 mod leading;
 mod objects;
 mod opening;
@@ -52,6 +53,7 @@ use crate::pool::Pools;
 use crate::served::{Guards, NodeEngine, ReplicaDisks, Served};
 use crate::staging::Stager;
 use hosting::Hosting;
+use leaders::LookUps;
 use leading::Led;
 use patience::Patience;
 use plan::Grant;
@@ -80,6 +82,7 @@ pub struct Registry {
     pub pools: Pools,
     pub endpoint: OwnEndpoint,
     pub queue: Queue<Key>,
+    leaders: LookUps,
     own: Mutex<Own>,
 }
 
@@ -152,6 +155,7 @@ impl Registry {
             node: parts.node,
             cluster_id: parts.cluster_id,
             own_root: parts.own_root,
+            leaders: LookUps::new(parts.objects.clone()),
             objects: parts.objects,
             cache: Cache::default(),
             engine: parts.engine,

@@ -2,6 +2,7 @@
 
 use futures::future::BoxFuture;
 use galleonfs_api::{GalleonReplica, GalleonVolume, StoragePool};
+use uuid::Uuid;
 
 /// Why the API server did not do it, by what to do next.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -50,6 +51,8 @@ pub trait Objects: Send + Sync + 'static {
     fn replicas_of<'a>(&'a self, volume: &'a str) -> BoxFuture<'a, Result<Vec<GalleonReplica>, ObjectError>>;
     /// Reads a pool as it is now.
     fn pool<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<StoragePool>, ObjectError>>;
+    /// The uid of a Node, as it is now.
+    fn node_uid<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Uuid>, ObjectError>>;
     /// Removes our finalizer from a replica whose directory is gone.
     fn drop_replica_finalizer<'a>(&'a self, replica: &'a GalleonReplica) -> BoxFuture<'a, Result<(), ObjectError>>;
     /// Makes an Event. That it could not be made is logged, and is no reason to stop.

@@ -95,6 +95,8 @@ pub trait NodeEngine: Send + Sync + 'static {
     fn metrics(&self) -> Vec<(String, VolumeMetrics)>;
     /// What the store of every attached volume says of itself, by name. May wait for a moment.
     fn stores(&self) -> Vec<(String, StoreReport)>;
+    /// Orders to replicas here that were refused, because they came from nodes that do not lead the volume.
+    fn refused_orders(&self) -> u64;
     /// Whether the engine itself runs; the text says what is wrong with it.
     fn alive(&self) -> Result<(), String>;
 }

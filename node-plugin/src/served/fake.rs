@@ -374,6 +374,10 @@ impl NodeEngine for FakeEngine {
             .collect()
     }
 
+    fn refused_orders(&self) -> u64 {
+        0
+    }
+
     fn alive(&self) -> Result<(), String> {
         Ok(())
     }

@@ -116,6 +116,10 @@ impl NodeEngine for RealEngine {
         stores
     }
 
+    fn refused_orders(&self) -> u64 {
+        self.engine.refused_orders()
+    }
+
     /// A shard that panics takes the process with it, so an engine that can be asked runs.
     fn alive(&self) -> Result<(), String> {
         Ok(())

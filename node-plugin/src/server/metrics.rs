@@ -2,7 +2,7 @@
 //! tables.
 
 use prometheus::core::Collector;
-use prometheus::{IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::engine::StoreReport;
 use crate::mount::HungChildren;
@@ -163,6 +163,12 @@ pub fn render(engine: &dyn NodeEngine, served: &Served, hung: &HungChildren) -> 
         states.with_label_values(&[state]).set(count as i64);
     }
     add(Box::new(states))?;
+    let refused = IntCounter::new(
+        "galleonfs_node_refused_orders_total",
+        "Orders to replicas on this node from nodes that do not lead the volume by its object.",
+    )?;
+    refused.inc_by(engine.refused_orders());
+    add(Box::new(refused))?;
     let children = IntGauge::new(
         "galleonfs_node_hung_programs",
         "Programs that hang in the kernel and cannot be killed.",
@@ -208,5 +214,6 @@ mod tests {
         let page = render(&FakeEngine::default(), &served, &HungChildren::default()).unwrap();
         assert!(page.contains("galleonfs_node_volumes{state=\"coming\"} 1"), "{page}");
         assert!(page.contains("galleonfs_node_hung_programs 0"), "{page}");
+        assert!(page.contains("galleonfs_node_refused_orders_total 0"), "{page}");
     }
 }

@@ -176,6 +176,11 @@ impl<S: ReplicaStore> Replica<S> {
         self.id
     }
 
+    /// The highest epoch that it heard of: orders of lower ones are refused.
+    pub fn fence(&self) -> Epoch {
+        self.fence
+    }
+
     /// Takes the store to close it or to open it again.
     pub fn take_store(&mut self) -> Option<S> {
         self.store.take()

@@ -13,13 +13,15 @@ use galleonfs_api::NodeIdentity;
 use galleonfs_controller::certificates::Authority;
 use galleonfs_node_plugin::disk::{BlockSize, format_replica};
 use galleonfs_node_plugin::engine::{
-    Configs, Device, Engine, EngineConfig, HostSpec, LeadSpec, Network, ProposeDone, ReadDone, Route, Settings,
+    Configs, Device, Engine, EngineConfig, HostSpec, LeadSpec, Leader, Leaders, Leadership, LookUpDone, Network,
+    ProposeDone, ReadDone, Route, Settings,
 };
 use galleonfs_node_plugin::identity::{Credentials, Wallet};
 use galleonfs_node_plugin::transport::exchange::Exchange;
 use galleonfs_node_plugin::transport::{Transport, TransportConfig};
 use galleonfs_storage_engine::replication::primary::Decision;
 use galleonfs_storage_engine::replication::{Change, Concern, Config, Incarnation, ReplicaId, Stamp};
+use galleonfs_storage_engine::types::Epoch;
 use rcgen::{CertificateParams, KeyPair};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
@@ -44,6 +46,25 @@ struct Order {
     certificate: String,
     key: String,
     trusted: String,
+    /// Who leads: the node, and this start of its engine.
+    leader: (Uuid, Uuid),
+}
+
+/// What the volume's object says of who leads: in a run there is one epoch.
+struct OneLeader(Uuid, Uuid);
+
+impl Leaders for OneLeader {
+    fn look_up(&self, _: Uuid, done: LookUpDone) {
+        let OneLeader(node, incarnation) = *self;
+        done(Some(Leadership {
+            epoch: Epoch(1),
+            leader: Some(Leader {
+                incarnation: Incarnation(incarnation.into_bytes()),
+                name: node.to_string(),
+                node: Some(node),
+            }),
+        }));
+    }
 }
 
 /// The volume's object: in this process nobody else changes it.
@@ -129,12 +150,14 @@ impl Led {
         let mut format = serving.format(None);
         let authority = Authority::make(format.cluster_id, SystemTime::now(), LIFE)?;
         let mut orders = Vec::new();
+        // The first leads.
+        let (leader, incarnation) = (Uuid::new_v4(), Uuid::new_v4());
         for number in 0..serving.setup.replicas() {
             format.replica_uid = Uuid::new_v4();
             format.salt = Uuid::new_v4().as_u64_pair().0;
             let dir = scratch.replica(serving.setup).join(number.to_string());
             format_replica(&dir, &format)?;
-            let node = Uuid::new_v4();
+            let node = if number == 0 { leader } else { Uuid::new_v4() };
             let identity = NodeIdentity {
                 cluster: format.cluster_id,
                 node,
@@ -151,6 +174,7 @@ impl Led {
                 certificate,
                 key,
                 trusted: authority.certificate().to_owned(),
+                leader: (leader, incarnation),
             });
         }
         let (own, others) = orders.split_first().context("there are replicas")?;
@@ -162,7 +186,6 @@ impl Led {
             addresses: vec![hosting.address],
         });
         engine.routes(own.volume, routes.collect());
-        let incarnation = Uuid::new_v4();
         let ids = orders.iter().map(|order| ReplicaId(order.replica.into_bytes()));
         let claimed = Config::new(ids).with(&Change::Claim(Incarnation(incarnation.into_bytes())));
         let spec = LeadSpec {
@@ -249,6 +272,7 @@ fn take_part(runtime: &Runtime, order: &Order) -> Result<(Engine, Transport)> {
         replica_uid: order.replica,
         cluster_id: order.cluster,
         replica_dir: order.replica_dir.clone(),
+        leaders: Arc::new(OneLeader(order.leader.0, order.leader.1)),
     }))?;
     Ok((engine, transport))
 }

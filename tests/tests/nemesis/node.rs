@@ -268,6 +268,7 @@ async fn start(order: &Order) -> Result<(Engine, Transport)> {
         replica_uid: order.own.replica,
         cluster_id: order.cluster,
         replica_dir: order.replica_dir(),
+        leaders: Arc::new(Remote(order.object.clone())),
     };
     // The kernel may still hold the lock of a predecessor that was killed.
     let deadline = Instant::now() + Duration::from_secs(20);

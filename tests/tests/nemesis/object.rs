@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use galleonfs_node_plugin::engine::{Configs, ProposeDone, ReadDone};
+use galleonfs_node_plugin::engine::{Configs, Leader, Leaders, Leadership, LookUpDone, ProposeDone, ReadDone};
 use galleonfs_storage_engine::replication::primary::Decision;
 use galleonfs_storage_engine::replication::{Change, Config, Incarnation, ReplicaId, Stamp};
 use galleonfs_storage_engine::types::{Epoch, Seq, Version};
@@ -23,6 +23,9 @@ use uuid::Uuid;
 /// How long a node waits for an answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Whoever asks who leads would ask again at once.
+const BAD_NEWS_AFTER: Duration = Duration::from_millis(500);
+
 /// Owned by the test.
 #[derive(Clone)]
 pub struct Object(Arc<Mutex<State>>);
@@ -30,6 +33,8 @@ pub struct Object(Arc<Mutex<State>>);
 struct State {
     stamp: u64,
     config: Config,
+    /// The node that claimed the epoch.
+    leader: Uuid,
     away: bool,
 }
 
@@ -42,6 +47,7 @@ impl Object {
         let object = Self(Arc::new(Mutex::new(State {
             stamp: 1,
             config,
+            leader: Uuid::nil(),
             away: false,
         })));
         let served = object.clone();
@@ -69,9 +75,10 @@ impl Object {
     }
 
     /// As the registry does before a node leads.
-    pub fn claim(&self) -> (u64, Uuid) {
+    pub fn claim(&self, node: Uuid) -> (u64, Uuid) {
         let incarnation = Uuid::new_v4();
         let mut state = self.state();
+        state.leader = node;
         state.config = state.config.with(&Change::Claim(Incarnation(incarnation.into_bytes())));
         state.stamp += 1;
         (u64::from(state.config.epoch.0), incarnation)
@@ -90,7 +97,7 @@ impl Object {
         let asked: Value = serde_json::from_str(&line)?;
         let mut state = self.state();
         let answer = if asked["propose"].is_null() {
-            json!({"stamp": state.stamp, "config": to_json(&state.config)})
+            json!({"stamp": state.stamp, "config": to_json(&state.config), "leader": state.leader})
         } else {
             let config = from_json(&asked["propose"])?;
             if asked["expected"] == state.stamp {
@@ -157,6 +164,29 @@ impl Configs for Remote {
                     .map_or(Decision::Unknown, |stamp| Decision::Made(Stamp(stamp))),
                 Err(_) => Decision::Unknown,
             });
+        });
+    }
+}
+
+impl Leaders for Remote {
+    fn look_up(&self, _: Uuid, done: LookUpDone) {
+        let at = self.0.clone();
+        thread::spawn(move || {
+            let found = Self::ask(&at, &json!({})).and_then(|answer| {
+                let config = from_json(&answer["config"])?;
+                let node: Uuid = answer["leader"].as_str().context("no leader")?.parse()?;
+                let leader = config.incarnation.map(|incarnation| Leader {
+                    incarnation,
+                    name: node.to_string(),
+                    node: Some(node),
+                });
+                let epoch = config.epoch;
+                Ok(Leadership { epoch, leader })
+            });
+            if found.is_err() {
+                thread::sleep(BAD_NEWS_AFTER);
+            }
+            done(found.ok());
         });
     }
 }

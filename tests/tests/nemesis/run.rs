@@ -206,7 +206,7 @@ impl World {
             longest: Duration::ZERO,
             faults: BTreeMap::new(),
         };
-        let (epoch, incarnation) = world.object.claim();
+        let (epoch, incarnation) = world.object.claim(world.orders[0].own.node);
         world.device = world.node(0)?.lead(epoch, incarnation, MENDED)?;
         world.begin_to_use()?;
         Ok(world)
@@ -351,7 +351,7 @@ impl World {
     }
 
     fn ask_to_lead(&mut self, index: usize) -> Result<u64> {
-        let (epoch, incarnation) = self.object.claim();
+        let (epoch, incarnation) = self.object.claim(self.orders[index].own.node);
         self.node(index)?.ask("lead", serde_json::json!([epoch, incarnation]))
     }
 
@@ -390,7 +390,7 @@ impl World {
         for index in 0..NODES {
             let replica = self.orders[index].own.replica;
             self.object.leave_only(replica);
-            let (epoch, incarnation) = self.object.claim();
+            let (epoch, incarnation) = self.object.claim(self.orders[index].own.node);
             let node = self.node(index)?;
             let device = node
                 .lead(epoch, incarnation, MENDED)

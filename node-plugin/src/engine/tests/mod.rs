@@ -4,6 +4,7 @@
 mod device;
 mod fake;
 mod guest_log;
+mod impostors;
 mod replica;
 mod several;
 mod stale;

@@ -13,50 +13,59 @@ use galleonfs_storage_engine::replication::{Change, Concern, Config, Incarnation
 
 use super::*;
 use crate::disk::{BlockSize, FormatSpec, format_replica};
-use crate::engine::spec::{Configs, HostSpec, LeadSpec, ProposeDone, ReadDone, Route};
+use crate::engine::spec::{
+    Configs, HostSpec, LeadSpec, Leader, Leaders, Leadership, LookUpDone, ProposeDone, ReadDone, Route,
+};
 use crate::identity::Wallet;
 use crate::transport::tests::{authority, cluster, credentials};
 use crate::transport::{Transport, TransportConfig};
 
-const VOLUME: &str = "volume";
-const VOLUME_UID: Uuid = Uuid::from_u128(0x7001);
+pub(super) const VOLUME: &str = "volume";
+pub(super) const VOLUME_UID: Uuid = Uuid::from_u128(0x7001);
 const SIZE: u64 = 64 * MIB;
 
 /// The volume's object.
 #[derive(Debug)]
-struct Object(Mutex<State>);
+pub(super) struct Object(Mutex<State>);
 
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     stamp: u64,
-    config: Config,
+    pub(super) config: Config,
+    /// The node that claimed the epoch.
+    leader: Uuid,
     /// The API server does not answer.
     away: bool,
     seen: Vec<Config>,
+    /// How often it was looked up who leads.
+    pub(super) look_ups: usize,
 }
 
 impl Object {
-    fn new(replicas: impl IntoIterator<Item = ReplicaId>) -> Arc<Object> {
+    pub(super) fn new(replicas: impl IntoIterator<Item = ReplicaId>) -> Arc<Object> {
         Arc::new(Object(Mutex::new(State {
             stamp: 1,
             config: Config::new(replicas),
+            leader: Uuid::nil(),
             away: false,
             seen: Vec::new(),
+            look_ups: 0,
         })))
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("no panic")
     }
 
-    fn config(&self) -> Config {
+    pub(super) fn config(&self) -> Config {
         self.state().config.clone()
     }
 
     /// As the registry does before it leads.
-    fn claim(&self) -> (u64, Uuid) {
+    fn claim(&self, node: Uuid) -> (u64, Uuid) {
         let incarnation = Uuid::new_v4();
         let mut state = self.state();
+        state.leader = node;
         state.config = state.config.with(&Change::Claim(Incarnation(incarnation.into_bytes())));
         state.stamp += 1;
         (u64::from(state.config.epoch.0), incarnation)
@@ -89,18 +98,39 @@ impl Configs for Object {
     }
 }
 
-/// A node, up or down.
-struct Host {
-    dir: PathBuf,
-    uid: Uuid,
-    replica: Uuid,
-    wallet: Wallet,
-    up: Option<Up>,
+impl Leaders for Object {
+    fn look_up(&self, _: Uuid, done: LookUpDone) {
+        let mut state = self.state();
+        state.look_ups += 1;
+        let leadership = Leadership {
+            epoch: state.config.epoch,
+            leader: state.config.incarnation.map(|incarnation| Leader {
+                incarnation,
+                name: "leader".to_owned(),
+                node: Some(state.leader),
+            }),
+        };
+        let found = (!state.away).then_some(leadership);
+        drop(state);
+        done(found);
+    }
 }
 
-struct Up {
-    engine: Engine,
-    transport: Transport,
+/// A node, up or down.
+pub(super) struct Host {
+    dir: PathBuf,
+    pub(super) uid: Uuid,
+    pub(super) replica: Uuid,
+    wallet: Wallet,
+    /// The volume's, once there is one.
+    object: Option<Arc<Object>>,
+    pub(super) up: Option<Up>,
+}
+
+pub(super) struct Up {
+    pub(super) engine: Engine,
+    pub(super) transport: Transport,
+    pub(super) exchange: Exchange,
 }
 
 impl Host {
@@ -113,6 +143,7 @@ impl Host {
             uid,
             replica: Uuid::from_u128(0xB0 + number),
             wallet,
+            object: None,
             up: None,
         };
         host.start();
@@ -136,20 +167,24 @@ impl Host {
         let engine = Engine::start(config).expect("start the engine");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let config = TransportConfig::new(cluster(), self.uid);
-        let transport = Transport::start(config, self.wallet.clone(), Some(listener), Arc::new(exchange))
+        let transport = Transport::start(config, self.wallet.clone(), Some(listener), Arc::new(exchange.clone()))
             .expect("the transport starts");
         let transport = dial.get_or_init(|| transport).clone();
-        self.up = Some(Up { engine, transport });
+        self.up = Some(Up {
+            engine,
+            transport,
+            exchange,
+        });
     }
 
     /// As if the process were killed: what it handed to the kernel stays.
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         let up = self.up.take().expect("it is up");
         up.transport.stop();
         drop(up);
     }
 
-    fn engine(&self) -> &Engine {
+    pub(super) fn engine(&self) -> &Engine {
         &self.up.as_ref().expect("it is up").engine
     }
 
@@ -178,6 +213,7 @@ impl Host {
             replica_uid: self.replica,
             cluster_id: cluster(),
             replica_dir: self.replica_dir(),
+            leaders: self.object.clone().expect("there is a volume"),
         };
         // The lock of the one that was killed is released when its last thread has ended.
         for _ in 0..200 {
@@ -200,22 +236,29 @@ impl Drop for Host {
     }
 }
 
-struct Cluster {
-    hosts: Vec<Host>,
-    object: Arc<Object>,
+pub(super) struct Cluster {
+    pub(super) hosts: Vec<Host>,
+    pub(super) object: Arc<Object>,
     replicas: usize,
 }
 
 impl Cluster {
     /// So many nodes, of which the first ones have a replica.
-    async fn new(nodes: u128, replicas: usize) -> Cluster {
+    pub(super) async fn new(nodes: u128, replicas: usize) -> Cluster {
         Cluster::with_pools(nodes, replicas, None).await
     }
 
     /// The same, with pools of so many bytes.
     async fn with_pools(nodes: u128, replicas: usize, pool_bytes: Option<u64>) -> Cluster {
         let authority = authority();
-        let hosts: Vec<Host> = (1..=nodes).map(|number| Host::new(&authority, number)).collect();
+        let mut hosts: Vec<Host> = (1..=nodes).map(|number| Host::new(&authority, number)).collect();
+        let ids = hosts[..replicas]
+            .iter()
+            .map(|host| ReplicaId(host.replica.into_bytes()));
+        let object = Object::new(ids);
+        for host in &mut hosts {
+            host.object = Some(object.clone());
+        }
         for (host, bytes) in hosts.iter().zip(pool_bytes.iter().cycle()) {
             let pool = host.dir.join("pool");
             fs::create_dir_all(&pool).expect("make a directory");
@@ -226,10 +269,6 @@ impl Cluster {
             host.format();
             host.host().await;
         }
-        let ids = hosts[..replicas]
-            .iter()
-            .map(|host| ReplicaId(host.replica.into_bytes()));
-        let object = Object::new(ids);
         Cluster {
             object,
             hosts,
@@ -256,10 +295,15 @@ impl Cluster {
         self.hosts[leader].engine().routes(VOLUME_UID, routes);
     }
 
-    async fn lead(&self, leader: usize) -> Result<Device, EngineError> {
+    pub(super) async fn lead(&self, leader: usize) -> Result<Device, EngineError> {
+        self.lead_by(leader, &self.object).await
+    }
+
+    /// Makes a node lead by an object that may not be the volume's.
+    pub(super) async fn lead_by(&self, leader: usize, object: &Arc<Object>) -> Result<Device, EngineError> {
         self.route(leader);
-        let (epoch, incarnation) = self.object.claim();
         let host = &self.hosts[leader];
+        let (epoch, incarnation) = object.claim(host.uid);
         let spec = LeadSpec {
             volume: VOLUME.to_owned(),
             volume_uid: VOLUME_UID,
@@ -273,17 +317,17 @@ impl Cluster {
             replicas: self.replicas,
             concern: Concern::replicated(self.replicas.div_ceil(2)),
             prefer: (leader < self.replicas).then_some(host.replica),
-            configs: self.object.clone(),
+            configs: object.clone(),
         };
         host.engine().lead(spec).await
     }
 
-    fn in_sync(&self) -> usize {
+    pub(super) fn in_sync(&self) -> usize {
         self.object.config().in_sync.len()
     }
 
     /// What each replica has, asked for by leading it alone. Ends everything else.
-    async fn contents(&mut self) -> Vec<Vec<u8>> {
+    pub(super) async fn contents(&mut self) -> Vec<Vec<u8>> {
         let all: BTreeSet<ReplicaId> = self.object.config().in_sync;
         let mut contents = Vec::new();
         for index in 0..self.replicas {
@@ -342,26 +386,26 @@ async fn what_is_written_through_one_node_is_there_on_every_replica_and_through_
 
 /// Writes blocks all over the device until it is told to stop, each with the number of the round, and remembers the last
 /// one that was taken at each place.
-struct Writer {
+pub(super) struct Writer {
     stop: Arc<std::sync::atomic::AtomicBool>,
     done: Arc<AtomicU64>,
     thread: std::thread::JoinHandle<Written>,
 }
 
 #[derive(Default)]
-struct Written {
+pub(super) struct Written {
     /// By block: the last time that was completed.
     times: std::collections::HashMap<u64, u64>,
     longest: Duration,
     writes: u64,
     /// What the write after these was told.
-    failed: Option<std::io::Error>,
+    pub(super) failed: Option<std::io::Error>,
 }
 
 const BLOCKS_WRITTEN: u64 = 2_000;
 
 impl Writer {
-    fn start(device: &Path) -> Writer {
+    pub(super) fn start(device: &Path) -> Writer {
         let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let done = Arc::new(AtomicU64::new(0));
         let (stopped, counted, file) = (stop.clone(), done.clone(), open_direct(device));
@@ -394,14 +438,14 @@ impl Writer {
     }
 
     /// Waits until writes are completed that are begun now.
-    fn goes_on(&self) {
+    pub(super) fn goes_on(&self) {
         let before = self.done.load(Ordering::Relaxed);
         wait_until("writes are completed", || {
             self.done.load(Ordering::Relaxed) > before + 100
         });
     }
 
-    fn end(self) -> Written {
+    pub(super) fn end(self) -> Written {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.join().expect("the writer does not panic")
     }
@@ -416,7 +460,7 @@ fn fill(bytes: &mut [u8], block: u64, time: u64) {
 
 impl Written {
     /// Every block is what was written last.
-    fn assert_all_in(&self, contents: &[u8]) {
+    pub(super) fn assert_all_in(&self, contents: &[u8]) {
         for (block, time) in &self.times {
             let mut expected = vec![0; 4096];
             fill(&mut expected, *block, *time);

@@ -7,6 +7,7 @@ use futures::FutureExt;
 use futures::future::BoxFuture;
 use galleonfs_api::{GalleonReplica, GalleonVolume, StoragePool};
 use kube::ResourceExt;
+use uuid::Uuid;
 
 use crate::registry::objects::{Notice, ObjectError, Objects, Subject};
 
@@ -15,6 +16,9 @@ pub(super) struct World {
     pub(super) volumes: BTreeMap<String, GalleonVolume>,
     pub(super) replicas: BTreeMap<String, GalleonReplica>,
     pub(super) pools: BTreeMap<String, StoragePool>,
+    /// Uids of nodes that are not what everybody takes them for; None of those that there are not.
+    pub(super) nodes: BTreeMap<String, Option<Uuid>>,
+    pub(super) node_reads: usize,
     pub(super) version: u64,
     pub(super) writes: usize,
     pub(super) notices: Vec<(String, Notice)>,
@@ -138,6 +142,18 @@ impl Objects for FakeApi {
         let found = self.with(|world| match &world.failing {
             Some(error) => Err(error.clone()),
             None => Ok(world.pools.get(name).cloned()),
+        });
+        async move { found }.boxed()
+    }
+
+    fn node_uid<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<Option<Uuid>, ObjectError>> {
+        let found = self.with(|world| match &world.failing {
+            Some(error) => Err(error.clone()),
+            None => {
+                world.node_reads += 1;
+                let uid = world.nodes.get(name).copied();
+                Ok(uid.unwrap_or_else(|| Some(super::uid_of(name))))
+            }
         });
         async move { found }.boxed()
     }

@@ -3,6 +3,7 @@
 mod api;
 mod configs;
 mod hosting;
+mod leaders;
 mod leading;
 mod pools;
 mod replicas;
