@@ -116,8 +116,8 @@ impl Metrics {
         }
     }
 
-    /// How many replicas of a volume are in sync, from now on.
-    pub fn redundancy(&self, volume: &str, in_sync: usize, wanted: usize) {
+    /// How many replicas of a volume are in sync, and whether it is `whole`, as its class wants it, from now on.
+    pub fn redundancy(&self, volume: &str, in_sync: usize, wanted: usize, whole: bool) {
         let gauge = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.in_sync.with_label_values(&[volume]).set(gauge(in_sync));
         self.wanted.with_label_values(&[volume]).set(gauge(wanted));
@@ -125,7 +125,7 @@ impl Metrics {
         let mut known = self.below_since();
         let since = known.entry(volume.to_string()).or_default();
         self.count_below(volume, since, now);
-        *since = (in_sync < wanted).then_some(now);
+        *since = (!whole).then_some(now);
     }
 
     /// A volume is not there any more.
@@ -179,25 +179,25 @@ mod tests {
             let figure = line.and_then(|line| line.rsplit(' ').next());
             figure.expect("the volume is known").parse::<f64>().expect("a number")
         };
-        metrics.redundancy("v", 3, 3);
+        metrics.redundancy("v", 3, 3, true);
         assert!(
             metrics
                 .text()
                 .contains("galleonfs_volume_in_sync_replicas{volume=\"v\"} 3")
         );
         assert_eq!(below(&metrics), 0.0);
-        metrics.redundancy("v", 2, 3);
+        metrics.redundancy("v", 2, 3, false);
         let minute_ago = Instant::now().checked_sub(std::time::Duration::from_secs(60));
         *metrics.below_since().get_mut("v").expect("it is known") = minute_ago;
         let counted = below(&metrics);
         assert!((60.0..70.0).contains(&counted), "{counted}");
         assert!(below(&metrics) < 70.0, "no second is counted twice");
-        metrics.redundancy("v", 3, 3);
+        metrics.redundancy("v", 3, 3, true);
         let whole = below(&metrics);
         assert_eq!(below(&metrics), whole);
         metrics.volume_gone("v");
         assert!(!metrics.text().contains("volume=\"v\""));
-        metrics.redundancy("w", 1, 2);
+        metrics.redundancy("w", 1, 2, false);
         metrics.set_leader(false);
         assert!(!metrics.text().contains("volume=\"w\""));
     }

@@ -108,7 +108,9 @@ pub async fn report(world: &World, name: &str, outlook: &Outlook, metrics: &Metr
     let in_sync = volume.config().map(|config| config.in_sync.len());
     let mut said = upkeep::conditions(&volume, &own);
     if let Some(config) = upkeep::repairable(&volume) {
-        metrics.redundancy(name, config.in_sync.len(), upkeep::count(volume.spec.replica_count));
+        let wanted = upkeep::count(volume.spec.replica_count);
+        let whole = config.in_sync.len() >= wanted && !redundancy::stands_too_close(&volume, config, &own);
+        metrics.redundancy(name, config.in_sync.len(), wanted, whole);
         said.push(repair::at_this_moment(world, &volume, config, |circumstances| {
             redundancy::condition(&volume, config, &own, circumstances, outlook.stuck.as_deref())
         }));

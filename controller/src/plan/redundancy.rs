@@ -57,8 +57,7 @@ pub fn condition(
     }
     sentences.extend(stuck.map(|why| format!("no other node can take a replica: {why}")));
 
-    let least_zones = volume.spec.write_concern.min_zones();
-    let few_zones = least_zones > 1 && zones.len() < least_zones;
+    let few_zones = stands_too_close(volume, config, replicas);
     if few_zones {
         sentences.push("replicas in sync stand in too few zones: writes wait".to_string());
     }
@@ -79,6 +78,12 @@ pub fn zones<'a>(config: &VolumeConfig, replicas: &[&'a GalleonReplica]) -> BTre
     let in_sync = |replica: &&&GalleonReplica| config.in_sync.contains(&replica.name_any());
     let zone = |replica: &&'a GalleonReplica| replica.spec.zone.as_deref();
     replicas.iter().filter(in_sync).filter_map(zone).collect()
+}
+
+/// Whether the replicas in sync stand in fewer zones than a write needs.
+pub fn stands_too_close(volume: &GalleonVolume, config: &VolumeConfig, replicas: &[&GalleonReplica]) -> bool {
+    let least = volume.spec.write_concern.min_zones();
+    least > 1 && zones(config, replicas).len() < least
 }
 
 /// What a completed write is on right now.

@@ -234,17 +234,11 @@ fn readiness(volume: &GalleonVolume, replicas: &[&GalleonReplica]) -> (bool, &'s
             ),
         );
     }
-    let least = volume.spec.write_concern.min_zones();
-    let zones = redundancy::zones(config, replicas);
-    if zones.len() < least && least > 1 {
-        return (
-            false,
-            reason::TOO_FEW_ZONES,
-            format!(
-                "writes wait: replicas in sync stand in {} zones, and {least} are needed",
-                zones.len()
-            ),
-        );
+    if redundancy::stands_too_close(volume, config, replicas) {
+        let zones = redundancy::zones(config, replicas).len();
+        let least = volume.spec.write_concern.min_zones();
+        let text = format!("writes wait: replicas in sync stand in {zones} zones, and {least} are needed");
+        return (false, reason::TOO_FEW_ZONES, text);
     }
     for name in &config.in_sync {
         match replicas.iter().find(|replica| replica.name_any() == *name) {

@@ -78,7 +78,11 @@ impl VolumeEngine for Volume<Led> {
     }
 
     fn finding(&mut self) -> Option<Finding> {
-        None
+        let (replica, version) = self.backing().take_given_up()?;
+        Some(Finding::Damaged(format!(
+            "{replica:?} alone had write {version}, and cannot read it: this write and later ones, which no flush had \
+             covered, were given up when the epoch began"
+        )))
     }
 
     fn led(&mut self) -> Option<&mut Led> {

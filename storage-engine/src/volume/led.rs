@@ -53,6 +53,8 @@ pub struct Led {
     /// It was closed before it served: whatever it began is left as it is, like by a crash.
     given_up: bool,
     stopped: Option<String>,
+    /// What a replica alone had and could not read when the epoch began, until somebody asks.
+    given_up_writes: Option<(ReplicaId, Version)>,
 }
 
 /// A read that a replica was asked for.
@@ -76,6 +78,7 @@ impl Led {
             closing: false,
             given_up: false,
             stopped: None,
+            given_up_writes: None,
         }
     }
 
@@ -92,6 +95,12 @@ impl Led {
     /// Tells where replicas stand.
     pub fn stand(&mut self, zones: Zones) {
         self.primary.stand(zones);
+    }
+
+    /// The write that this replica alone had and could not read when the epoch began: it and what came later, none of it
+    /// flushed, are no part of the volume. Told once.
+    pub fn take_given_up(&mut self) -> Option<(ReplicaId, Version)> {
+        self.given_up_writes.take()
     }
 
     /// Takes a replica's answer.
@@ -141,6 +150,7 @@ impl Led {
                 let event = self.found(asked, found);
                 self.events.push_back(event);
             }
+            PrimaryEvent::GivenUp(replica, version) => self.given_up_writes = Some((replica, version)),
             PrimaryEvent::Released => {}
             PrimaryEvent::Deposed(why) => {
                 for asked in std::mem::take(&mut self.reads).drain() {

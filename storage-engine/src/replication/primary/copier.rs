@@ -51,6 +51,8 @@ pub(super) enum Progress {
     Going,
     Done,
     SourceFailed,
+    /// The source has this write of a block, and cannot read it.
+    SourceDamaged(Version),
     TargetFailed,
 }
 
@@ -66,7 +68,8 @@ enum Stage {
     Take(Part),
     Read {
         id: u64,
-        row: Row,
+        /// Without a hole between them.
+        rows: Vec<Row>,
         part: Part,
     },
     Copy {
@@ -212,18 +215,19 @@ impl Primary {
                         let blocks = vec![Stored::Zeros { start, end, version }];
                         self.copy(copier, blocks, part);
                     } else {
-                        self.read_row(copier, row, part);
+                        let rows = with_its_neighbours(row, &mut part, copier.alone_until);
+                        self.read_rows(copier, rows, part);
                     }
                     return Progress::Going;
                 }
-                Stage::Read { id, row, part } => {
+                Stage::Read { id, rows, part } => {
                     if given_up {
                         return Progress::SourceFailed;
                     }
                     if again {
-                        self.read_row(copier, row, part);
+                        self.read_rows(copier, rows, part);
                     } else {
-                        copier.stage = Stage::Read { id, row, part };
+                        copier.stage = Stage::Read { id, rows, part };
                     }
                     return Progress::Going;
                 }
@@ -271,23 +275,13 @@ impl Primary {
         };
     }
 
-    /// Reads this row from the source, and what follows it without a hole.
-    fn read_row(&mut self, copier: &mut Copier, row: Row, mut part: Part) {
-        let mut row = row;
-        while row.start >= copier.alone_until
-            && row.end.0 - row.start.0 < COPY_BLOCKS_MAX as u64
-            && let Some(more) = part.lacking.front()
-            && !more.zero
-            && more.start == row.end
-        {
-            row.end = more.end;
-            part.lacking.pop_front();
-        }
+    /// Reads these rows from the source.
+    fn read_rows(&mut self, copier: &mut Copier, rows: Vec<Row>, part: Part) {
         let id = self.id();
-        let (lba, blocks) = (row.start, row.end.0 - row.start.0);
+        let (lba, blocks) = extent(&rows);
         self.ask(copier.source, Ask::Read { id, lba, blocks });
         copier.asked_ms = self.now_ms;
-        copier.stage = Stage::Read { id, row, part };
+        copier.stage = Stage::Read { id, rows, part };
     }
 
     fn copy(&mut self, copier: &mut Copier, blocks: Vec<Stored>, part: Part) {
@@ -347,25 +341,28 @@ impl Primary {
     pub(super) fn copier_read(&mut self, from: ReplicaId, read: u64, found: &Result<Vec<Stored>, String>) -> bool {
         let skips_zeroes = self.mutant(Mutant::ZeroesNotCopied);
         self.with_copier(|primary, copier| {
-            let Stage::Read { id, row, part } = &mut copier.stage else {
+            let Stage::Read { id, rows, part } = &mut copier.stage else {
                 return false;
             };
             if *id != read || from != copier.source {
                 return false;
             }
-            let (row, mut part) = (*row, std::mem::take(part));
+            let (rows, mut part) = (std::mem::take(rows), std::mem::take(part));
             // I15: damage is not copied. What was read with it is, block by block.
             let Ok(found) = found else {
-                if row.end.0 - row.start.0 > 1 {
+                let (lba, blocks) = extent(&rows);
+                if blocks == 1 {
+                    copier.fail(Progress::SourceDamaged(rows[0].version));
+                    return true;
+                }
+                for row in rows.into_iter().rev() {
                     for start in (row.start.0..row.end.0).rev().map(Lba) {
                         let end = Lba(start.0 + 1);
                         part.lacking.push_front(Row { start, end, ..row });
                     }
-                    copier.alone_until = row.end;
-                    copier.stage = Stage::Take(part);
-                    return true;
                 }
-                copier.fail(Progress::SourceFailed);
+                copier.alone_until = Lba(lba.0 + blocks);
+                copier.stage = Stage::Take(part);
                 return true;
             };
             // What was overwritten since comes with the stream.
@@ -409,6 +406,26 @@ impl Primary {
             true
         });
     }
+}
+
+/// A row, and what follows it without a hole: all of it is read at once.
+fn with_its_neighbours(row: Row, part: &mut Part, alone_until: Lba) -> Vec<Row> {
+    let mut rows = vec![row];
+    let mut end = row.end;
+    while row.start >= alone_until
+        && end.0 - row.start.0 < COPY_BLOCKS_MAX as u64
+        && let Some(more) = part.lacking.pop_front_if(|more| !more.zero && more.start == end)
+    {
+        end = more.end;
+        rows.push(more);
+    }
+    rows
+}
+
+/// Where rows without a hole between them begin, and how many blocks that is.
+fn extent(rows: &[Row]) -> (Lba, u64) {
+    let (start, end) = (rows[0].start, rows[rows.len() - 1].end);
+    (start, end.0 - start.0)
 }
 
 /// The newest version that the source has instead of one that was to be copied.

@@ -90,6 +90,9 @@ pub enum PrimaryEvent {
     Durable(Version),
     /// A read that was asked for with this token.
     Read(u64, Result<Vec<Stored>, String>),
+    /// This replica alone has this write, and cannot read it: it and what came later are no part of the volume. A flush
+    /// covered none of it.
+    GivenUp(ReplicaId, Version),
     /// It ended in order.
     Released,
     /// Somebody else serves the volume, or nobody may: why. Nothing is completed any more.
@@ -131,6 +134,10 @@ pub struct Primary {
     zones: Zones,
     /// Where epochs ended, as far as anybody told.
     ends: BTreeMap<Epoch, Seq>,
+    /// From which write on a member's log is of no use to the others, because they lack that one and it cannot read it.
+    unreadable: BTreeMap<ReplicaId, Version>,
+    /// The same of logs that were cut off there.
+    given_up: BTreeMap<ReplicaId, Version>,
     /// Everything up to here is on stable storage of all that are in sync.
     agreed: Version,
     /// The last write that was taken.
@@ -178,6 +185,8 @@ impl Primary {
             members: BTreeMap::new(),
             zones: Zones::new(),
             ends: BTreeMap::new(),
+            unreadable: BTreeMap::new(),
+            given_up: BTreeMap::new(),
             agreed: Version::default(),
             assigned: Seq(0),
             written: Seq(0),

@@ -152,14 +152,14 @@ impl Primary {
                     Progress::Going => {}
                     Progress::TargetFailed => return false,
                     // Once more: from another source, or to see that nothing is lacking now.
-                    progress if progress == Progress::SourceFailed || copier.lacked > 0 => {
-                        let failed = (progress == Progress::SourceFailed).then_some(copier.source);
+                    progress if progress != Progress::Done || copier.lacked > 0 => {
+                        let failed = (progress != Progress::Done).then_some(copier.source);
                         let Some(again) = self.copier_for(id, base, failed) else {
                             return false;
                         };
                         **copier = again;
                     }
-                    Progress::SourceFailed | Progress::Done => {
+                    _ => {
                         // What was overwritten before it could be copied comes with the stream. Until it has come the target
                         // has neither, and whoever overwrote it may yet be cut off.
                         let upto = self.version(self.written).max(copier.overwritten);

@@ -4,6 +4,8 @@
 //! the epochs before went: to the longest log among those that answered. Who has more, copied there by a takeover that
 //! ended half way, cuts it off; then all get what they lack; then they note the end. Writes that no client was told of may
 //! be kept or dropped, but only once, and before anything is read.
+//!
+//! What only one member has and cannot read ends its log for this purpose: it and what is behind it are dropped.
 
 use std::collections::BTreeSet;
 
@@ -141,12 +143,24 @@ impl Primary {
         member.promising_ms = Some(now_ms);
     }
 
+    /// How far the log of each member goes, as far as it can be read where nobody else has it.
     fn lasts(&self) -> Vec<(ReplicaId, Version)> {
-        let last = |id: &ReplicaId| Some((*id, self.members.get(id)?.last));
+        let last = |id: &ReplicaId| {
+            let last = self.members.get(id)?.last;
+            let unreadable = self.unreadable.get(id).map(|version| Version {
+                seq: Seq(version.seq.0.saturating_sub(1)),
+                ..*version
+            });
+            Some((*id, unreadable.map_or(last, |before| last.min(before))))
+        };
         self.config.in_sync.iter().filter_map(last).collect()
     }
 
     fn begin_trimming(&mut self) {
+        let members = &self.members;
+        let is_cut = |id: &ReplicaId, version: &Version| members.get(id).is_some_and(|member| member.last < *version);
+        self.given_up
+            .extend(self.unreadable.extract_if(.., |id, version| is_cut(id, version)));
         let lasts = self.lasts();
         assert!(
             lasts.len() == self.config.in_sync.len(),
@@ -209,6 +223,10 @@ impl Primary {
         if !self.all_stand(Standing::Trimmed) {
             return;
         }
+        if self.unreadable.values().any(|version| *version > end) {
+            // Logs are cut between records, so they may be shorter than that now.
+            return self.start_over();
+        }
         let lasts = self.lasts();
         let source = lasts.iter().find(|(_, last)| *last == end);
         let source = source.expect("it is the last of one of them").0;
@@ -245,7 +263,7 @@ impl Primary {
         let Phase::Equalising(mut copiers) = std::mem::replace(&mut self.phase, Phase::Settling) else {
             unreachable!("it is called in this phase")
         };
-        let mut failed = BTreeSet::new();
+        let (mut failed, mut damaged) = (BTreeSet::new(), Vec::new());
         copiers.retain_mut(|copier| match self.run_copier(copier) {
             Progress::Going => true,
             Progress::Done => false,
@@ -257,7 +275,15 @@ impl Primary {
                 failed.insert(copier.source);
                 true
             }
+            Progress::SourceDamaged(version) => {
+                damaged.push((copier.source, version));
+                true
+            }
         });
+        if !damaged.is_empty() {
+            self.phase = Phase::Equalising(copiers);
+            return self.shorten(damaged);
+        }
         for id in &failed {
             if let Some(member) = self.members.get_mut(id) {
                 member.given_up = true;
@@ -273,6 +299,17 @@ impl Primary {
         for id in self.config.in_sync.clone() {
             self.ask_to_settle(id, true);
         }
+    }
+
+    /// Members have writes that others lack, and cannot read them. What nobody can read counts as never written, with all
+    /// that came later: a log has no holes. That is no more than is lost with such a member altogether, and no flush
+    /// covered it, because then the others would have it. Without this the epoch would never begin.
+    fn shorten(&mut self, damaged: Vec<(ReplicaId, Version)>) {
+        for (id, version) in damaged {
+            let first = self.unreadable.entry(id).or_insert(version);
+            *first = version.min(*first);
+        }
+        self.start_over();
     }
 
     /// A member was lost before the epoch began: everything is decided anew without it.
@@ -292,7 +329,7 @@ impl Primary {
     }
 
     /// Asks all members again what they have.
-    fn start_over(&mut self) {
+    pub(super) fn start_over(&mut self) {
         self.round += 1;
         for member in self.members.values_mut() {
             member.standing = Standing::Asked;
@@ -327,6 +364,10 @@ impl Primary {
         // Whoever settled has the beginning of the epoch on stable storage, and everything before it.
         let begun = self.version(Seq(0));
         self.agreed = self.agreed.max(begun);
+        self.unreadable.clear();
+        let given_up = std::mem::take(&mut self.given_up).into_iter();
+        self.events
+            .extend(given_up.map(|(id, version)| PrimaryEvent::GivenUp(id, version)));
         self.phase = Phase::Serving;
         for id in self.config.in_sync.clone() {
             self.stream_to(id);

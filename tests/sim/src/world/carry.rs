@@ -147,6 +147,7 @@ impl<B: Backend> World<B> {
                     self.violated(violation);
                 }
             }
+            PrimaryEvent::GivenUp(..) => self.sometimes("writes are given up that one replica had and could not read"),
             PrimaryEvent::Released => {
                 self.nodes[node].serving = None;
                 self.sometimes("a primary ends in order");
@@ -173,8 +174,8 @@ impl<B: Backend> World<B> {
         let is_member = |node: &&Node<B>| members.contains(&node.id);
         let cut = self.nodes.iter().filter(is_member).all(|node| node.was_cut);
         let may_lose = match self.concern.copies {
-            Copies::All => cut,
-            Copies::First => self.tail_at_risk,
+            Copies::All => cut || self.tail_rots,
+            Copies::First => self.tail_at_risk || self.tail_rots,
         };
         let begun = self
             .oracle
@@ -182,9 +183,11 @@ impl<B: Backend> World<B> {
         for node in self.nodes.iter_mut().filter(|node| members.contains(&node.id)) {
             node.was_cut = false;
         }
-        self.tail_at_risk = false;
+        (self.tail_at_risk, self.tail_rots) = (false, false);
         match begun {
-            Ok(true) if !cut => self.sometimes("what only the first copy had is given up"),
+            Ok(true) if !cut && self.concern.copies == Copies::First => {
+                self.sometimes("what only the first copy had is given up")
+            }
             Ok(_) => {}
             Err(violation) => self.violated(violation),
         }

@@ -1,6 +1,6 @@
 //! What goes wrong, and the end of it.
 
-use galleonfs_storage_engine::replication::{Replica, ReplicaId};
+use galleonfs_storage_engine::replication::{Mutants, Replica, ReplicaId};
 use galleonfs_storage_engine::types::{Lba, Version};
 
 use super::backend::Backend;
@@ -251,16 +251,21 @@ impl<B: Backend> World<B> {
     }
 
     fn rot_block(&mut self, node: usize, lba: Lba, version: Version, write: u64) {
-        // All that are in sync have it on stable storage: so no power cut makes the one that rots the only one.
+        // If all that are in sync have it on stable storage, no power cut makes the one that rots the only one. In the tail
+        // behind that it may become one: then what it has is given up when an epoch begins. Mistakes are looked for
+        // without that.
         let in_sync = self.api.config.in_sync.contains(&self.nodes[node].id);
         let only = self.damaged.get(&lba).is_none_or(|at| *at == node);
         let store = self.nodes[node].replica.as_mut().and_then(Replica::store_mut);
-        let store = store.filter(|store| in_sync && only && store.agreed() >= version);
+        let may = self.setup.mutants == Mutants::NONE;
+        let store = store.filter(|store| in_sync && only && (may || store.agreed() >= version));
+        let in_tail = store.as_ref().is_some_and(|store| store.agreed() < version);
         if self.concern.min_in_sync >= 2
             && let Some(store) = store
             && store.damage(lba, version, write)
         {
             self.damaged.insert(lba, node);
+            self.tail_rots |= in_tail;
             self.sometimes("a block rots");
         }
     }

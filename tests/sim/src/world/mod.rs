@@ -85,7 +85,7 @@ pub struct Outcome {
 }
 
 /// Everything that has to have happened in a run of many seeds: a simulator that never gets there proves nothing about it.
-pub const SOMETIMES: [&str; 29] = [
+pub const SOMETIMES: [&str; 30] = [
     "a block is copied beside new writes",
     "a block is copied to make members equal",
     "a block rots",
@@ -115,6 +115,7 @@ pub const SOMETIMES: [&str; 29] = [
     "all nodes lose power at once",
     "an old primary is refused",
     "what only the first copy had is given up",
+    "writes are given up that one replica had and could not read",
 ];
 
 const MS: u64 = 1_000;
@@ -249,6 +250,8 @@ struct World<B: Backend> {
     zones: Zones,
     /// A member was left out, or lost power, since an epoch began: it may have been the only one with the last writes.
     tail_at_risk: bool,
+    /// A block rotted, since an epoch began, that was not on stable storage everywhere.
+    tail_rots: bool,
     oracle: Oracle,
     calm: bool,
     /// Which node lost a block: no two ever lose the same one.
@@ -319,6 +322,7 @@ impl<B: Backend> World<B> {
             oracle: Oracle::new(concern.copies == Copies::First),
             concern,
             tail_at_risk: false,
+            tail_rots: false,
             calm: false,
             damaged: BTreeMap::new(),
             looked_us: 0,

@@ -1,6 +1,7 @@
 //! What others do to the configuration while a primary serves, what it waits for, and what new connections bring.
 
 mod concern;
+mod takeover;
 
 use super::super::message::{Ask, FromReplica, Reply, Row, Rows};
 use super::super::{Change, Concern, Config, Incarnation, ReplicaId, Stamp};
@@ -25,6 +26,7 @@ struct Rig {
     proposed: Vec<(Stamp, Config)>,
     reads: usize,
     deposed: Option<String>,
+    given_up: Vec<(ReplicaId, Version)>,
 }
 
 impl Rig {
@@ -48,6 +50,7 @@ impl Rig {
             proposed: Vec::new(),
             reads: 0,
             deposed: None,
+            given_up: Vec::new(),
         }
     }
 
@@ -79,8 +82,10 @@ impl Rig {
     fn run(&mut self) {
         loop {
             while let Some(event) = self.primary.poll_event() {
-                if let PrimaryEvent::Deposed(why) = event {
-                    self.deposed = Some(why);
+                match event {
+                    PrimaryEvent::Deposed(why) => self.deposed = Some(why),
+                    PrimaryEvent::GivenUp(replica, version) => self.given_up.push((replica, version)),
+                    _ => {}
                 }
             }
             match self.primary.poll() {
