@@ -12,7 +12,7 @@ use super::hosted::{NewHosted, Shown, open_hosted};
 use super::leading::{ConfigNews, Leading, led_volume};
 use super::open::MapBudget;
 use super::post::Dial;
-use super::scrub::ScrubPlan;
+use super::scrub::{Schedule, ScrubPlan};
 use super::shard::Message;
 use super::spec::{HostSpec, Hosted, LeadSpec, Route};
 use super::{Engine, EngineError, ErrorKind, Inner, StoreReport, limits, on_thread};
@@ -278,6 +278,7 @@ impl Inner {
             configs: spec.configs.clone(),
             ready: Some(ready),
             look_ms: 0,
+            compares: Schedule::new(self.hosting.plan, spec.volume_uid),
         };
         let export = Export {
             volume: spec.volume.clone(),

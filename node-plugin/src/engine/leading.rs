@@ -6,9 +6,11 @@ use std::sync::mpsc::Sender;
 use galleonfs_storage_engine::replication::mutant::Mutants;
 use galleonfs_storage_engine::replication::primary::{Decision, PrimaryOptions};
 use galleonfs_storage_engine::replication::{Config, Incarnation, ReplicaId, Stamp};
+use galleonfs_storage_engine::store::ScrubOrder;
 use galleonfs_storage_engine::volume::{Led, LedOptions, Volume};
 use uuid::Uuid;
 
+use super::scrub::{Schedule, Scrubbed};
 use super::spec::{Configs, LeadSpec};
 use super::{Finding, StoreReport, VolumeEngine, clock};
 
@@ -20,6 +22,19 @@ pub(super) struct Leading {
     pub ready: Option<Sender<Result<(), String>>>,
     /// When to look again what it waits for.
     pub look_ms: u64,
+    /// When the copies are compared with each other.
+    pub compares: Schedule,
+}
+
+impl Scrubbed for Led {
+    /// The pace is that of a resync: behind the guest.
+    fn scrub(&mut self, _order: ScrubOrder) {
+        self.compare();
+    }
+
+    fn is_running(&self) -> bool {
+        self.primary().is_comparing()
+    }
 }
 
 /// How often it is looked what a volume waits for.

@@ -274,8 +274,10 @@ impl Served {
         if self.told_ms >= leading.look_ms {
             leading.look_ms = self.told_ms + LOOK_EVERY_MS;
             if let Some(led) = self.engine.led() {
+                leading.compares.tick(self.told_ms, led);
                 self.counters.wait_for(led.primary().waits_for());
                 self.counters.lags(led.primary().lag());
+                self.counters.compared(led.compared());
             }
         }
     }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use galleonfs_storage_engine::replication::primary::Lag;
 use galleonfs_storage_engine::store::{ScrubProgress, StoreStats};
+use galleonfs_storage_engine::volume::Compared;
 
 use crate::frontend::{GuestPath, RequestKind};
 
@@ -45,6 +46,8 @@ pub struct VolumeStats {
     pub waits_for: Option<String>,
     /// How far the replica is behind that is furthest behind, where writes are answered before all have them.
     pub lag: Lag,
+    /// What came of comparing the replicas with each other.
+    pub compared: Compared,
 }
 
 /// What the store of a volume says of itself.
@@ -74,6 +77,7 @@ pub(super) struct Counters {
     damage: Mutex<Option<String>>,
     waits_for: Mutex<Option<String>>,
     lag: Mutex<Lag>,
+    compared: Mutex<Compared>,
 }
 
 impl Counters {
@@ -95,6 +99,7 @@ impl Counters {
             damage: Mutex::new(None),
             waits_for: Mutex::new(None),
             lag: Mutex::default(),
+            compared: Mutex::default(),
         }
     }
 
@@ -152,6 +157,22 @@ impl Counters {
         *self.lag.lock().expect("nobody panics while holding it") = lag;
     }
 
+    /// What came of comparing replicas; says so when they differ.
+    pub fn compared(&self, compared: Compared) {
+        let mut known = self.compared.lock().expect("nobody panics while holding it");
+        let before = std::mem::replace(&mut *known, compared);
+        drop(known);
+        if compared.differing > before.differing {
+            let more = compared.differing - before.differing;
+            let text = format!(
+                "replicas were compared: in {more} ranges of blocks one of them had lost a write that its disk had \
+                 confirmed; it was given that again"
+            );
+            tracing::error!(%text, "damage was found");
+            self.damaged(Some(text));
+        }
+    }
+
     /// What is damaged, in words.
     pub fn damaged(&self, damage: Option<String>) {
         *self.damage.lock().expect("nobody panics while holding it") = damage;
@@ -180,6 +201,7 @@ impl Counters {
             damage: self.damage.lock().expect("nobody panics while holding it").clone(),
             waits_for: self.waits_for.lock().expect("nobody panics while holding it").clone(),
             lag: *self.lag.lock().expect("nobody panics while holding it"),
+            compared: *self.compared.lock().expect("nobody panics while holding it"),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use futures::future::BoxFuture;
 use galleonfs_api::reason;
 use galleonfs_storage_engine::replication::primary::Lag;
+use galleonfs_storage_engine::volume::Compared;
 use uuid::Uuid;
 
 use crate::disk::FormatSpec;
@@ -28,6 +29,8 @@ pub struct VolumeMetrics {
     pub inflight: u64,
     /// How far the replica is behind that is furthest behind.
     pub lag: Lag,
+    /// What came of comparing the replicas with each other.
+    pub compared: Compared,
 }
 
 /// What is the matter with a volume that is attached.

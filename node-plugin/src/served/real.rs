@@ -102,6 +102,7 @@ impl NodeEngine for RealEngine {
             errors: stats.errors,
             inflight: stats.inflight,
             lag: stats.lag,
+            compared: stats.compared,
         };
         self.engine
             .stats()

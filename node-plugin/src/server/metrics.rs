@@ -11,7 +11,7 @@ use crate::served::{NodeEngine, Served, VolumeMetrics};
 /// A figure per volume: name, help, and where its value is in what is known of the volume.
 type Figure<T> = (&'static str, &'static str, fn(&T) -> u64);
 
-const COUNTERS: [Figure<VolumeMetrics>; 6] = [
+const COUNTERS: [Figure<VolumeMetrics>; 8] = [
     ("galleonfs_volume_reads_total", "Reads answered.", |volume| volume.reads),
     ("galleonfs_volume_writes_total", "Writes answered.", |volume| {
         volume.writes
@@ -29,6 +29,16 @@ const COUNTERS: [Figure<VolumeMetrics>; 6] = [
         "galleonfs_volume_errors_total",
         "Requests answered with an error.",
         |volume| volume.errors,
+    ),
+    (
+        "galleonfs_volume_comparisons_total",
+        "Times that all replicas were compared with each other.",
+        |volume| volume.compared.passes,
+    ),
+    (
+        "galleonfs_volume_differing_ranges_total",
+        "Ranges of blocks in which one of them had lost a confirmed write, and was given it again.",
+        |volume| volume.compared.differing,
     ),
 ];
 

@@ -55,6 +55,16 @@ pub struct Led {
     stopped: Option<String>,
     /// What a replica alone had and could not read when the epoch began, until somebody asks.
     given_up_writes: Option<(ReplicaId, Version)>,
+    compared: Compared,
+}
+
+/// What came of comparing the copies with each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Compared {
+    /// Passes that came to their end.
+    pub passes: u64,
+    /// Ranges of blocks in which a copy had something older than another one.
+    pub differing: u64,
 }
 
 /// A read that a replica was asked for.
@@ -79,6 +89,7 @@ impl Led {
             given_up: false,
             stopped: None,
             given_up_writes: None,
+            compared: Compared::default(),
         }
     }
 
@@ -95,6 +106,16 @@ impl Led {
     /// Tells where replicas stand.
     pub fn stand(&mut self, zones: Zones) {
         self.primary.stand(zones);
+    }
+
+    /// Orders a comparison of the copies.
+    pub fn compare(&mut self) {
+        self.primary.compare();
+    }
+
+    /// What came of comparing the copies since this volume was led.
+    pub fn compared(&self) -> Compared {
+        self.compared
     }
 
     /// The write that this replica alone had and could not read when the epoch began: it and what came later, none of it
@@ -149,6 +170,10 @@ impl Led {
                 let asked = self.reads.remove(read as usize);
                 let event = self.found(asked, found);
                 self.events.push_back(event);
+            }
+            PrimaryEvent::Compared(outcome) => {
+                self.compared.passes += u64::from(outcome.is_some());
+                self.compared.differing += outcome.unwrap_or(0);
             }
             PrimaryEvent::GivenUp(replica, version) => self.given_up_writes = Some((replica, version)),
             PrimaryEvent::Released => {}

@@ -17,7 +17,7 @@ use std::ops::Range;
 
 pub use backing::Backing;
 pub use full::WhenFull;
-pub use led::{Led, LedOptions};
+pub use led::{Compared, Led, LedOptions};
 
 use crate::BlockEngine;
 use crate::buffer::{Buf, BufMut};

@@ -1,6 +1,7 @@
 //! The whole way from a block device to an engine and back, on real FUSE and loop devices. Needs root, as the node
 //! plugin does.
 
+mod compared;
 mod device;
 mod fake;
 mod guest_log;

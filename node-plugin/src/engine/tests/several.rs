@@ -122,6 +122,7 @@ pub(super) struct Host {
     pub(super) uid: Uuid,
     pub(super) replica: Uuid,
     wallet: Wallet,
+    scrub: Option<ScrubPlan>,
     /// The volume's, once there is one.
     object: Option<Arc<Object>>,
     pub(super) up: Option<Up>,
@@ -134,7 +135,7 @@ pub(super) struct Up {
 }
 
 impl Host {
-    fn new(authority: &Authority, number: u128) -> Host {
+    fn new(authority: &Authority, number: u128, scrub: Option<ScrubPlan>) -> Host {
         let uid = Uuid::from_u128(0xA0 + number);
         let wallet = Wallet::default();
         wallet.put(credentials(authority, authority.certificate(), uid));
@@ -143,6 +144,7 @@ impl Host {
             uid,
             replica: Uuid::from_u128(0xB0 + number),
             wallet,
+            scrub,
             object: None,
             up: None,
         };
@@ -157,7 +159,7 @@ impl Host {
         let config = EngineConfig {
             shards: 1,
             map_budget_bytes: 32 << 20,
-            scrub: None,
+            scrub: self.scrub,
             runtime_dir: self.dir.join("run"),
             network: Network {
                 exchange: exchange.clone(),
@@ -245,13 +247,18 @@ pub(super) struct Cluster {
 impl Cluster {
     /// So many nodes, of which the first ones have a replica.
     pub(super) async fn new(nodes: u128, replicas: usize) -> Cluster {
-        Cluster::with_pools(nodes, replicas, None).await
+        Cluster::with(nodes, replicas, None, None).await
     }
 
-    /// The same, with pools of so many bytes.
-    async fn with_pools(nodes: u128, replicas: usize, pool_bytes: Option<u64>) -> Cluster {
+    /// The same, with pools of so many bytes, and scrubbed by this plan.
+    pub(super) async fn with(
+        nodes: u128,
+        replicas: usize,
+        pool_bytes: Option<u64>,
+        scrub: Option<ScrubPlan>,
+    ) -> Cluster {
         let authority = authority();
-        let mut hosts: Vec<Host> = (1..=nodes).map(|number| Host::new(&authority, number)).collect();
+        let mut hosts: Vec<Host> = (1..=nodes).map(|number| Host::new(&authority, number, scrub)).collect();
         let ids = hosts[..replicas]
             .iter()
             .map(|host| ReplicaId(host.replica.into_bytes()));
@@ -665,7 +672,7 @@ async fn a_volume_grows_when_its_replicas_have() {
 async fn replicas_in_pools_that_are_nearly_full_are_cleaned_while_they_are_written_to() {
     // What placement asks for, and no more.
     let pool_bytes = SIZE + SIZE / 5 + 80 * MIB;
-    let cluster = Cluster::with_pools(3, 3, Some(pool_bytes)).await;
+    let cluster = Cluster::with(3, 3, Some(pool_bytes), None).await;
     let device = cluster.lead(0).await.expect("lead").path;
     let file = open_direct(&device);
     let mut bytes = BufMut::zeroed(MIB as usize);

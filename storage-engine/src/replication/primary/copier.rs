@@ -4,7 +4,7 @@
 //! source, verified, and handed to the target, which takes it only if it still is newer. So it may be cut off and begun
 //! again at any point, goes along with new writes, and costs what differs.
 //!
-//! What nobody waits for lets the guest go first: each copy that was made while the guest had requests is followed by a rest
+//! What nobody waits for lets the guest go first: each list and each copy that was made while the guest had requests is followed by a rest
 //! as long as it took. So it takes half of whatever is the bottleneck at most, without knowing what that is, and when the
 //! replicas are busy it takes less of their time, not more.
 
@@ -115,7 +115,7 @@ impl Copier {
 
     /// When it goes on, if it waits for nothing but that.
     pub fn rests_until_ms(&self) -> Option<u64> {
-        matches!(self.stage, Stage::Take(_)).then_some(self.rest_until_ms)
+        matches!(self.stage, Stage::Next | Stage::Take(_)).then_some(self.rest_until_ms)
     }
 
     /// What this one was asked for may be lost: it is asked again at the next occasion.
@@ -153,8 +153,9 @@ impl Primary {
             let again = now_ms >= copier.asked_ms + ASK_AGAIN_MS;
             let given_up = now_ms >= copier.since_ms + 2 * MEMBER_TIMEOUT_MS;
             match std::mem::replace(&mut copier.stage, Stage::Next) {
+                Stage::Next if now_ms < copier.rest_until_ms => return Progress::Going,
                 Stage::Next => {
-                    copier.since_ms = now_ms;
+                    (copier.since_ms, copier.began_ms) = (now_ms, now_ms);
                     self.list(copier, None, None);
                     return Progress::Going;
                 }
@@ -168,6 +169,7 @@ impl Primary {
                     copier.overwritten = copier.overwritten.max(overwritten(&has, copier.until));
                     copier.since_ms = now_ms;
                     copier.stage = Stage::Take(part);
+                    self.let_the_guest_go_first(copier);
                 }
                 Stage::List {
                     source,
@@ -309,6 +311,10 @@ impl Primary {
             let taken = sync.copier_mut().is_some_and(|copier| take(self, copier));
             self.sync = Some(sync);
             return taken;
+        } else if let Some(mut comparison) = self.comparison.take() {
+            let taken = take(self, &mut comparison.copier);
+            self.comparison = Some(comparison);
+            return taken;
         }
         false
     }
@@ -399,12 +405,18 @@ impl Primary {
             let now_ms = primary.now_ms;
             copier.since_ms = now_ms;
             copier.stage = Stage::Take(part);
-            if copier.yields && primary.guest_ms > 0 && now_ms < primary.guest_ms + GUEST_ACTIVE_MS {
-                // Also one that took no time that the clock shows.
-                copier.rest_until_ms = now_ms + (now_ms - copier.began_ms).clamp(1, COPY_REST_MS_MAX);
-            }
+            primary.let_the_guest_go_first(copier);
             true
         });
+    }
+
+    /// What was begun took its time: it rests for as long, if it yields and there is a guest to yield to.
+    fn let_the_guest_go_first(&self, copier: &mut Copier) {
+        let now_ms = self.now_ms;
+        if copier.yields && self.guest_ms > 0 && now_ms < self.guest_ms + GUEST_ACTIVE_MS {
+            // Also one that took no time that the clock shows.
+            copier.rest_until_ms = now_ms + (now_ms - copier.began_ms).clamp(1, COPY_REST_MS_MAX);
+        }
     }
 }
 

@@ -14,6 +14,7 @@
 //! - A read is answered only when what it found is completed, and when after reading every member was still bound (I12).
 //! - A change of the configuration whose outcome is unknown is repeated until it is known. It is never given up.
 
+mod compare;
 mod copier;
 mod lag;
 mod links;
@@ -38,6 +39,7 @@ use super::timing::BEAT_MS;
 use super::{Change, Concern, Config, Incarnation, ReplicaId, Stamp, Zones};
 use crate::seal::KeyRow;
 use crate::types::{Epoch, Seq, Version};
+use compare::Comparison;
 use copier::Copier;
 pub use lag::Lag;
 use look::Look;
@@ -90,6 +92,9 @@ pub enum PrimaryEvent {
     Durable(Version),
     /// A read that was asked for with this token.
     Read(u64, Result<Vec<Stored>, String>),
+    /// A comparison of the copies ended: in so many ranges of blocks a member had something older than another one, and was
+    /// given that. None: it was broken off.
+    Compared(Option<u64>),
     /// This replica alone has this write, and cannot read it: it and what came later are no part of the volume. A flush
     /// covered none of it.
     GivenUp(ReplicaId, Version),
@@ -159,6 +164,8 @@ pub struct Primary {
     reads: Reads,
     mends: Mends,
     sync: Option<Sync>,
+    comparison: Option<Comparison>,
+    compare_wanted: bool,
     /// It ends in order, when everything is durable.
     closing: bool,
     /// Not before that is the next one brought up to date.
@@ -200,6 +207,8 @@ impl Primary {
             reads: Reads::default(),
             mends: Mends::default(),
             sync: None,
+            comparison: None,
+            compare_wanted: false,
             closing: false,
             sync_again_ms: BTreeMap::new(),
             next_id: 0,
@@ -263,7 +272,9 @@ impl Primary {
         if self.is_over() {
             return None;
         }
-        let rested = self.sync.as_ref().and_then(Sync::rests_until_ms);
+        let comparing = self.comparison.as_ref().map(|comparison| &comparison.copier);
+        let copier = self.sync.as_ref().and_then(Sync::copier).or(comparing);
+        let rested = copier.and_then(Copier::rests_until_ms);
         let soon = rested
             .filter(|at| *at > self.now_ms)
             .unwrap_or(u64::MAX)
@@ -278,7 +289,7 @@ impl Primary {
 
     /// True if it waits for nothing but the next request.
     fn is_quiet(&self) -> bool {
-        let changes = !self.may_change() || self.sync.is_some() || self.closing;
+        let changes = !self.may_change() || self.sync.is_some() || self.closing || self.is_comparing();
         let written = self.version(self.written);
         let unflushed = self.written < self.assigned || self.written > Seq(0) && self.agreed < written;
         let missing = !self.config.out.is_empty() || self.members.len() > self.config.in_sync.len();
@@ -306,6 +317,7 @@ impl Primary {
             Phase::Serving => {
                 self.drop_late();
                 self.bring_up_to_date();
+                self.run_comparison();
                 self.keep_in_touch();
                 self.complete();
                 self.flush();
@@ -324,7 +336,7 @@ impl Primary {
         self.phase = Phase::Deposed;
         self.making = None;
         self.look = None;
-        self.sync = None;
+        (self.sync, self.comparison) = (None, None);
         self.replay.clear();
         self.reads = Reads::default();
         self.events.push_back(PrimaryEvent::Deposed(why));

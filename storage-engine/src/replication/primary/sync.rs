@@ -52,10 +52,9 @@ impl Sync {
         }
     }
 
-    /// When it goes on, if it lets the guest go first for now.
-    pub(super) fn rests_until_ms(&self) -> Option<u64> {
+    pub(super) fn copier(&self) -> Option<&Copier> {
         match &self.stage {
-            Stage::Copy(_, copier) => copier.rests_until_ms(),
+            Stage::Copy(_, copier) => Some(copier),
             _ => None,
         }
     }
@@ -249,6 +248,9 @@ impl Primary {
         self.sync_again_ms.remove(&id);
         if let Some(copier) = self.sync.as_mut().and_then(Sync::copier_mut) {
             copier.ask_soon(id);
+        }
+        if let Some(comparison) = &mut self.comparison {
+            comparison.copier.ask_soon(id);
         }
     }
 

@@ -147,6 +147,13 @@ impl<B: Backend> World<B> {
                     self.violated(violation);
                 }
             }
+            PrimaryEvent::Compared(None) => self.sometimes("a comparison is broken off"),
+            PrimaryEvent::Compared(Some(0)) => self.sometimes("all copies are compared, and are the same"),
+            PrimaryEvent::Compared(Some(differing)) => {
+                self.violated(format!(
+                    "I10: members differ in {differing} ranges that all have on stable storage"
+                ));
+            }
             PrimaryEvent::GivenUp(..) => self.sometimes("writes are given up that one replica had and could not read"),
             PrimaryEvent::Released => {
                 self.nodes[node].serving = None;

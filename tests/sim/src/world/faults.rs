@@ -278,6 +278,14 @@ impl<B: Backend> World<B> {
         }
     }
 
+    /// A primary compares the copies, now and then. Mistakes are looked for without that.
+    pub(super) fn compare(&mut self, node: usize) {
+        let due = self.setup.mutants == Mutants::NONE && (self.now_us / (1_000 * MS)).is_multiple_of(4);
+        if let Some(serving) = self.nodes[node].serving.as_mut().filter(|_| due) {
+            serving.primary.compare();
+        }
+    }
+
     /// No more faults.
     pub(super) fn calm_down(&mut self) {
         self.calm = true;

@@ -1,5 +1,6 @@
 //! What others do to the configuration while a primary serves, what it waits for, and what new connections bring.
 
+mod compare;
 mod concern;
 mod takeover;
 
@@ -27,6 +28,7 @@ struct Rig {
     reads: usize,
     deposed: Option<String>,
     given_up: Vec<(ReplicaId, Version)>,
+    compared: Vec<Option<u64>>,
 }
 
 impl Rig {
@@ -51,6 +53,7 @@ impl Rig {
             reads: 0,
             deposed: None,
             given_up: Vec::new(),
+            compared: Vec::new(),
         }
     }
 
@@ -85,6 +88,7 @@ impl Rig {
                 match event {
                     PrimaryEvent::Deposed(why) => self.deposed = Some(why),
                     PrimaryEvent::GivenUp(replica, version) => self.given_up.push((replica, version)),
+                    PrimaryEvent::Compared(outcome) => self.compared.push(outcome),
                     _ => {}
                 }
             }
