@@ -16,7 +16,7 @@ pub const VOLUME_MAX_BYTES: i64 = 16 * TIB;
 
 /// What a log needs beside the data: records' headers and checksums, the map, and a quarter of the size for the cleaner to
 /// win space in: with less, overwriting at random would write several times as much. The engine counts on the same
-/// (`promised_bytes` in its `supply`).
+/// (`promised_bytes` of its store).
 const OVERHEAD_FIXED_BYTES: i64 = 80 * MIB;
 const OVERHEAD_DIVISOR: i64 = 4;
 

@@ -72,7 +72,9 @@ impl Driven {
             let done = perform(&mut self.disk, io);
             let done = done.map(|done| {
                 if made {
-                    IoDone::Created { pool_tight: false }
+                    IoDone::Created {
+                        pool_free_bytes: 1 << 50,
+                    }
                 } else {
                     done
                 }

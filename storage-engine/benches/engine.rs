@@ -356,8 +356,12 @@ impl Rig {
     fn perform(&mut self, io: Io) -> IoResult {
         let create = matches!(io, Io::Create { .. });
         let done = perform(&mut self.disk, io)?;
-        let pool_tight = self.pool_tight;
-        Ok(if create { IoDone::Created { pool_tight } } else { done })
+        let pool_free_bytes = if self.pool_tight { 0 } else { 1 << 50 };
+        Ok(if create {
+            IoDone::Created { pool_free_bytes }
+        } else {
+            done
+        })
     }
 
     fn settle(&mut self) {

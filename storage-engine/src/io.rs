@@ -77,9 +77,9 @@ pub type IoResult = Result<IoDone, IoFailure>;
 pub enum IoDone {
     /// The filled buffer of a read.
     Read(BufMut),
-    /// A file was made; `pool_tight` tells whether the pool is nearly full, so that engines give back what they can
-    /// spare.
-    Created { pool_tight: bool },
+    /// A file was made, and the pool has so much left beyond what has to stay free: engines share it, and give back what
+    /// others need.
+    Created { pool_free_bytes: u64 },
     /// Any other operation.
     Done,
 }

@@ -28,6 +28,7 @@ use galleonfs_storage_engine::io::{Disk, FileId, IoFailure};
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 
 use crate::engine::{EngineError, ErrorKind};
+use crate::pool::reserve_bytes_default;
 pub use galleonfs_storage_engine::types::BlockSize;
 pub use replica::{FormatSpec, format_replica, make_replica_dir, remove_replica, sweep_leftovers, used_bytes};
 
@@ -92,10 +93,11 @@ impl ReplicaDir {
             .map_err(|error| failure("open", file, error))
     }
 
-    /// True if less than a fifth of the pool's file system is free, or nobody can tell.
-    pub fn pool_is_tight(&self) -> bool {
-        nix::sys::statvfs::statvfs(&self.path).map_or(true, |stat| {
-            is_tight(stat.blocks() - stat.blocks_free(), stat.blocks_available())
+    /// Bytes of the pool's file system that are available beyond what a pool leaves free; none if nobody can tell.
+    pub fn pool_free_bytes(&self) -> u64 {
+        nix::sys::statvfs::statvfs(&self.path).map_or(0, |stat| {
+            let unit = stat.fragment_size();
+            free_bytes(stat.blocks() * unit, stat.blocks_available() * unit)
         })
     }
 
@@ -280,10 +282,10 @@ pub(crate) fn failure(doing: &str, file: FileId, error: io::Error) -> IoFailure 
     }
 }
 
-/// Whether so little is available that engines should give back what they can spare. Measured against what is used and
-/// available, as `df` does: what a file system keeps from us is neither.
-fn is_tight(used: u64, available: u64) -> bool {
-    available < (used + available) / 5
+/// What replicas share among themselves beyond what they were promised. A pool whose object asks for more to be left free
+/// than is usual promises less; what they have beyond their promise they give back to whoever needs it.
+fn free_bytes(total: u64, available: u64) -> u64 {
+    available.saturating_sub(reserve_bytes_default(total))
 }
 
 /// Opens for direct I/O; a file system without it (some network and memory file systems) gets buffered I/O.

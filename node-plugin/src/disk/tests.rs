@@ -150,10 +150,18 @@ fn removing_a_replica_twice_is_fine_and_leftovers_are_swept() {
 }
 
 #[test]
-fn a_pool_is_tight_when_less_than_a_fifth_of_what_we_may_use_is_available() {
-    assert!(!is_tight(0, 100));
-    assert!(!is_tight(80, 20));
-    assert!(is_tight(81, 19));
-    // Most of the file system is kept from us: what counts is half full.
-    assert!(!is_tight(45, 47));
+fn what_is_free_in_a_pool_is_what_is_available_without_what_it_leaves_free() {
+    assert_eq!(free_bytes(1000, 300), 250);
+    assert_eq!(free_bytes(1000, 49), 0);
+    // Of a large disk it leaves ten gigabytes.
+    assert_eq!(free_bytes(4 << 40, 30 << 30), 20 << 30);
+}
+
+#[test]
+fn a_replica_counts_on_what_placement_sets_aside_for_it() {
+    use galleonfs_api::size::{GIB, MIB, TIB, reserved_bytes};
+    for size in [16 * MIB, 17 * MIB, GIB, 3 * GIB + MIB, 100 * GIB, 16 * TIB] {
+        let counted_on = galleonfs_storage_engine::store::promised_bytes(size as u64);
+        assert_eq!(counted_on, reserved_bytes(size) as u64, "of {size} bytes");
+    }
 }

@@ -72,9 +72,9 @@ impl DiskQueue {
     pub fn helped(&mut self, outcome: Outcome, reactor: &mut Reactor) -> Ended {
         let ended: Ended = match outcome {
             Outcome::Ended(id, result, _parts) => vec![(id, result)],
-            Outcome::Created(id, file, Ok((handle, pool_tight))) => {
+            Outcome::Created(id, file, Ok((handle, pool_free_bytes))) => {
                 self.keep_open(file, handle);
-                vec![(id, Ok(IoDone::Created { pool_tight }))]
+                vec![(id, Ok(IoDone::Created { pool_free_bytes }))]
             }
             Outcome::Created(id, _, Err(error)) => vec![(id, Err(error))],
             Outcome::Opened(file, Ok(handle)) => {

@@ -62,8 +62,8 @@ pub(super) enum Outcome {
     Opened(FileId, Result<Arc<File>, IoFailure>),
     /// With the parts of a write: the shard's thread lets go of their memory, so that it is used again there.
     Ended(IoId, IoResult, Vec<Buf>),
-    /// With whether the pool is nearly full.
-    Created(IoId, FileId, Result<(Arc<File>, bool), IoFailure>),
+    /// With what is free in the pool.
+    Created(IoId, FileId, Result<(Arc<File>, u64), IoFailure>),
 }
 
 /// The shard's end of a volume's helper. The threads end once it is dropped and they have nothing left to do.
@@ -125,7 +125,7 @@ fn perform(dir: &ReplicaDir, job: Job) -> Option<Outcome> {
         Job::Open(file) => Outcome::Opened(file, dir.open_file(file).map(Arc::new)),
         Job::Create { id, file, len } => {
             let made = dir.create_file(file, len);
-            Outcome::Created(id, file, made.map(|handle| (Arc::new(handle), dir.pool_is_tight())))
+            Outcome::Created(id, file, made.map(|handle| (Arc::new(handle), dir.pool_free_bytes())))
         }
         Job::Remove { id, file, open } => {
             drop(open);

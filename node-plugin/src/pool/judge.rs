@@ -158,9 +158,14 @@ fn full(path: &Path, space: &Space) -> String {
 fn usable(pool: &StoragePool, space: &Space, used_bytes: u64) -> u64 {
     let reserve = match pool.spec.reserve_bytes {
         Some(bytes) => u64::try_from(bytes).unwrap_or(0),
-        None => (space.total_bytes / RESERVE_PART).min(RESERVE_BYTES_MAX),
+        None => reserve_bytes_default(space.total_bytes),
     };
     (space.available_bytes + used_bytes).saturating_sub(reserve)
+}
+
+/// What is left free of a file system of so many bytes.
+pub fn reserve_bytes_default(total_bytes: u64) -> u64 {
+    (total_bytes / RESERVE_PART).min(RESERVE_BYTES_MAX)
 }
 
 /// Whether a change of the usable space should be told.

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 pub use directory::{Label, LabelFound, Look, Space, look, make_directory, parse_label, write_label};
-pub use judge::{Found, Verdict, judge, worth_writing};
+pub use judge::{Found, Verdict, judge, reserve_bytes_default, worth_writing};
 
 /// Where replicas live below a pool's path.
 pub const REPLICAS: &str = "replicas";

@@ -409,6 +409,8 @@ impl Store {
                 self.read_victim();
             } else if let Some(work) = &mut self.cleaner.work {
                 work.state = State::WaitingForCredit;
+                // What it holds is in the way of a checkpoint that was asked for meanwhile: the next turn writes it.
+                self.background_due |= self.cleaner.is_busy() && self.merge_is_due();
             }
         } else if !sifted {
             self.background_due |= self

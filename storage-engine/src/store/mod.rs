@@ -31,6 +31,7 @@ mod recovery;
 mod replica;
 mod scrub;
 mod segment;
+mod share;
 mod snapshot;
 mod superblock;
 mod supply;
@@ -49,6 +50,7 @@ pub use recovery::{
 };
 pub use replica::{Copies, Row, Rows, Stored, StoredBlock};
 pub use scrub::{Damage, DamagedThing, ScrubOrder, ScrubProgress};
+pub use share::promised_bytes;
 pub use snapshot::{ClonePlan, Extents, SNAPSHOTS_MAX, SnapshotInfo, plan_clone, write_clone, write_sealed_clone};
 pub use superblock::{EpochEnd, Superblock};
 
@@ -242,9 +244,7 @@ pub struct Store {
     /// Background work may take another step before the next poll is empty.
     background_due: bool,
     retry_create_ms: Option<u64>,
-    /// The pool is nearly full, or nobody said otherwise: the log keeps to what placement set aside for it. In a roomy
-    /// pool it may grow further before the cleaner works, which saves most of the cleaning.
-    pool_tight: bool,
+    share: share::Share,
     /// Operations that are out, by their [`IoId`].
     pending: Slab<Purpose>,
     /// Those that are to be performed: what a guest waits for goes first.
@@ -479,10 +479,10 @@ impl Store {
             (Purpose::LogWrite { number, segment }, Ok(_)) => self.log_written(number, segment),
             (Purpose::LogSync, Ok(_)) => self.log_synced(),
             (Purpose::CreateSegment(segment), Ok(done)) => {
-                if let IoDone::Created { pool_tight } = done {
-                    self.pool_tight = pool_tight;
-                }
                 self.segments.created(segment);
+                if let IoDone::Created { pool_free_bytes } = done {
+                    self.pool_has(pool_free_bytes);
+                }
                 if self.pace.full_at_bytes.is_some_and(|full| self.own_bytes() > full) {
                     self.pace.full_at_bytes = None;
                 }
@@ -490,7 +490,7 @@ impl Store {
             (Purpose::CreateSegment(segment), Err(IoFailure::NoSpace)) => {
                 self.segments.create_failed(segment);
                 self.pace.full_at_bytes = Some(self.own_bytes());
-                self.pool_tight = true;
+                self.pool_has(0);
                 self.retry_create_ms = Some(self.now_ms + self.options.retry_create_ms);
             }
             (Purpose::RemoveSegment(segment), Ok(_)) => self.segments.removed(segment),
@@ -564,6 +564,7 @@ impl Store {
             self.run_checkpoint();
             self.run_scrub();
             self.keep_segments();
+            self.keep_to_share();
         }
     }
 

@@ -9,11 +9,10 @@
 //! bytes per byte   0       2        6       14     as many as it takes: the guest waits
 //! ```
 //!
-//! What is left is counted against two bounds. In a tight pool a replica keeps to what placement set aside for it
-//! ([`promised_bytes`]); in any pool it holds about as much that is dead as is needed, no more. A segment that was cleaned
-//! comes back with the next checkpoint, which is made when hardly any other is left: a checkpoint writes each page of
-//! the map at most once, so few large ones write less than many small ones. `T` weighs that against the space that
-//! waits meanwhile.
+//! What is left is counted against two bounds: what the replica may take of its [pool](super::share), and, where there is
+//! plenty, about as much that is dead as is needed. A segment that was cleaned comes back with the next checkpoint, which
+//! is made when hardly any other is left: a checkpoint writes each page of the map at most once, so few large ones write
+//! less than many small ones. `T` weighs that against the space that waits meanwhile.
 //!
 //! A volume that nobody writes to gives back what it does not need: every segment of which a quarter is dead is cleaned,
 //! and free ones are removed. Then it waits for nothing.
@@ -25,12 +24,10 @@
 
 use super::Store;
 use super::segment::{SegmentKind, Used, pages_per_segment};
-use super::supply::promised_bytes;
 use super::turn::ROW;
 use crate::io::SegmentId;
-use crate::types::PAGE_BYTES;
 
-/// Part of the volume that may wait for a checkpoint as dead or free segments, in a tight pool.
+/// Part of the volume that may wait for a checkpoint as dead or free segments.
 const TARGET_DIVISOR: u64 = 20;
 const TARGET_SEGMENTS_MIN: u64 = 3;
 /// So many segments are left when those that were cleaned are wanted back.
@@ -59,6 +56,9 @@ pub(super) enum Pressure {
     None,
     /// Nobody writes: whatever is worth it, one operation after the other.
     Quiet,
+    /// The replica has more than its share of the pool, and others want it: whatever is worth it, one operation after the
+    /// other, whoever writes.
+    Owing,
     /// As much as the guest's writes pay for: this many hundredths of a byte for each of them.
     Paced(u64),
     /// The guest waits for space.
@@ -84,29 +84,20 @@ pub(super) struct Pace {
 impl Store {
     /// Segments that the log may take before the guest has to wait, free ones included.
     fn room_left(&self) -> i64 {
+        self.room_within(self.limit_bytes())
+    }
+
+    /// The same for a replica that may take so many bytes.
+    fn room_within(&self, bytes: u64) -> i64 {
         let free = self.segments.free_count() as i64 - self.reserve_target() as i64;
-        let promised = self.pool_tight.then(|| self.limit_bytes());
-        let Some(most) = promised.into_iter().chain(self.pace.full_at_bytes).min() else {
-            return i64::MAX;
-        };
+        let most = self.pace.full_at_bytes.map_or(bytes, |full| full.min(bytes));
         let segment_bytes = self.superblock.geometry.segment_bytes;
         free + (most / segment_bytes) as i64 - (self.own_bytes() / segment_bytes) as i64
     }
 
-    /// Bytes that the replica's own segments may take in a tight pool. Of what is promised, one may be on its way, and a
-    /// checkpoint and the cleaner each may hold one more while the reserve is made anew.
-    pub(super) fn limit_bytes(&self) -> u64 {
-        promised_bytes(self.placed_bytes()).saturating_sub(3 * self.superblock.geometry.segment_bytes)
-    }
-
-    /// Bytes that may be there with good reason: those of the volume, and what snapshots keep.
-    pub(super) fn placed_bytes(&self) -> u64 {
-        self.size_bytes() + self.recent.catalog.pages() * PAGE_BYTES
-    }
-
-    /// Bytes of files that no other replica has.
-    pub(super) fn own_bytes(&self) -> u64 {
-        (self.segments.file_count() - self.segments.linked_count()) as u64 * self.superblock.geometry.segment_bytes
+    /// True while the replica has more than it should, and free segments alone do not make up for it.
+    fn owes(&self) -> bool {
+        self.room_within(self.fair_limit_bytes()) <= 0
     }
 
     /// Segments that the log may take before as much is dead as is needed. What it took since the last checkpoint is not
@@ -118,14 +109,14 @@ impl Store {
     }
 
     /// Segments that should be left, cleaned ones included, so that a checkpoint now and then suffices.
-    fn target(&self) -> i64 {
+    pub(super) fn target(&self) -> i64 {
         let volume = self.segments.live_bytes() / self.superblock.geometry.segment_bytes;
         (volume / TARGET_DIVISOR).max(TARGET_SEGMENTS_MIN) as i64
     }
 
     /// True while the log holds so much more than the volume that guest writes should wait for the cleaner.
     pub(super) fn over_limit(&mut self) -> bool {
-        self.pool_tight && !self.segments.exhausted && self.room_left() <= 0 && self.reclaimable()
+        !self.segments.exhausted && self.room_left() <= 0 && self.reclaimable()
     }
 
     /// Why there is something to clean, if there is.
@@ -136,6 +127,9 @@ impl Store {
         }
         if self.is_quiet() {
             return Pressure::Quiet;
+        }
+        if self.owes() {
+            return Pressure::Owing;
         }
         let left = room.min(self.loose_left()) + self.cleaner.cleaned_count() as i64;
         let target = self.target();
@@ -156,6 +150,7 @@ impl Store {
             return false;
         }
         self.cleaner.rows() >= self.options.memtable_rows_max
+            || self.owes()
             || self.room_left().min(self.loose_left()) <= COMMIT_SEGMENTS
     }
 
@@ -168,7 +163,7 @@ impl Store {
                 self.pace.seen_bytes = written;
                 false
             }
-            Pressure::Quiet | Pressure::Waiting => {
+            Pressure::Quiet | Pressure::Owing | Pressure::Waiting => {
                 self.pace.seen_bytes = written;
                 true
             }
@@ -235,7 +230,7 @@ impl Store {
         let percent = match pressure {
             _ if patient => 50,
             Pressure::Quiet => DEAD_PERCENT_QUIET,
-            Pressure::None | Pressure::Paced(_) | Pressure::Waiting => DEAD_PERCENT_MIN,
+            Pressure::None | Pressure::Owing | Pressure::Paced(_) | Pressure::Waiting => DEAD_PERCENT_MIN,
         };
         if dead < (capacity * percent / 100).max(1) {
             return None;

@@ -6,13 +6,13 @@
 //! each of them 1130 to 1390 us against 890 us (ext4 on a busy disk). This engine on such a file: synced writes of one
 //! block took 145 to 220 us while its segments were fresh, and 95 to 130 us once it had filled them, 20 ms each. So
 //!
-//! - what was written once is kept and used again first, in a roomy pool as much as the log takes between checkpoints;
+//! - what was written once is kept and used again first, as much as the log takes between checkpoints;
 //! - some segments are made ahead, more after the log had to wait for one;
 //! - fresh ones are filled with zeros in the background, while the log is written in pieces so small that it gains more
 //!   than that costs. A long sequential writer would only lose half of the disk to it.
 //!
-//! In a tight pool a replica keeps to what placement set aside for it: see [`promised_bytes`]. Free segments beyond that
-//! go back to the pool at once, and all but a few once nobody writes any more.
+//! All of that within what the replica may take of its [pool](super::share): free segments beyond it go back at once, and
+//! all but a few once nobody writes any more.
 
 use super::checkpoint::{DELETED_PAGES_FULL, Frozen};
 use super::log::Log;
@@ -31,15 +31,15 @@ pub(super) const LIMIT_SEGMENTS: usize = 6;
 /// Files that are being made at a time: enough that the driver never waits for us.
 const CREATING_MAX: usize = 4;
 /// Free segments beyond the reserve, once a volume has filled its first segment.
-const AHEAD_TIGHT: usize = 2;
-const AHEAD_ROOMY: usize = 4;
+const AHEAD_QUIET: usize = 2;
+const AHEAD: usize = 4;
 const AHEAD_MAX: u64 = 16;
 const AHEAD_BYTES_MAX: u64 = 512 << 20;
 /// Free segments kept beyond that, so that steady overwriting does not make and remove files all the time.
-const SURPLUS_TIGHT: usize = 2;
-const SURPLUS_ROOMY_MIN: usize = 8;
-const SURPLUS_ROOMY_MAX: usize = 256;
-const SURPLUS_ROOMY_DIVISOR: u64 = 8;
+const SURPLUS_QUIET: usize = 2;
+const SURPLUS_MIN: usize = 8;
+const SURPLUS_MAX: usize = 256;
+const SURPLUS_DIVISOR: u64 = 8;
 /// What the cleaner gives back besides.
 const CLEANED_AT_ONCE: u64 = 8;
 
@@ -57,7 +57,7 @@ const WORTH_MIN: u64 = 64;
 #[derive(Debug)]
 pub struct Supply {
     /// Segments that guest writes leave alone, when that was looked at last.
-    reserve: usize,
+    pub(super) reserve: usize,
     /// Free segments wanted beyond the reserve.
     ahead: usize,
     /// The log waits for a segment.
@@ -96,13 +96,8 @@ fn pages_max(rows: u64, size_blocks: u64, leaf_pages: u64) -> u64 {
     pages
 }
 
-/// What placement sets aside for a replica of a volume of this size. In a tight pool a replica keeps to it.
-pub(super) fn promised_bytes(size: u64) -> u64 {
-    size + size / 4 + (80 << 20)
-}
-
-/// Bytes without which a replica in a tight pool does badly, with so many rows between two checkpoints: the cleaner needs
-/// some space to win space in, a fifth of the volume, and the reserve comes on top.
+/// Bytes without which a replica that has what it was promised, and no more, does badly, with so many rows between two
+/// checkpoints: the cleaner needs some space to win space in, a fifth of the volume, and the reserve comes on top.
 pub(super) fn bytes_min(size: u64, block_size: BlockSize, segment_bytes: u64, rows: u64, leaf_pages: u64) -> u64 {
     let size_blocks = size.div_ceil(block_size.bytes());
     let capacity = pages_per_segment(segment_bytes);
@@ -140,10 +135,9 @@ impl Store {
     pub(super) fn keep_segments(&mut self) {
         self.supply.reserve = self.reserve_target();
         let target = self.supply.reserve + self.ahead();
-        let creating_max = if self.pool_tight { 2 } else { CREATING_MAX };
         while self.segments.free_count() + self.segments.coming_count() < target
             && !self.segments.exhausted
-            && self.segments.creating_count() < creating_max
+            && self.segments.creating_count() < CREATING_MAX
             && (!self.closing || self.job.is_some())
         {
             let id = self.segments.begin_create();
@@ -153,7 +147,7 @@ impl Store {
             let file = FileId::Segment(id);
             self.issue(Io::Remove { file }, Purpose::RemoveSegment(id));
         }
-        let kept = target + self.surplus();
+        let kept = (target + self.surplus()).min(self.free_max().max(target));
         while self.segments.free_count() > kept {
             let id = self.segments.begin_remove().expect("there are free ones");
             let file = FileId::Segment(id);
@@ -162,77 +156,49 @@ impl Store {
         self.fill();
     }
 
-    fn create_segment(&mut self, id: SegmentId) {
+    pub(super) fn create_segment(&mut self, id: SegmentId) {
         let (file, len) = (FileId::Segment(id), self.superblock.geometry.segment_bytes);
         self.issue(Io::Create { file, len }, Purpose::CreateSegment(id));
     }
 
-    /// Free segments wanted beyond the reserve: in a tight pool no more than may be there.
+    /// Free segments wanted beyond the reserve: no more than may be there.
     fn ahead(&self) -> usize {
-        if !self.pool_tight {
-            return if self.is_quiet() {
-                self.supply.ahead.min(AHEAD_TIGHT)
-            } else {
-                self.supply.ahead
-            };
-        }
-        let reserved = self.supply.reserve as u64 * self.superblock.geometry.segment_bytes;
-        let more = self.limit_bytes().saturating_sub(self.taken_bytes() + reserved);
-        self.supply
-            .ahead
-            .min((more / self.superblock.geometry.segment_bytes) as usize)
+        let ahead = if self.is_quiet() {
+            self.supply.ahead.min(AHEAD_QUIET)
+        } else {
+            self.supply.ahead
+        };
+        ahead.min(self.free_max().saturating_sub(self.supply.reserve))
     }
 
-    /// Bytes of segments that are in use.
-    fn taken_bytes(&self) -> u64 {
-        self.own_bytes() - self.segments.free_count() as u64 * self.superblock.geometry.segment_bytes
+    /// Free segments that there may be beside those that are in use.
+    fn free_max(&self) -> usize {
+        let segment_bytes = self.superblock.geometry.segment_bytes;
+        let in_use = self.own_bytes() - self.segments.free_count() as u64 * segment_bytes;
+        (self.limit_bytes().saturating_sub(in_use) / segment_bytes) as usize
     }
 
     fn surplus(&self) -> usize {
         if self.is_quiet() {
-            return SURPLUS_TIGHT;
-        }
-        if self.pool_tight {
-            // They are promised; and what is written once is worth keeping.
-            let target = self.supply.reserve + self.ahead();
-            let more = self.limit_bytes().saturating_sub(self.taken_bytes());
-            return ((more / self.superblock.geometry.segment_bytes) as usize).saturating_sub(target);
+            return SURPLUS_QUIET;
         }
         // A checkpoint frees about what the log took since the last one, all at once.
         let cycle = self.options.tail_segments_max + CLEANED_AT_ONCE;
         let volume = self.size_bytes() / self.superblock.geometry.segment_bytes;
-        let segments = cycle.min(volume / 2).max(volume / SURPLUS_ROOMY_DIVISOR);
-        (segments as usize).clamp(SURPLUS_ROOMY_MIN, SURPLUS_ROOMY_MAX)
-    }
-
-    /// A replica that took more than placement set aside, because the pool was roomy, asks now and then whether it still
-    /// is: it makes no new files while it finds enough to use again.
-    pub(super) fn ask_for_pool(&mut self) {
-        if !self.pool_tight
-            && !self.closing
-            && self.segments.creating_count() == 0
-            && self.own_bytes() > promised_bytes(self.placed_bytes())
-            && self.segments.free_count() > self.supply.reserve + 1
-            && let Some(id) = self.segments.begin_ask()
-        {
-            self.create_segment(id);
-        }
+        let segments = cycle.min(volume / 2).max(volume / SURPLUS_DIVISOR);
+        (segments as usize).clamp(SURPLUS_MIN, SURPLUS_MAX)
     }
 
     /// The log went on to its next segment.
     pub(super) fn segment_taken(&mut self) {
         let supply = &mut self.supply;
         supply.starving = false;
-        supply.ahead = if self.pool_tight {
-            AHEAD_TIGHT
-        } else {
-            supply.ahead.max(AHEAD_ROOMY)
-        };
+        supply.ahead = supply.ahead.max(AHEAD);
     }
 
-    /// The log has to wait for a segment. In a roomy pool it shall not happen to this writer again.
+    /// The log has to wait for a segment. If the pool has them, it shall not happen to this writer again.
     pub(super) fn segment_missing(&mut self) {
-        if !std::mem::replace(&mut self.supply.starving, true) && !self.pool_tight {
+        if !std::mem::replace(&mut self.supply.starving, true) {
             let most = (AHEAD_BYTES_MAX / self.superblock.geometry.segment_bytes).min(AHEAD_MAX);
             self.supply.ahead = (self.supply.ahead * 2).min(most as usize);
         }
@@ -302,6 +268,7 @@ impl Log {
 mod tests {
     use super::*;
     use crate::store::recovery::segment_bytes_for;
+    use crate::store::share::promised_bytes;
 
     #[test]
     fn what_placement_sets_aside_is_enough_to_clean_in() {

@@ -285,6 +285,28 @@ pub fn snapshot_id(n: u64) -> SnapshotId {
     SnapshotId(id)
 }
 
+/// The pool that a replica stands in, as its driver sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pool {
+    /// Nothing is free beyond what was promised.
+    Tight,
+    /// More is free than anybody wants.
+    Roomy,
+    /// So many bytes are there for this replica, those that it has included.
+    Of(u64),
+}
+
+impl Pool {
+    /// What is free while the replica has so many bytes.
+    pub fn free_bytes(self, allocated: u64) -> u64 {
+        match self {
+            Pool::Tight => 0,
+            Pool::Roomy => 1 << 50,
+            Pool::Of(bytes) => bytes.saturating_sub(allocated),
+        }
+    }
+}
+
 /// An engine with a guest in front and a disk behind it.
 pub struct Rig {
     pub disk: SimDisk,
@@ -292,8 +314,7 @@ pub struct Rig {
     pub outstanding: Vec<(IoId, Io)>,
     pub answers: BTreeMap<RequestId, Answer>,
     pub now_ms: u64,
-    /// What the driver says of the pool.
-    pub pool_tight: bool,
+    pub pool: Pool,
     /// Files that were made since the start.
     pub created: u64,
     next_request: u64,
@@ -307,7 +328,7 @@ impl Rig {
             outstanding: Vec::new(),
             answers: BTreeMap::new(),
             now_ms: 0,
-            pool_tight: true,
+            pool: Pool::Tight,
             created: 0,
             next_request: 1,
         }
@@ -366,7 +387,7 @@ impl Rig {
         if made && result.is_ok() {
             self.created += 1;
             result = Ok(IoDone::Created {
-                pool_tight: self.pool_tight,
+                pool_free_bytes: self.pool.free_bytes(self.disk.allocated()),
             });
         }
         self.engine.completed(id, result);

@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use galleonfs_storage_engine::BlockEngine;
-use galleonfs_storage_engine::io::{Io, IoDone, IoId, Output, perform};
+use galleonfs_storage_engine::io::{Io, IoId, Output, perform};
 use galleonfs_storage_engine::request::{Request, RequestId};
 use galleonfs_storage_engine::types::BLOCK_BYTES;
 
+use crate::harness::Pool;
 use crate::steady::Guest;
 
 /// The disk moves a gigabyte a second, one operation after the other, and answers each a little later.
@@ -52,9 +53,8 @@ fn answered_within(guest: &mut Guest, writes: u64) -> (u64, u64) {
                 now_us = at;
                 let (_, (id, io)) = under_way.pop_first().expect("it is there");
                 let made = matches!(io, Io::Create { .. });
-                let pool_tight = guest.pool_tight;
                 let done = perform(&mut guest.disk, io);
-                let done = done.map(|done| if made { IoDone::Created { pool_tight } } else { done });
+                let done = done.map(|done| if made { guest.created() } else { done });
                 guest.engine.completed(id, done);
             }
             None if submitted == writes => now_us += 1_000, // it waits for the clock
@@ -89,12 +89,12 @@ fn answered_within(guest: &mut Guest, writes: u64) -> (u64, u64) {
 #[test]
 fn while_the_cleaner_works_99_of_100_writes_are_answered_within_three_times_the_time() {
     let blocks = 128 << 8;
-    let mut without = Guest::new(blocks, false);
+    let mut without = Guest::new(blocks, Pool::Roomy);
     without.fill();
     let before = answered_within(&mut without, blocks / 4);
     assert_eq!(without.engine.store_stats().moved_bytes, 0, "nothing was cleaned");
 
-    let mut with = Guest::new(blocks, true);
+    let mut with = Guest::new(blocks, Pool::Tight);
     with.disk.capacity = Some((128 << 20) * 10 / 7);
     with.fill();
     with.overwrite(blocks * 2, 1, 0);

@@ -1,4 +1,5 @@
 //! A disk in memory that keeps the buffers it is given: large volumes, little memory as long as their payload is shared.
+//! A page of one byte all over, as the guest of these tests writes it, is kept once.
 
 use std::collections::BTreeMap;
 
@@ -9,9 +10,12 @@ const PAGE: usize = 4096;
 
 #[derive(Default)]
 pub struct LeanDisk {
+    plain: Option<Buf>,
     files: BTreeMap<FileId, Vec<Option<Buf>>>,
     /// Bytes that all segments together may have; `None`: any.
     pub capacity: Option<u64>,
+    /// Segments that were not made for want of room.
+    pub refused: u64,
 }
 
 impl LeanDisk {
@@ -41,13 +45,24 @@ impl Disk for LeanDisk {
 
     fn write(&mut self, file: FileId, offset: u64, parts: &[Buf]) -> Result<(), IoFailure> {
         let mut at = offset as usize / PAGE;
+        let mut plain = self.plain.take();
         let file = self.file(file)?;
         for part in parts {
             for from in (0..part.len()).step_by(PAGE) {
-                file[at] = Some(part.slice(from..from + PAGE));
+                let page = part.slice(from..from + PAGE);
+                let same = plain.as_ref().is_some_and(|plain| plain.as_ref() == page.as_ref());
+                if !same && page.as_ref().iter().all(|byte| *byte == page.as_ref()[0]) {
+                    plain = Some(page.clone());
+                }
+                file[at] = Some(if same {
+                    plain.clone().expect("it is there")
+                } else {
+                    page
+                });
                 at += 1;
             }
         }
+        self.plain = plain;
         Ok(())
     }
 
@@ -58,6 +73,7 @@ impl Disk for LeanDisk {
     fn create(&mut self, file: FileId, len: u64) -> Result<(), IoFailure> {
         let new = matches!(file, FileId::Segment(_)) && !self.files.contains_key(&file);
         if new && self.capacity.is_some_and(|capacity| self.allocated() + len > capacity) {
+            self.refused += 1;
             return Err(IoFailure::NoSpace);
         }
         self.files.entry(file).or_default().resize(len as usize / PAGE, None);

@@ -134,7 +134,7 @@ fn a_flipped_bit_is_found_with_its_place_within_a_pass() {
 
 #[test]
 fn a_sealed_replica_is_scrubbed_by_its_checks_alone() {
-    flip(true, 300);
+    flip(true, 500);
 }
 
 #[test]

@@ -6,6 +6,7 @@ use galleonfs_storage_engine::io::{Io, Output};
 use galleonfs_storage_engine::request::{Request, RequestId};
 use galleonfs_storage_engine::types::BLOCK_BYTES;
 
+use crate::harness::Pool;
 use crate::steady::Guest;
 
 const DEPTH: u64 = 32;
@@ -80,7 +81,7 @@ fn keep_writing(guest: &mut Guest, done: impl Fn(&Guest) -> bool) -> Most {
 fn whole_checkpoints_are_made_in_pieces_between_the_writes_of_a_guest() {
     // 2,341 leaves, of which each checkpoint makes all.
     let blocks = 1536 << 8;
-    let mut guest = Guest::new(blocks, false);
+    let mut guest = Guest::new(blocks, Pool::Roomy);
     guest.fill();
     let before = guest.engine.store_stats();
     let most = keep_writing(&mut guest, |guest| {
@@ -96,7 +97,7 @@ fn whole_checkpoints_are_made_in_pieces_between_the_writes_of_a_guest() {
 #[test]
 fn the_cleaner_works_in_pieces_between_the_writes_of_a_guest() {
     let blocks = 192 << 8;
-    let mut guest = Guest::new(blocks, true);
+    let mut guest = Guest::new(blocks, Pool::Tight);
     guest.disk.capacity = Some((192 << 20) * 10 / 7);
     guest.fill();
     guest.overwrite(blocks, 1, 0);

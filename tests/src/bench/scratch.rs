@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use galleonfs_node_plugin::pool::reserve_bytes_default;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statvfs::statvfs;
 
@@ -58,11 +59,12 @@ impl Scratch {
                 wanted >> 20
             );
         }
-        let used = (found.blocks() - found.blocks_free()) * found.fragment_size();
-        // As the node plugin decides when to clean what it would otherwise leave.
-        if (free - wanted) * 5 < used + free {
+        // Replicas leave half as much free as they have beyond what they were promised.
+        let left = (free - wanted).saturating_sub(reserve_bytes_default(found.blocks() * found.fragment_size()));
+        if left < replicas * size_bytes {
             eprintln!(
-                "less than a fifth of {} may be free in the end: replicas clean all the time there, and are measured with that",
+                "{} has hardly more free than the run needs: replicas clean what they would otherwise leave, and are measured \
+                 with that",
                 self.dir.display()
             );
         }

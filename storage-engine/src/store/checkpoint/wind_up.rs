@@ -35,6 +35,7 @@ impl Store {
                 self.cleaner
                     .committed(&leftover.moved_dirty, |id| segments.get(id).is_some());
                 self.pace.settled = false;
+                self.come_down();
                 self.ask_for_pool();
                 self.background_due = true;
                 return true;

@@ -4,8 +4,9 @@ use super::super::keys;
 use super::super::page::{Entry, height_for};
 use super::super::record::{HEADER_BYTES, HEADER_BYTES_MAX, record_bytes};
 use super::super::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, SegmentKind};
+use super::super::share::promised_bytes;
 use super::super::superblock::{Checkpoint, Geometry, LogPosition, SUPERBLOCK_BYTES, Superblock};
-use super::super::supply::{bytes_min, promised_bytes};
+use super::super::supply::bytes_min;
 use super::super::{PAGES_MAX, RESERVE_SEGMENTS};
 use super::found::{read_superblocks, write_superblocks};
 use super::{MEMTABLE_ROWS_MAX, OpenError, disk};
@@ -32,7 +33,7 @@ pub struct FormatOptions {
 }
 
 /// Bytes in a segment of a volume of so many bytes, between 4 and 64 MiB: the larger, the fewer files are made, but a
-/// replica in a tight pool has to fit into what placement sets aside for it.
+/// replica has to do with what placement sets aside for it.
 pub fn segment_bytes_for(size: u64, block_size: BlockSize) -> u64 {
     let rows = MEMTABLE_ROWS_MAX as u64;
     let fits = |bytes: &u64| bytes_min(size, block_size, *bytes, rows, 2) <= promised_bytes(size);

@@ -420,7 +420,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         unmerged_since_ms: None,
         background_due: true,
         retry_create_ms: None,
-        pool_tight: true,
+        share: Default::default(),
         pending: Default::default(),
         out: Default::default(),
         out_behind: Default::default(),
