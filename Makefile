@@ -83,7 +83,7 @@ fuzz:
 	done
 
 bench:
-	$(CARGO) run --release --locked -p galleonfs-tests --bin galleonfs-bench
+	$(CARGO) run --release --locked -p galleonfs-tests --features plain-wire --bin galleonfs-bench
 
 check:
 	$(CARGO) fmt --all --check

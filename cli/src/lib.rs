@@ -18,6 +18,12 @@ pub use crds::{crd_file_name, crd_yaml};
 pub use logging::LogArguments;
 pub use node::NodeArguments;
 
+// Nodes talk to each other over TLS and in no other way: a build that could do otherwise is none of ours.
+const _: () = assert!(
+    !galleonfs_node_plugin::transport::HAS_PLAIN_WIRE,
+    "galleonfs is not built with plain-wire-for-comparison"
+);
+
 /// Two, so that one call that computes for long does not hold up the answer to a probe.
 const RUNTIME_THREADS: usize = 2;
 

@@ -17,7 +17,9 @@ use super::TransportConfig;
 use super::hello::Hello;
 use super::limits::{OPENING_MAX, UNACKNOWLEDGED_MAX};
 use super::link::{self, Link, Lost};
+use super::records::Records;
 use super::wire::{Conn, LISTENER, State, Wire};
+use crate::identity::Credentials;
 
 /// How long to let the listener be when the process has no descriptor left.
 const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -49,6 +51,17 @@ impl Wire {
         }
     }
 
+    fn records(&self, credentials: &Credentials, dialled: Option<Uuid>) -> Result<Records, rustls::Error> {
+        #[cfg(any(test, feature = "plain-wire-for-comparison"))]
+        if self.config.plain {
+            return Ok(Records::Plain(Default::default()));
+        }
+        Ok(Records::tls(match dialled {
+            Some(_) => credentials.dial()?.into(),
+            None => credentials.accept()?.into(),
+        }))
+    }
+
     fn link(
         &mut self,
         socket: TcpStream,
@@ -61,15 +74,12 @@ impl Wire {
         setsockopt(&socket, TcpNoDelay, &true).map_err(|error| error.to_string())?;
         setsockopt(&socket, TcpUserTimeout, &(UNACKNOWLEDGED_MAX.as_millis() as u32))
             .map_err(|error| error.to_string())?;
-        let tls = match dialled {
-            Some(_) => credentials.dial().map(rustls::Connection::from),
-            None => credentials.accept().map(rustls::Connection::from),
-        };
+        let records = self.records(&credentials, dialled).map_err(|error| error.to_string())?;
         let (key, token) = self.token();
         let parts = link::Parts {
             socket,
             address,
-            tls: tls.map_err(|error| error.to_string())?,
+            records,
             ours: self.hello(dialled.unwrap_or_default()),
             expected: dialled,
             own_until: credentials.own().not_after,

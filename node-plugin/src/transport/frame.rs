@@ -26,7 +26,7 @@ pub const BODY_BYTES_MAX: usize = 256 << 10;
 /// The longest payload: the longest record of the store, 257 pages, twice.
 pub const PAYLOAD_BYTES_MAX: usize = 514 * PAGE_BYTES;
 
-const MAGIC: [u8; 4] = *b"GFSW";
+pub(super) const MAGIC: [u8; 4] = *b"GFSW";
 
 // Each offset follows from the one before.
 const MAGIC_AT: usize = 0;

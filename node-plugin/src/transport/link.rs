@@ -11,7 +11,7 @@
 //! A link never waits: it takes what the socket has and gives what the socket takes. When to try again is for the poller
 //! to say.
 
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, Read};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::frame::{Decoder, Expect, Frame, FrameError, HEADER_BYTES, Kind, Kinds};
 use super::hello::{HELLO_VERSION, Hello, refusal, words_of};
+use super::records::Records;
 use crate::identity::certified;
 
 /// Why a connection has ended, or was never made.
@@ -61,7 +62,7 @@ pub(super) struct Theirs {
 pub(super) struct Link {
     socket: TcpStream,
     address: SocketAddr,
-    tls: rustls::Connection,
+    records: Records,
     decoder: Decoder,
     ours: Hello,
     /// The node that was dialled.
@@ -91,7 +92,7 @@ impl std::fmt::Debug for Link {
 pub(super) struct Parts {
     pub socket: TcpStream,
     pub address: SocketAddr,
-    pub tls: rustls::Connection,
+    pub records: Records,
     pub ours: Hello,
     /// The node that was dialled; `None` at the accepting end.
     pub expected: Option<Uuid>,
@@ -108,7 +109,7 @@ impl Link {
         let mut link = Link {
             socket: parts.socket,
             address: parts.address,
-            tls: parts.tls,
+            records: parts.records,
             decoder: Decoder::new(Expect::OPENING),
             ours: parts.ours,
             expected: parts.expected,
@@ -122,8 +123,6 @@ impl Link {
             sent: now,
             lost: None,
         };
-        // How much may wait here is bounded by whoever gives it to us.
-        link.tls.set_buffer_limit(None);
         link.poller
             .add(&link.socket, EpollEvent::new(link.watched, link.token))?;
         if link.expected.is_some() {
@@ -145,7 +144,7 @@ impl Link {
 
     /// True while the socket has not taken everything that was sealed.
     pub fn is_full(&self) -> bool {
-        self.tls.wants_write()
+        self.records.wants_write()
     }
 
     /// Seals frames. They go out with the next [`Link::flush`].
@@ -161,7 +160,6 @@ impl Link {
             .iter()
             .map(|frame| frame.header(version(frame.kind), self.ours.cluster))
             .collect();
-        // All of it in one go: TLS copies the pieces into full records of its own, and seals those.
         let mut pieces = Vec::with_capacity(frames.len() * 3);
         for (header, frame) in headers.iter().zip(frames) {
             pieces.push(io::IoSlice::new(header));
@@ -170,17 +168,15 @@ impl Link {
             }
             pieces.extend(frame.payload.iter().map(|part| io::IoSlice::new(part.as_ref())));
         }
-        let len: usize = pieces.iter().map(|piece| piece.len()).sum();
-        match self.tls.writer().write_vectored(&pieces) {
-            Ok(taken) => assert_eq!(taken, len, "TLS without a limit takes everything"),
-            Err(error) => self.lose(Lost::Tls(error.to_string())),
+        if let Err(error) = self.records.seal(&pieces) {
+            self.lose(Lost::Tls(error.to_string()));
         }
     }
 
     /// Gives the socket what it takes.
     pub fn flush(&mut self) {
-        while self.lost.is_none() && self.tls.wants_write() {
-            match self.tls.write_tls(&mut self.socket) {
+        while self.lost.is_none() && self.records.wants_write() {
+            match self.records.send(&mut self.socket) {
                 Ok(_) => self.sent = Instant::now(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
@@ -204,22 +200,20 @@ impl Link {
         self.heard = Instant::now();
         let mut rest = &staging[..len];
         while !rest.is_empty() && self.lost.is_none() {
-            match self.tls.read_tls(&mut rest) {
+            match self.records.take(&mut rest) {
+                Ok(true) => self.open(frames),
                 // It has said that nothing more will come.
-                Ok(0) => break,
-                Ok(_) => {}
-                Err(error) => return self.lose(Lost::Tls(error.to_string())),
+                Ok(false) => break,
+                Err(error) => {
+                    // TLS has a word for the other end, if the socket takes it.
+                    let _ = self.records.send(&mut self.socket);
+                    let _ = self.socket.shutdown(Shutdown::Write);
+                    self.lost = Some(Lost::Tls(error));
+                    return self.watch();
+                }
             }
-            if let Err(error) = self.tls.process_new_packets() {
-                // TLS has a word for the other end, if the socket takes it.
-                let _ = self.tls.write_tls(&mut self.socket);
-                let _ = self.socket.shutdown(Shutdown::Write);
-                self.lost = Some(Lost::Tls(error.to_string()));
-                return self.watch();
-            }
-            self.open(frames);
         }
-        if self.tls.wants_write() {
+        if self.records.wants_write() {
             self.flush();
         }
     }
@@ -227,8 +221,7 @@ impl Link {
     /// Makes frames of what TLS has opened.
     fn open(&mut self, frames: &mut Vec<Frame>) {
         while self.lost.is_none() {
-            let mut reader = self.tls.reader();
-            let taken = match reader.fill_buf() {
+            let taken = match self.records.opened() {
                 Ok([]) => return self.lose(Lost::Closed),
                 Ok(plain) => self.decoder.take(plain),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -236,7 +229,7 @@ impl Link {
             };
             match taken {
                 Ok((len, frame)) => {
-                    reader.consume(len);
+                    self.records.used(len);
                     match frame {
                         Some(frame) if frame.kind < Kind::FIRST_OF_OTHERS => self.own(&frame),
                         Some(frame) => frames.push(frame),
@@ -273,14 +266,17 @@ impl Link {
 
     fn judge(&self, body: &[u8]) -> Result<Theirs, String> {
         let hello = Hello::of_body(body).ok_or("its hello is too short")?;
-        let certificate = self.tls.peer_certificates().and_then(|chain| chain.first());
-        let certified = certified(certificate.ok_or("it has shown no certificate")?)?;
-        let version = self.ours.judge(&hello, certified.identity, self.expected)?;
-        Ok(Theirs {
-            hello,
-            version,
-            until: certified.not_after.min(self.own_until),
-        })
+        let (proven, until) = match &self.records {
+            Records::Tls(tls) => {
+                let certificate = tls.peer_certificates().and_then(|chain| chain.first());
+                let certified = certified(certificate.ok_or("it has shown no certificate")?)?;
+                (certified.identity, certified.not_after.min(self.own_until))
+            }
+            #[cfg(any(test, feature = "plain-wire-for-comparison"))]
+            Records::Plain(_) => (hello.identity(), self.own_until),
+        };
+        let version = self.ours.judge(&hello, proven, self.expected)?;
+        Ok(Theirs { hello, version, until })
     }
 
     /// Tells the other end why, and ends.
@@ -293,7 +289,7 @@ impl Link {
             other => other.to_string(),
         };
         self.seal(std::slice::from_ref(&refusal(&words)));
-        self.tls.send_close_notify();
+        self.records.send_end();
         self.flush();
         if self.lost.is_none() {
             // Not both ways: what the peer still sends would be answered with a reset, which takes our words along.
@@ -325,7 +321,7 @@ impl Link {
     pub fn watch(&mut self) {
         let mut wanted = EpollFlags::empty();
         wanted.set(EpollFlags::EPOLLIN, self.reading);
-        wanted.set(EpollFlags::EPOLLOUT, self.lost.is_none() && self.tls.wants_write());
+        wanted.set(EpollFlags::EPOLLOUT, self.lost.is_none() && self.records.wants_write());
         if wanted != self.watched {
             let mut event = EpollEvent::new(wanted, self.token);
             match self.poller.modify(&self.socket, &mut event) {

@@ -22,6 +22,9 @@ pub mod frame;
 mod hello;
 pub mod limits;
 mod link;
+#[cfg(any(test, feature = "plain-wire-for-comparison"))]
+mod plain;
+mod records;
 mod session;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -48,6 +51,9 @@ use counters::Counters;
 use wire::{Bell, Order, Wire};
 use work::Runner;
 
+/// True where connections without TLS can be made: never in `galleonfs`, which does not compile then.
+pub const HAS_PLAIN_WIRE: bool = cfg!(feature = "plain-wire-for-comparison");
+
 /// How a transport is set up.
 #[derive(Clone, Debug)]
 pub struct TransportConfig {
@@ -62,6 +68,9 @@ pub struct TransportConfig {
     pub open_within: Duration,
     pub redial_first: Duration,
     pub redial_max: Duration,
+    /// Without TLS, to measure what it costs.
+    #[cfg(any(test, feature = "plain-wire-for-comparison"))]
+    pub plain: bool,
 }
 
 impl TransportConfig {
@@ -80,6 +89,8 @@ impl TransportConfig {
             open_within: limits::OPEN_WITHIN,
             redial_first: limits::REDIAL_FIRST,
             redial_max: limits::REDIAL_MAX,
+            #[cfg(any(test, feature = "plain-wire-for-comparison"))]
+            plain: false,
         }
     }
 }

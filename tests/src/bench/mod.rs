@@ -146,7 +146,7 @@ fn rounds(options: &Options, raw: &Fio<'_>, volumes: &[Volume<'_>]) -> Result<Ve
                 let spent = volume.server.cpu()?.saturating_sub(before);
                 let cpu_us = spent.as_secs_f64() * 1e6 / ours.count as f64;
                 say(&format!(
-                    "[{:4.0} s] round {round} of {}: {:<22} {:<11} {:.2} of raw",
+                    "[{:4.0} s] round {round} of {}: {:<22} {:<20} {:.2} of raw",
                     start.elapsed().as_secs_f64(),
                     options.rounds,
                     job.name,

@@ -87,7 +87,7 @@ pub fn table(rows: &[Row]) -> String {
         let [job, setup, iops, mbps, p50, p99, ratio, cpu] = cells;
         writeln!(
             text,
-            "{job:<22} {setup:<12} {iops:>9} {mbps:>8} {p50:>9} {p99:>9}   {ratio:<18} {cpu:>9}"
+            "{job:<22} {setup:<20} {iops:>9} {mbps:>8} {p50:>9} {p99:>9}   {ratio:<18} {cpu:>9}"
         )
         .expect("a string takes everything");
     };

@@ -173,7 +173,7 @@ pub fn serve(scratch: &Scratch, serving: Serving) -> Result<()> {
     let key = match serving.setup {
         Setup::OneReplica => None,
         Setup::Sealed => Some(VolumeKey::new(1, &[0x5a; 32])?),
-        Setup::ThreeReplicas => {
+        Setup::ThreeReplicas | Setup::ThreeReplicasPlain => {
             let led = several::Led::start(&runtime, scratch, serving)?;
             return until_told(&runtime, led.engine(), &led.device().path, &led.pids());
         }

@@ -7,14 +7,23 @@ pub enum Setup {
     OneReplica,
     /// The same, sealed.
     Sealed,
-    /// Three replicas on that disk, in three processes that talk over the loopback interface and TLS. There is no setting
-    /// without TLS to compare with.
+    /// Three replicas on that disk, in three processes that talk over the loopback interface and TLS.
     ThreeReplicas,
+    /// The same without TLS, for comparison. Only this program can be built so.
+    ThreeReplicasPlain,
 }
 
 impl Setup {
     /// In the order they run in.
+    #[cfg(not(feature = "plain-wire"))]
     pub const ALL: [Setup; 3] = [Setup::OneReplica, Setup::Sealed, Setup::ThreeReplicas];
+    #[cfg(feature = "plain-wire")]
+    pub const ALL: [Setup; 4] = [
+        Setup::OneReplica,
+        Setup::Sealed,
+        Setup::ThreeReplicas,
+        Setup::ThreeReplicasPlain,
+    ];
 
     /// Its name in the results.
     pub fn name(self) -> &'static str {
@@ -22,6 +31,7 @@ impl Setup {
             Setup::OneReplica => "one-replica",
             Setup::Sealed => "sealed",
             Setup::ThreeReplicas => "three-replicas",
+            Setup::ThreeReplicasPlain => "three-replicas-plain",
         }
     }
 
@@ -29,7 +39,7 @@ impl Setup {
     pub fn replicas(self) -> u64 {
         match self {
             Setup::OneReplica | Setup::Sealed => 1,
-            Setup::ThreeReplicas => 3,
+            Setup::ThreeReplicas | Setup::ThreeReplicasPlain => 3,
         }
     }
 

@@ -18,7 +18,7 @@ use galleonfs_node_plugin::engine::{
 };
 use galleonfs_node_plugin::identity::{Credentials, Wallet};
 use galleonfs_node_plugin::transport::exchange::Exchange;
-use galleonfs_node_plugin::transport::{Transport, TransportConfig};
+use galleonfs_node_plugin::transport::{HAS_PLAIN_WIRE, Transport, TransportConfig};
 use galleonfs_storage_engine::replication::primary::Decision;
 use galleonfs_storage_engine::replication::{Change, Concern, Config, Incarnation, ReplicaId, Stamp};
 use galleonfs_storage_engine::types::Epoch;
@@ -29,6 +29,7 @@ use uuid::Uuid;
 
 use super::scratch::Scratch;
 use super::server::{Serving, VOLUME};
+use super::setup::Setup;
 
 /// How long the certificates of a run are valid.
 const LIFE: Duration = Duration::from_secs(24 * 3600);
@@ -43,6 +44,8 @@ struct Order {
     replica_dir: PathBuf,
     runtime_dir: PathBuf,
     map_budget_bytes: usize,
+    /// Without TLS, for comparison.
+    plain: bool,
     certificate: String,
     key: String,
     trusted: String,
@@ -171,6 +174,7 @@ impl Led {
                 replica_dir: dir,
                 runtime_dir: scratch.mounts(serving.setup),
                 map_budget_bytes: serving.map_budget_bytes,
+                plain: serving.setup == Setup::ThreeReplicasPlain,
                 certificate,
                 key,
                 trusted: authority.certificate().to_owned(),
@@ -242,6 +246,23 @@ pub fn certificate(authority: &Authority, identity: NodeIdentity) -> Result<(Str
     Ok((signed, key.serialize_pem()))
 }
 
+/// How this node talks to the others.
+#[cfg_attr(
+    not(feature = "plain-wire"),
+    expect(unused_mut, reason = "only with that feature is there something to choose")
+)]
+fn wire(order: &Order) -> Result<TransportConfig> {
+    let mut config = TransportConfig::new(order.cluster, order.node);
+    #[cfg(feature = "plain-wire")]
+    {
+        config.plain = order.plain;
+    }
+    if order.plain && !HAS_PLAIN_WIRE {
+        bail!("without TLS nobody talks in this build: `make bench` makes one that can");
+    }
+    Ok(config)
+}
+
 /// Starts an engine that hosts a replica, and listens.
 fn take_part(runtime: &Runtime, order: &Order) -> Result<(Engine, Transport)> {
     let wallet = Wallet::default();
@@ -259,7 +280,7 @@ fn take_part(runtime: &Runtime, order: &Order) -> Result<(Engine, Transport)> {
         },
     })?;
     let transport = Transport::start(
-        TransportConfig::new(order.cluster, order.node),
+        wire(order)?,
         wallet,
         Some(TcpListener::bind("127.0.0.1:0")?),
         Arc::new(exchange),

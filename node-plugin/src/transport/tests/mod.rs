@@ -3,6 +3,7 @@
 mod exchange;
 mod hostile;
 mod links;
+mod plain;
 mod traffic;
 
 use std::collections::VecDeque;
