@@ -239,7 +239,13 @@ fn messages() -> Vec<(&'static str, String, Vec<u8>)> {
         ),
         ("join", Ask::Join { base: Seq(4) }),
         ("write", Ask::Write(batch.into())),
-        ("flush", Ask::Flush { upto: version(5, 4) }),
+        (
+            "flush",
+            Ask::Flush {
+                upto: version(5, 4),
+                id: 8,
+            },
+        ),
         (
             "beat",
             Ask::Beat {
@@ -295,7 +301,13 @@ fn messages() -> Vec<(&'static str, String, Vec<u8>)> {
         ("settled", Reply::Settled),
         ("written", Reply::Written { upto: Seq(12) }),
         ("gap", Reply::Gap { last: Seq(2) }),
-        ("flushed", Reply::Flushed { upto: version(5, 12) }),
+        (
+            "flushed",
+            Reply::Flushed {
+                upto: version(5, 12),
+                id: 9,
+            },
+        ),
         ("beaten", Reply::Beaten { sent_ms: 77 }),
         (
             "blocks",

@@ -47,7 +47,7 @@ pub enum Ask {
     /// The next record.
     Write(Arc<Batch>),
     /// Everything up to this write, on stable storage.
-    Flush { upto: Version },
+    Flush { upto: Version, id: u64 },
     /// Are you there? Grants a lease. Everything up to `durable` is on stable storage of all that are in sync.
     Beat { sent_ms: u64, durable: Version },
     /// The stored form of blocks, verified.
@@ -104,7 +104,11 @@ pub enum Reply {
     /// A record came that is not the next one.
     Gap { last: Seq },
     /// Everything up to this write is on stable storage.
-    Flushed { upto: Version },
+    Flushed {
+        upto: Version,
+        /// The last order to flush that it had by then: copies that were there before that order are, too.
+        id: u64,
+    },
     /// It is there.
     Beaten { sent_ms: u64 },
     /// What was read.

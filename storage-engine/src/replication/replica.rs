@@ -115,8 +115,8 @@ pub struct Replica<S> {
     /// Where the stream is to be taken up, and records behind it, without room in the store yet.
     joining: Option<Seq>,
     queue: VecDeque<Arc<Batch>>,
-    /// The highest write that a flush was asked for.
-    flush: Option<Version>,
+    /// The highest write that a flush was asked for, and the last order.
+    flush: Option<(Version, u64)>,
     settling: Option<Settling>,
     /// Orders to write ends down that the store has not reported yet.
     settles_out: usize,
@@ -328,8 +328,9 @@ impl<S: ReplicaStore> Replica<S> {
             Ask::Settle { ends, whole } => self.settle(&ends, whole),
             Ask::Join { base } => self.join(base),
             Ask::Write(batch) => self.write(batch),
-            Ask::Flush { upto } => {
-                self.flush = self.flush.max(Some(upto));
+            Ask::Flush { upto, id } => {
+                let (before, order) = self.flush.unwrap_or_default();
+                self.flush = Some((before.max(upto), order.max(id)));
                 self.answer_flush();
             }
             Ask::Beat { sent_ms, durable } => {
@@ -627,7 +628,7 @@ impl<S: ReplicaStore> Replica<S> {
 
     fn answer_flush(&mut self) {
         let (_, written) = self.stream();
-        let (Some(upto), Some(store)) = (self.flush, &mut self.store) else {
+        let (Some((upto, id)), Some(store)) = (self.flush, &mut self.store) else {
             return;
         };
         // In an epoch without writes there may still be copies.
@@ -635,7 +636,7 @@ impl<S: ReplicaStore> Replica<S> {
         if stream_durable && store.copies_durable() {
             let upto = upto.max(store.durable());
             self.flush = None;
-            self.reply_session(Reply::Flushed { upto });
+            self.reply_session(Reply::Flushed { upto, id });
         } else if written >= upto.seq {
             store.sync();
         }

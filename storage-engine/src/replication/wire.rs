@@ -483,7 +483,7 @@ pub fn pack_ask(message: &ToReplica) -> Packed {
         Ask::Settle { ends, whole } => drop(out.u8(u8::from(*whole)).ends(ends)),
         Ask::Join { base } => drop(out.u64(base.0)),
         Ask::Write(batch) => drop(out.batch(batch)),
-        Ask::Flush { upto } => drop(out.version(*upto)),
+        Ask::Flush { upto, id } => drop(out.version(*upto).u64(*id)),
         Ask::Beat { sent_ms, durable } => drop(out.u64(*sent_ms).version(*durable)),
         Ask::Read { id, lba, blocks } => drop(out.u64(*id).u64(lba.0).u64(*blocks)),
         Ask::Rows {
@@ -522,7 +522,10 @@ pub fn unpack_ask(
             base: Seq(from.u64("a number")?),
         },
         kind::WRITE => Ask::Write(Arc::new(from.batch()?)),
-        kind::FLUSH => Ask::Flush { upto: from.version()? },
+        kind::FLUSH => Ask::Flush {
+            upto: from.version()?,
+            id: from.u64("a number")?,
+        },
         kind::BEAT => Ask::Beat {
             sent_ms: from.u64("a time")?,
             durable: from.version()?,
@@ -598,7 +601,7 @@ pub fn pack_reply(message: &FromReplica) -> Packed {
         Reply::Promising | Reply::Trimmed | Reply::Settled => {}
         Reply::Written { upto } => drop(out.u64(upto.0)),
         Reply::Gap { last } => drop(out.u64(last.0)),
-        Reply::Flushed { upto } => drop(out.version(*upto)),
+        Reply::Flushed { upto, id } => drop(out.version(*upto).u64(*id)),
         Reply::Beaten { sent_ms } => drop(out.u64(*sent_ms)),
         Reply::Blocks { id, found } => out.outcome(*id, found, |out, found| {
             out.stored(found);
@@ -662,7 +665,10 @@ pub fn unpack_reply(
         kind::GAP => Reply::Gap {
             last: Seq(from.u64("a number")?),
         },
-        kind::FLUSHED => Reply::Flushed { upto: from.version()? },
+        kind::FLUSHED => Reply::Flushed {
+            upto: from.version()?,
+            id: from.u64("a number")?,
+        },
         kind::BEATEN => Reply::Beaten {
             sent_ms: from.u64("a time")?,
         },

@@ -46,6 +46,8 @@ pub(super) struct Member {
     pub base: Seq,
     /// Everything up to here is on its stable storage.
     pub flushed: Version,
+    /// The last order to flush that it carried out.
+    pub flush_done: u64,
     /// What it was asked to have there, and when. One flush is asked for at a time: the next one covers all that came
     /// meanwhile.
     pub flush_asked: Version,
@@ -83,6 +85,7 @@ impl Member {
             gap_ms: 0,
             base: Seq(0),
             flushed: Version::default(),
+            flush_done: 0,
             flush_asked: Version::default(),
             flush_asked_ms: 0,
             lease_until_ms: 0,

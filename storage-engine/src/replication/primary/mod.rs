@@ -392,7 +392,7 @@ impl Primary {
             Reply::Settled => self.settled(id),
             Reply::Written { upto } => self.acked(id, upto),
             Reply::Gap { last } => self.gap(id, last),
-            Reply::Flushed { upto } => self.flushed(id, upto),
+            Reply::Flushed { upto, id: order } => self.flushed(id, upto, order),
             Reply::Beaten { sent_ms } => self.beaten(id, sent_ms),
             Reply::Blocks { id: read, found } => self.blocks(id, read, found),
             Reply::Rows { id: list, found } => self.rows(id, list, found),

@@ -253,7 +253,7 @@ impl Primary {
             }
         }
         for id in to_ask {
-            self.ask(id, Ask::Flush { upto });
+            self.ask_to_flush(id, upto);
         }
         let flushed = self.ack_set().map(|id| {
             self.members
@@ -278,12 +278,20 @@ impl Primary {
         }
     }
 
-    pub(super) fn flushed(&mut self, id: ReplicaId, upto: Version) {
+    /// Gives the number of the order.
+    pub(super) fn ask_to_flush(&mut self, replica: ReplicaId, upto: Version) -> u64 {
+        let id = self.id();
+        self.ask(replica, Ask::Flush { upto, id });
+        id
+    }
+
+    pub(super) fn flushed(&mut self, id: ReplicaId, upto: Version, order: u64) {
         let member = self.members.get_mut(&id).expect("an answer is taken from members");
         if !member.streams() {
             return;
         }
         member.flushed = member.flushed.max(upto);
+        member.flush_done = member.flush_done.max(order);
         // It did what it was asked for. What is wanted by now may be more, and is asked for next.
         if member.flushed >= member.flush_asked {
             member.owes_flush_ms = None;

@@ -38,8 +38,9 @@ enum Stage {
     /// That write is made durable on all members.
     Barrier(Seq),
     Copy(Seq, Box<Copier>),
-    /// Everything up to here is to be on its stable storage.
-    Flush(Version),
+    /// Everything up to here is to be on its stable storage, and what was copied, by this order to flush. That everything up
+    /// to here is there does not mean that copies are: it may have been before they came.
+    Flush(Version, u64),
     /// It is recorded as in sync.
     Enter,
 }
@@ -162,15 +163,21 @@ impl Primary {
                         // What was overwritten before it could be copied comes with the stream. Until it has come the target
                         // has neither, and whoever overwrote it may yet be cut off.
                         let upto = self.version(self.written).max(copier.overwritten);
-                        sync.stage = Stage::Flush(upto);
                         self.flush_to = self.flush_to.max(upto);
-                        // Also what was copied, if nothing was written in this epoch.
-                        self.ask(id, Ask::Flush { upto });
+                        self.members.get_mut(&id).expect("it is there").asked_ms = now_ms;
+                        sync.stage = Stage::Flush(upto, self.ask_to_flush(id, upto));
                     }
                 }
             }
-            Stage::Flush(upto) => {
-                let flushed = member.flushed >= *upto || self.mutant(Mutant::JoinBeforeFlush);
+            Stage::Flush(upto, order) => {
+                let copied = member.flush_done >= *order;
+                if !copied && now_ms >= member.asked_ms + ASK_AGAIN_MS {
+                    let upto = *upto;
+                    self.members.get_mut(&id).expect("it is there").asked_ms = now_ms;
+                    self.ask_to_flush(id, upto);
+                    return true;
+                }
+                let flushed = member.flushed >= *upto && copied || self.mutant(Mutant::JoinBeforeFlush);
                 // Only with everything that was completed may its word count.
                 if flushed && member.acked >= self.written && member.streams() && self.may_change() {
                     sync.stage = Stage::Enter;

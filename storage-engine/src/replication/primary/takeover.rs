@@ -100,9 +100,7 @@ impl Primary {
         }
         member.sent = member.acked;
         if is_member && last < global && !forgets {
-            member.failed = Some(format!(
-                "it lost writes up to {global} that it had on stable storage: it has {last}"
-            ));
+            member.failed = Some(lost(global, last));
         }
         if is_member {
             self.ask_to_settle(id, true);
@@ -120,6 +118,9 @@ impl Primary {
         let member = |id: &&ReplicaId| self.members.get(*id).filter(|member| member.failed.is_none());
         let has_promised = |id: &&ReplicaId| member(id).is_some_and(|member| member.standing == Standing::Promised);
         if self.config.in_sync.iter().all(|id| has_promised(&id)) {
+            if self.refuse_rolled_back() {
+                return;
+            }
             return self.begin_trimming();
         }
         // Whoever is there may have to wait for a lease to run out; whoever is not is not waited for as long.
@@ -135,6 +136,26 @@ impl Primary {
             let agreed = self.agreed;
             self.make(Change::Drop(missing, agreed));
         }
+    }
+
+    /// A member in sync lacks what all that were in sync had on stable storage: its directory was put back to an older copy,
+    /// or its disk lost what it had confirmed. What else it lacks nobody knows, so it does not count until it was brought up
+    /// to date. True if there is one.
+    fn refuse_rolled_back(&mut self) -> bool {
+        let told = self.config.out.values().copied().max().unwrap_or_default();
+        let known = self.agreed.max(told);
+        let mut any = false;
+        if known.seq == Seq(0) {
+            return false; // the beginning of an epoch without writes: there is nothing to be lost, and a trim may cut it off
+        }
+        for id in self.config.in_sync.clone() {
+            let member = self.members.get_mut(&id).expect("all have promised");
+            if member.last < known {
+                member.failed = Some(lost(known, member.last));
+                any = true;
+            }
+        }
+        any
     }
 
     pub(super) fn promising(&mut self, id: ReplicaId) {
@@ -405,4 +426,11 @@ impl Primary {
             self.start_over();
         }
     }
+}
+
+/// What is said of a member whose log ends before what it had on stable storage.
+fn lost(had: Version, has: Version) -> String {
+    format!(
+        "it had every write up to {had} on stable storage, and has those up to {has}: its files are an older copy, or its disk lost writes"
+    )
 }

@@ -45,6 +45,9 @@ impl Primary {
     /// Who has not got as far as all are to get now.
     fn beginning_waits_for(&self, wanted: Standing) -> Option<String> {
         let mut late = self.late();
+        if let Some(failed) = self.failed_among(&late) {
+            return Some(format!("an epoch begins: {failed}"));
+        }
         late.retain(|id| self.members.get(id).is_none_or(|member| member.standing != wanted));
         let heard = |id: &&ReplicaId| {
             let heard_ms = self.members.get(*id).and_then(|member| member.promising_ms);
@@ -80,13 +83,8 @@ impl Primary {
         let late = self.late();
         if !late.is_empty() {
             let few = self.too_few_without(&late);
-            let failed = late
-                .iter()
-                .find_map(|id| Some((id, self.members.get(id)?.failed.as_ref()?)));
-            if let Some((id, why)) = failed {
-                return Some(format!("{id:?} has failed: {why}{few}"));
-            }
-            return Some(format!("{} has not answered for 2 s{few}", names(&late)));
+            let failed = self.failed_among(&late);
+            return Some(failed.unwrap_or_else(|| format!("{} has not answered for 2 s{few}", names(&late))));
         }
         if self.now_ms < self.moved_ms + NOTICED_MS {
             return None;
@@ -101,6 +99,13 @@ impl Primary {
         } else {
             format!("{} does not have the last writes yet", names(&behind))
         })
+    }
+
+    /// Who of these can do nothing any more, and why.
+    fn failed_among(&self, late: &BTreeSet<ReplicaId>) -> Option<String> {
+        let failed = |id: &ReplicaId| Some((*id, self.members.get(id)?.failed.as_ref()?));
+        let (id, why) = late.iter().find_map(failed)?;
+        Some(format!("{id:?} has failed: {why}{}", self.too_few_without(late)))
     }
 
     fn too_few_without(&self, gone: &BTreeSet<ReplicaId>) -> String {

@@ -81,7 +81,10 @@ fn asks() -> Vec<Ask> {
         },
         Ask::Join { base: Seq(0) },
         Ask::Write(Arc::new(batch)),
-        Ask::Flush { upto: version(6, 42) },
+        Ask::Flush {
+            upto: version(6, 42),
+            id: 78,
+        },
         Ask::Beat {
             sent_ms: 12_345,
             durable: version(6, 40),
@@ -139,7 +142,10 @@ fn replies() -> Vec<Reply> {
         Reply::Settled,
         Reply::Written { upto: Seq(3) },
         Reply::Gap { last: Seq(2) },
-        Reply::Flushed { upto: version(6, 3) },
+        Reply::Flushed {
+            upto: version(6, 3),
+            id: 77,
+        },
         Reply::Beaten { sent_ms: 7 },
         Reply::Blocks {
             id: 1,

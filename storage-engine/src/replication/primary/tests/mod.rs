@@ -193,7 +193,7 @@ fn answer(ask: &Ask) -> Option<Reply> {
         Ask::Trim { .. } => Reply::Trimmed,
         Ask::Settle { .. } => Reply::Settled,
         Ask::Write(batch) => Reply::Written { upto: batch.last_seq() },
-        Ask::Flush { upto } => Reply::Flushed { upto: *upto },
+        Ask::Flush { upto, id } => Reply::Flushed { upto: *upto, id: *id },
         Ask::Beat { sent_ms, .. } => Reply::Beaten { sent_ms: *sent_ms },
         Ask::Join { base } => Reply::Written { upto: *base },
         Ask::Read { .. } | Ask::Rows { .. } | Ask::Copy { .. } | Ask::Release => return None,
@@ -240,7 +240,13 @@ fn a_replica_does_not_join_before_it_has_what_was_overwritten_meanwhile() {
         rig.says(replica.0[0], Reply::Rows { id: list, found });
     }
     let begun = rig.primary.version(Seq(0));
-    rig.says(3, Reply::Flushed { upto: begun });
+    rig.says(
+        3,
+        Reply::Flushed {
+            upto: begun,
+            id: u64::MAX,
+        },
+    );
     rig.after(100);
     let joins = |rig: &Rig| {
         rig.proposed
@@ -252,7 +258,59 @@ fn a_replica_does_not_join_before_it_has_what_was_overwritten_meanwhile() {
         "it has neither what was overwritten nor what overwrote it"
     );
     rig.says(3, Reply::Written { upto: Seq(1) });
-    rig.says(3, Reply::Flushed { upto: version });
+    rig.says(
+        3,
+        Reply::Flushed {
+            upto: version,
+            id: u64::MAX,
+        },
+    );
+    rig.after(100);
+    assert!(joins(&rig), "{:?}", rig.primary);
+}
+
+/// Nothing was written since the stream was taken up, so that it has everything on stable storage was said before the copies
+/// came. They are lost with its power if it joins on that.
+#[test]
+fn a_replica_does_not_join_before_it_was_told_to_flush_what_was_copied_and_did() {
+    let mut rig = copying();
+    rig.silent = vec![id(3)];
+    let begun = rig.primary.version(Seq(0));
+    rig.says(3, Reply::Flushed { upto: begun, id: 0 });
+    list_two_lacking_blocks(&mut rig);
+    for _ in 0..2 {
+        let copy = *copies(&rig).last().expect("one is copied after the other");
+        rig.says(3, Reply::Copied { id: copy, done: Ok(()) });
+        rig.after(50);
+    }
+    // Once more: nothing is lacking.
+    let lists: Vec<_> = rig.asked.iter().filter_map(list_of).collect();
+    for (replica, list) in lists {
+        let (rows, next) = (Vec::new(), None);
+        let found = Ok(Rows { rows, next });
+        rig.says(replica.0[0], Reply::Rows { id: list, found });
+    }
+    let order = rig.asked.iter().rev().find_map(|(to, ask)| match ask {
+        Ask::Flush { id: order, .. } if *to == id(3) => Some(*order),
+        _ => None,
+    });
+    let order = order.expect("it is told to flush");
+    rig.after(500);
+    let joins = |rig: &Rig| {
+        let last = rig.proposed.last();
+        last.is_some_and(|(_, config)| config.in_sync.contains(&id(3)))
+    };
+    assert!(!joins(&rig), "what was copied is not on its stable storage");
+    rig.says(
+        3,
+        Reply::Flushed {
+            upto: begun,
+            id: order - 1,
+        },
+    );
+    rig.after(100);
+    assert!(!joins(&rig), "that was an answer to an earlier order");
+    rig.says(3, Reply::Flushed { upto: begun, id: order });
     rig.after(100);
     assert!(joins(&rig), "{:?}", rig.primary);
 }
@@ -416,7 +474,7 @@ fn a_flush_covers_what_came_meanwhile_and_is_not_waited_for_in_vain() {
     }
     assert_eq!(flushes(&rig), 1, "one at a time");
     let upto = durable(&rig, 1);
-    rig.says(2, Reply::Flushed { upto });
+    rig.says(2, Reply::Flushed { upto, id: 0 });
     assert_eq!(flushes(&rig), 2, "the next one at once");
     assert_eq!(rig.primary.durable(), durable(&rig, 1));
     // Whoever answers each flush is never late, however many are wanted.
@@ -425,7 +483,7 @@ fn a_flush_covers_what_came_meanwhile_and_is_not_waited_for_in_vain() {
         rig.says(2, Reply::Written { upto: Seq(seq) });
         rig.primary.sync();
         let upto = durable(&rig, seq - 1);
-        rig.says(2, Reply::Flushed { upto });
+        rig.says(2, Reply::Flushed { upto, id: 0 });
         rig.now_ms += 100;
         let sent_ms = rig.now_ms;
         rig.says(2, Reply::Beaten { sent_ms });

@@ -27,9 +27,15 @@ fn beginning(replicas: &[u8]) -> Rig {
 
 /// They say how far their logs go.
 fn promise(rig: &mut Rig, lasts: &[u64]) {
+    promise_agreed(rig, lasts, 0);
+}
+
+/// The same, and the first says up to where all had everything on stable storage.
+fn promise_agreed(rig: &mut Rig, lasts: &[u64], agreed: u64) {
     for (n, last) in (1..).zip(lasts) {
         let last = of_four(*last);
-        let (ends, agreed) = (Vec::new(), Version::default());
+        let agreed = if n == 1 { of_four(agreed) } else { Version::default() };
+        let ends = Vec::new();
         rig.says(n, Reply::Promised { last, ends, agreed });
     }
 }
@@ -126,4 +132,41 @@ fn what_another_member_has_too_comes_from_there_and_is_not_given_up() {
     settle(&mut rig);
     assert!(rig.primary.counts(of_four(10)));
     assert_eq!(rig.given_up, []);
+}
+
+/// An administrator put its directory back, or its disk lost what it had confirmed.
+#[test]
+fn a_member_that_lacks_what_it_had_on_stable_storage_does_not_count_and_both_positions_are_named() {
+    let mut rig = beginning(&[1, 2]);
+    promise_agreed(&mut rig, &[10, 3], 5);
+    let waits = rig.primary.waits_for().expect("it waits");
+    assert!(
+        waits.contains("up to 4.5 on stable storage, and has those up to 4.3"),
+        "{waits}"
+    );
+    rig.after(3_000);
+    let (_, config) = rig.proposed.last().expect("it is recorded as out");
+    assert_eq!(
+        (config.in_sync.contains(&id(1)), config.out.get(&id(2))),
+        (true, Some(&of_four(5)))
+    );
+}
+
+/// The others are out. What is recorded of them says how far all were.
+#[test]
+fn the_only_member_that_was_put_back_to_an_older_copy_is_not_served_from() {
+    let mut config = Config {
+        epoch: Epoch(4),
+        ..Config::new([id(1)])
+    };
+    config.out.insert(id(2), of_four(5));
+    let mut rig = Rig::new(config, Concern::replicated(1));
+    rig.silent = vec![id(1), id(2)];
+    rig.run();
+    rig.read_as_it_is();
+    promise(&mut rig, &[3]);
+    rig.after(10_000);
+    let waits = rig.primary.waits_for().expect("it waits");
+    assert!(waits.contains("up to 4.5") && waits.contains("up to 4.3"), "{waits}");
+    assert!(!rig.primary.is_serving() && rig.proposed.is_empty());
 }
