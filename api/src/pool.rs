@@ -155,6 +155,12 @@ impl StoragePool {
         condition::get(&self.status.as_ref()?.conditions, condition_type::READY)
     }
 
+    /// Why the disk is not to be trusted, if the node has said so.
+    pub fn failing(&self) -> Option<&Condition> {
+        let failing = condition::get(&self.status.as_ref()?.conditions, condition_type::FAILING)?;
+        failing.is_true().then_some(failing)
+    }
+
     /// Whether the node says that replicas can be made here.
     pub fn is_ready(&self) -> bool {
         self.ready().is_some_and(Condition::is_true)

@@ -134,6 +134,11 @@ pub struct GalleonVolumeSpec {
     /// Where the volume is to be attached; absent when nowhere. Written by the controller only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub attach_to: Option<AttachTo>,
+    /// The replica that is to leave as soon as another one is in sync in its place, because its disk is not to be trusted;
+    /// absent when all may stay. Written by the controller only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub leaving: Option<String>,
 }
 
 pub(crate) fn block_size_default() -> i32 {

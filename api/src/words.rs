@@ -36,6 +36,8 @@ pub const ANNOTATION_PV_NAME: &str = "galleonfs.io/pv-name";
 pub const ANNOTATION_REPLICA_GENERATION: &str = "galleonfs.io/replica-generation";
 /// On a GalleonReplica: since when its volume's configuration says that it missed a write.
 pub const ANNOTATION_OUT_SINCE: &str = "galleonfs.io/out-since";
+/// On a StoragePool: a person says that its disk is to be trusted, whatever was found before this time (RFC 3339).
+pub const ANNOTATION_DISK_TRUSTED_AT: &str = "galleonfs.io/disk-trusted-at";
 /// On a GalleonReplica that is not in sync yet: the one in whose place it was made.
 pub const ANNOTATION_REPLACES: &str = "galleonfs.io/replaces";
 
@@ -49,6 +51,8 @@ pub mod condition_type {
     pub const SIZED: &str = "Sized";
     /// A GalleonVolume of several replicas has as many in sync as its spec asks for.
     pub const REDUNDANT: &str = "Redundant";
+    /// The disk of a StoragePool is not to be trusted. Stays until a person says otherwise.
+    pub const FAILING: &str = "Failing";
 }
 
 /// Condition reasons. Each says what was found; the message says where, and what to do.
@@ -124,6 +128,12 @@ pub mod reason {
     pub const CORRUPT: &str = "Corrupt";
     /// The directory holds another volume's replica.
     pub const OTHER_VOLUME: &str = "OtherVolume";
+    /// So many blocks on a disk were found damaged in a short time that it is not to be trusted.
+    pub const TOO_MANY_REPAIRS: &str = "TooManyRepairs";
+    /// A person says that the disk of a pool is to be trusted again.
+    pub const DISK_TRUSTED: &str = "DiskTrusted";
+    /// A replica of the volume lies in a pool whose disk is not to be trusted.
+    pub const POOL_FAILING: &str = "PoolFailing";
     /// Reading or writing failed.
     pub const IO_ERROR: &str = "IoError";
 }

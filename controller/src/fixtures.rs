@@ -92,6 +92,7 @@ pub fn volume(uid: &str) -> GalleonVolume {
             fs_type: Some("ext4".to_string()),
         },
         attach_to: None,
+        leaving: None,
     };
     let mut volume = GalleonVolume::new(uid, spec);
     volume.metadata.uid = Some(uid.to_string());

@@ -131,6 +131,11 @@ impl Cluster {
         one(&self.pools).await
     }
 
+    /// Whether a pool says that its disk is not to be trusted, as last seen. An old view costs a copy too many at worst.
+    pub fn is_failing(&self, pool: &str) -> bool {
+        self.seen.is_failing(&self.namespace, pool)
+    }
+
     /// For waiting until the objects say something, at most until a deadline.
     pub fn waiter(&self, deadline: Instant) -> Waiter {
         Waiter {

@@ -3,7 +3,7 @@
 //! They lag behind by nature. Nothing is decided on them that could do harm if they are old: they wake up who waits, and
 //! they answer GetCapacity, which is a hint by its own definition.
 
-use std::fmt::Debug;
+use std::{collections::BTreeSet, fmt::Debug};
 
 use futures::{Stream, StreamExt, future::BoxFuture, stream::BoxStream};
 use galleonfs_api::{GalleonReplica, GalleonVolume, StoragePool};
@@ -124,6 +124,19 @@ impl Seen {
         let volumes = self.volumes.state();
         let found = volumes.iter().filter(|volume| wanted(volume));
         found.map(|volume| ObjectRef::from_obj(volume.as_ref())).collect()
+    }
+
+    /// Names of the volumes that have a replica in this pool, as last seen.
+    pub fn volumes_in(&self, pool: &str) -> BTreeSet<String> {
+        let replicas = self.replicas.state();
+        let here = replicas.iter().filter(|replica| replica.spec.pool_name == pool);
+        here.map(|replica| replica.spec.volume_name.clone()).collect()
+    }
+
+    /// Whether a pool says that its disk is not to be trusted, as last seen.
+    pub fn is_failing(&self, namespace: &str, pool: &str) -> bool {
+        let pool = self.pools.get(&ObjectRef::new(pool).within(namespace));
+        pool.is_some_and(|pool| pool.failing().is_some())
     }
 
     /// The replica of this name, as last seen.

@@ -142,6 +142,7 @@ fn new_volume(command: &Create) -> GalleonVolume {
         parameters: command.class.normal().clone(),
         capability: command.capability.clone(),
         attach_to: None,
+        leaving: None,
     };
     let mut volume = GalleonVolume::new(&command.volume_name, spec);
     volume.finalizers_mut().push(VOLUME_FINALIZER.to_string());

@@ -76,6 +76,7 @@ pub fn at_this_moment<T>(
         now,
         delay: world.replacement_delay,
         standing: &|node| world.cluster.seen.standing(node),
+        failing: &|pool| world.cluster.is_failing(pool),
         unchanged_since: world.unchanged.since(&volume.uid().unwrap_or_default(), config, now),
     })
 }
@@ -134,6 +135,12 @@ pub async fn step(
                 cluster::delete(&cluster.replicas, replica, false).await?;
             }
         }
+        Repair::Leave(replica) => {
+            tracing::info!(volume = name, leaving = ?replica, "who is to leave");
+            let mut told = volume.clone();
+            told.spec.leaving = replica;
+            cluster::replace(&cluster.volumes, &told).await?;
+        }
         Repair::Replace(lost) => match make(world, volume, config, own, &lost).await {
             Ok(()) => tracing::info!(volume = name, lost, "making another replica"),
             Err(error) if error.kind == Kind::NoRoom => {
@@ -146,7 +153,8 @@ pub async fn step(
         },
         Repair::Wait(due) => {
             let due = due.map(|due| Duration::try_from(due.duration_since(now)).unwrap_or(Duration::ZERO));
-            let lacking = config.in_sync.len() < upkeep::count(volume.spec.replica_count);
+            let lacking =
+                config.in_sync.len() < upkeep::count(volume.spec.replica_count) || volume.spec.leaving.is_some();
             return Ok(Repaired::Idle {
                 again: lacking.then(|| due.map_or(LOOK_AGAIN, |due| due.clamp(Duration::from_secs(1), LOOK_AGAIN))),
                 stuck: None,

@@ -115,6 +115,9 @@ pub async fn report(world: &World, name: &str, outlook: &Outlook, metrics: &Metr
             redundancy::condition(&volume, config, &own, circumstances, outlook.stuck.as_deref())
         }));
     }
+    if !volume.spec.is_replicated() {
+        said.extend(redundancy::of_one(&volume, &own, |pool| cluster.is_failing(pool)));
+    }
     let in_sync_count = in_sync.and_then(|count| i32::try_from(count).ok());
     let Some(conditions) = news(&volume, said, observed, in_sync_count) else {
         return Ok(());

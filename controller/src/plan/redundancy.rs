@@ -55,6 +55,27 @@ pub fn condition(
             ));
         }
     }
+    let untrusted = |replica: &&&GalleonReplica| {
+        config.in_sync.contains(&replica.name_any()) && (circumstances.failing)(&replica.spec.pool_name)
+    };
+    let untrusted: Vec<&&GalleonReplica> = replicas.iter().filter(untrusted).collect();
+    let leaving = repair::leaving(volume, config, replicas, circumstances);
+    for replica in &untrusted {
+        let name = replica.name_any();
+        let next = match (&leaving, stuck) {
+            (Some(leaving), None) if *leaving == name && volume.primary().is_none() => {
+                "it leaves when another one is in sync, for which the volume must be attached"
+            }
+            (Some(leaving), None) if *leaving == name => "it leaves when another one is in sync",
+            (_, Some(_)) => "it stays, because there is nowhere to go",
+            _ => "it stays until its turn comes",
+        };
+        sentences.push(format!(
+            "{} is on a disk that is not to be trusted (StoragePool {}); {next}",
+            at(&name),
+            replica.spec.pool_name
+        ));
+    }
     sentences.extend(stuck.map(|why| format!("no other node can take a replica: {why}")));
 
     let few_zones = stands_too_close(volume, config, replicas);
@@ -63,6 +84,8 @@ pub fn condition(
     }
     let redundant = nodes.len() >= wanted && !few_zones;
     let why = match redundant {
+        true if stuck.is_some() => reason::NO_OTHER_NODE,
+        true if !untrusted.is_empty() => reason::POOL_FAILING,
         true => reason::ALL_IN_SYNC,
         false if nodes.len() >= wanted => reason::TOO_FEW_ZONES,
         false if stuck.is_some() => reason::NO_OTHER_NODE,
@@ -111,6 +134,46 @@ pub fn is_stuck(volume: &GalleonVolume) -> bool {
     said.any(|said| said.reason == reason::NO_OTHER_NODE)
 }
 
+/// Whether a volume has been told of a disk that is not to be trusted: it is looked at when that changes.
+pub fn is_on_failing(volume: &GalleonVolume) -> bool {
+    let conditions = volume.status.iter().flat_map(|status| &status.conditions);
+    let mut said = conditions.filter(|said| said.type_ == condition_type::REDUNDANT);
+    volume.spec.leaving.is_some() || said.any(|said| said.reason == reason::POOL_FAILING)
+}
+
+/// The condition Redundant of a volume that has one replica, if there is something to say: nothing can be done for it
+/// without a person.
+pub fn of_one(
+    volume: &GalleonVolume,
+    replicas: &[&GalleonReplica],
+    failing: impl Fn(&str) -> bool,
+) -> Option<Condition> {
+    let untrusted = replicas.iter().find(|replica| failing(&replica.spec.pool_name));
+    if let Some(replica) = untrusted {
+        let text = format!(
+            "the only copy of the volume is replica {} on node {}, on a disk that is not to be trusted (StoragePool {}). \
+             Nobody can replace it by itself: copy the data into another volume",
+            replica.name_any(),
+            replica.spec.node_name,
+            replica.spec.pool_name
+        );
+        return Some(Condition::new(
+            condition_type::REDUNDANT,
+            false,
+            reason::POOL_FAILING,
+            text,
+        ));
+    }
+    let text = "nothing is known against the disk of its only copy";
+    is_said(volume).then(|| Condition::new(condition_type::REDUNDANT, true, reason::ALL_IN_SYNC, text))
+}
+
+/// Whether the condition Redundant is there.
+fn is_said(volume: &GalleonVolume) -> bool {
+    let mut conditions = volume.status.iter().flat_map(|status| &status.conditions);
+    conditions.any(|said| said.type_ == condition_type::REDUNDANT)
+}
+
 /// Of one replica that is out: since when, with what, and what happens next.
 fn story(
     volume: &GalleonVolume,
@@ -134,7 +197,10 @@ fn story(
                 .map(|why| format!("it failed ({}: {})", why.reason, why.message))
         })
     });
-    let why = why.map(|why| format!("; {why}")).unwrap_or_default();
+    let pool = replica.map(|replica| &replica.spec.pool_name);
+    let untrusted = pool.filter(|pool| (circumstances.failing)(pool));
+    let untrusted = untrusted.map(|pool| format!("its disk is not to be trusted (StoragePool {pool})"));
+    let why = why.or(untrusted).map(|why| format!("; {why}")).unwrap_or_default();
     let next = match repair::due(volume, config, replica, circumstances) {
         Some(due) if due <= circumstances.now => "it is being replaced".to_string(),
         Some(due) => format!("it is replaced from {} on if it stays away", seconds(due)),

@@ -17,6 +17,16 @@ fn three() -> [GalleonReplica; 3] {
 }
 
 fn told(volume: &GalleonVolume, replicas: &[GalleonReplica], away: Option<&str>, stuck: Option<&str>) -> Condition {
+    told_with(volume, replicas, away, stuck, None)
+}
+
+fn told_with(
+    volume: &GalleonVolume,
+    replicas: &[GalleonReplica],
+    away: Option<&str>,
+    stuck: Option<&str>,
+    failing: Option<&str>,
+) -> Condition {
     let standing = |node: &str| Standing {
         trouble: (away == Some(node)).then(|| "is not ready".to_string()),
         since: Some(at("2026-03-01T10:01:00Z")),
@@ -26,6 +36,7 @@ fn told(volume: &GalleonVolume, replicas: &[GalleonReplica], away: Option<&str>,
         now: at("2026-03-01T10:05:00Z"),
         delay: Duration::from_secs(600),
         standing: &standing,
+        failing: &|pool| failing == Some(pool),
         unchanged_since: at("2026-03-01T10:02:00Z"),
     };
     let own: Vec<&GalleonReplica> = replicas.iter().collect();
@@ -178,4 +189,47 @@ fn a_replica_that_somebody_deleted_is_said_to_stay() {
         "{}",
         told.message
     );
+}
+
+#[test]
+fn a_copy_on_a_disk_that_fails_is_named_with_what_happens_next() {
+    let mut whole = settled(replicated("v", 3), &["v-a", "v-b", "v-c"]);
+    let failing = Some("default.c");
+    let said = told_with(&whole, &three(), None, None, failing);
+    assert!(said.is_true() && said.reason == reason::POOL_FAILING, "{said:?}");
+    assert!(
+        said.message.ends_with(
+            "replica v-c on node c is on a disk that is not to be trusted (StoragePool default.c); it leaves when another \
+             one is in sync, for which the volume must be attached"
+        ),
+        "{}",
+        said.message
+    );
+    let said = told_with(&whole, &three(), None, Some("no pool has room"), failing);
+    assert!(said.is_true() && said.reason == reason::NO_OTHER_NODE, "{said:?}");
+    assert!(
+        said.message
+            .contains("it stays, because there is nowhere to go; no other node can take a replica: no pool")
+    );
+    // It is looked at again when there is room, or when the disk is trusted.
+    whole.status.get_or_insert_default().conditions = vec![said];
+    assert!(is_stuck(&whole));
+}
+
+#[test]
+fn the_only_copy_on_a_disk_that_fails_is_for_a_person() {
+    let mut alone = settled(crate::fixtures::volume("v"), &["v-a"]);
+    let replica = ready(crate::fixtures::replica("v", "a", GIB));
+    assert_eq!(of_one(&alone, &[&replica], |_| false), None);
+    let said = of_one(&alone, &[&replica], |pool| pool == "default.a").expect("something to say");
+    assert!(!said.is_true() && said.reason == reason::POOL_FAILING);
+    assert!(
+        said.message
+            .contains("the only copy of the volume is replica v-a on node a"),
+        "{said:?}"
+    );
+    alone.status.get_or_insert_default().conditions = vec![said];
+    assert!(is_on_failing(&alone));
+    let well = of_one(&alone, &[&replica], |_| false).expect("it was told before");
+    assert!(well.is_true());
 }

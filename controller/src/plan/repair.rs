@@ -8,6 +8,14 @@
 //! lost ──▶ another is made elsewhere ──▶ Ready ──▶ added to `out` ──(the primary)──▶ in sync ──▶ the lost one is given up
 //! ```
 //!
+//! A replica in a pool whose disk is not to be trusted is replaced, too, without the delay: at once if it is out, and if it
+//! is in sync it stays so until the other one is:
+//!
+//! ```text
+//! in sync, in a failing pool ──▶ another is made elsewhere ──▶ Ready ──▶ added to `out` ──▶ `spec.leaving` names the old one
+//!   ──(the primary)──▶ the other is in sync ──(the primary)──▶ the old one is out ──▶ it is given up
+//! ```
+//!
 //! One at a time for each volume, so there is never more than one replica more than were asked for. If the lost one comes
 //! back before the other is in sync, whoever is in sync first stays: the primary brings nobody up to date beyond what was
 //! asked for. Only `out` is changed here: who is in sync is for the
@@ -35,6 +43,8 @@ pub struct Circumstances<'a> {
     /// How long a replica may stay away before it is replaced.
     pub delay: Duration,
     pub standing: &'a dyn Fn(&str) -> Standing,
+    /// Whether the disk of a pool is not to be trusted.
+    pub failing: &'a dyn Fn(&str) -> bool,
     /// Since when the configuration is what it is, as far as this process has seen.
     pub unchanged_since: Timestamp,
 }
@@ -52,6 +62,8 @@ pub enum Repair {
     Add(String),
     /// Make another in the place of this one.
     Replace(String),
+    /// Tell the primary that this one is to leave; or that all may stay.
+    Leave(Option<String>),
     /// Nothing, before this time at least.
     Wait(Option<Timestamp>),
 }
@@ -69,11 +81,20 @@ pub fn next(
     let wanted = count(volume.spec.replica_count);
     let named = members(config).count();
     let (lost, next_due) = lost(volume, config, replicas, circumstances);
-    if let Some(name) = given_up(config, wanted, named, &lost) {
+    let leaving = leaving(volume, config, replicas, circumstances);
+    // Before anything else: whoever may stay must not be let go by mistake.
+    let told = volume.spec.leaving.clone();
+    if told.is_some() && told != leaving {
+        return Repair::Leave(None);
+    }
+    if let Some(name) = given_up(config, wanted + usize::from(leaving.is_some()), named, &lost) {
         return Repair::GiveUp(name);
     }
+    if leaving.is_some() && leaving != told && named > wanted {
+        return Repair::Leave(leaving);
+    }
 
-    let missing = wanted.saturating_sub(named - lost.len());
+    let missing = wanted.saturating_sub(named - lost.len() - usize::from(leaving.is_some()));
     let mut fresh: Vec<&GalleonReplica> = replicas
         .iter()
         .copied()
@@ -97,7 +118,38 @@ pub fn next(
     match fresh.first() {
         Some(replica) if replica.phase() == ReplicaPhase::Ready => Repair::Add(replica.name_any()),
         Some(_) => Repair::Wait(next_due),
-        None => Repair::Replace(lost.first().cloned().unwrap_or_default()),
+        None => Repair::Replace(lost.first().cloned().or(leaving).unwrap_or_default()),
+    }
+}
+
+/// The replica in sync that is to be replaced because of its disk: one at a time, and only while nobody is missing.
+pub fn leaving(
+    volume: &GalleonVolume,
+    config: &VolumeConfig,
+    replicas: &[&GalleonReplica],
+    circumstances: &Circumstances<'_>,
+) -> Option<String> {
+    let wanted = count(volume.spec.replica_count);
+    if config.in_sync.len() < wanted {
+        return None;
+    }
+    let told = volume.spec.leaving.as_ref();
+    let told = told.filter(|told| config.in_sync.contains(told));
+    let mut untrusted: Vec<String> = replicas
+        .iter()
+        .filter(|replica| config.in_sync.contains(&replica.name_any()))
+        .filter(|replica| (circumstances.failing)(&replica.spec.pool_name))
+        .map(|replica| replica.name_any())
+        .collect();
+    untrusted.sort();
+    // Where another one is on its way already it is gone through with, although the disk may be trusted again: that one
+    // would be one too many.
+    let under_way = !config.syncing.is_empty() || config.in_sync.len() > wanted;
+    // One that does not come back would be waited for as the one in its place.
+    let nobody_lost = lost(volume, config, replicas, circumstances).0.is_empty();
+    match told {
+        Some(told) if under_way || (nobody_lost && untrusted.contains(told)) => Some(told.clone()),
+        _ => untrusted.into_iter().next().filter(|_| nobody_lost),
     }
 }
 
@@ -162,6 +214,9 @@ pub fn due(
         // A person took it away, and it holds nothing that others do not have.
         return Some(Timestamp::MIN);
     };
+    if (circumstances.failing)(&replica.spec.pool_name) {
+        return Some(Timestamp::MIN);
+    }
     let out = out_since(replica).unwrap_or(circumstances.now);
     let standing = (circumstances.standing)(&replica.spec.node_name);
     let node = standing.trouble.map(|_| standing.since.unwrap_or(out));
@@ -205,6 +260,7 @@ fn is_fresh(
     !is_leaving(replica)
         && !is_named(volume, replica)
         && !shared
+        && !(circumstances.failing)(&replica.spec.pool_name)
         && !replica.annotations().contains_key(ANNOTATION_OUT_SINCE)
         && match replica.phase() {
             ReplicaPhase::Ready => true,

@@ -45,6 +45,17 @@ fn out_from(mut replica: GalleonReplica, second: i64) -> GalleonReplica {
 
 /// What is to be done `second` seconds in, with these nodes away since these seconds.
 fn next_at(second: i64, volume: &GalleonVolume, replicas: &[GalleonReplica], away: &[(&str, i64)]) -> Repair {
+    next_with(second, volume, replicas, away, &[])
+}
+
+/// The same, and the disks of these nodes are not to be trusted.
+fn next_with(
+    second: i64,
+    volume: &GalleonVolume,
+    replicas: &[GalleonReplica],
+    away: &[(&str, i64)],
+    failing: &[&str],
+) -> Repair {
     let standing = |node: &str| {
         let gone = away.iter().find(|(other, _)| *other == node);
         Standing {
@@ -57,6 +68,7 @@ fn next_at(second: i64, volume: &GalleonVolume, replicas: &[GalleonReplica], awa
         now: at(second),
         delay: DELAY,
         standing: &standing,
+        failing: &|pool| failing.iter().any(|node| pool == format!("default.{node}")),
         unchanged_since: at(0),
     };
     let own: Vec<&GalleonReplica> = replicas.iter().collect();
@@ -295,10 +307,18 @@ struct Toy {
     volume: GalleonVolume,
     replicas: Vec<GalleonReplica>,
     away: Vec<(&'static str, i64)>,
+    away_max: usize,
+    /// Nodes whose disks are not to be trusted.
+    failing: Vec<&'static str>,
     minute: i64,
     unchanged: (VolumeConfig, i64),
     made: usize,
     seed: u64,
+}
+
+/// Whether the one that is to leave is still in sync: then one more is wanted.
+fn leaving_of(config: &VolumeConfig, told: Option<&String>) -> bool {
+    told.is_some_and(|told| config.in_sync.contains(told))
 }
 
 const NODES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
@@ -311,6 +331,8 @@ impl Toy {
             volume,
             replicas: vec![on("a"), on("b"), on("c")],
             away: vec![],
+            away_max: 3,
+            failing: vec![],
             minute: 0,
             made: 0,
             seed,
@@ -335,7 +357,25 @@ impl Toy {
         found.is_none_or(|replica| self.away.iter().any(|(node, _)| *node == replica.spec.node_name))
     }
 
+    /// Whoever is to leave does when there is one more than are wanted.
+    fn let_leave(&mut self) {
+        let Some(leaving) = self.volume.spec.leaving.clone() else {
+            return;
+        };
+        let config = self.config();
+        if config.in_sync.contains(&leaving) && config.in_sync.len() > 3 {
+            config.in_sync.retain(|other| *other != leaving);
+            let had = OutReplica {
+                epoch: 1,
+                flushed_seq: 9,
+            };
+            config.out.insert(leaving, had);
+        }
+    }
+
     fn primary(&mut self) {
+        self.let_leave();
+        let told = self.volume.spec.leaving.clone();
         let members: Vec<String> = members(self.config()).cloned().collect();
         for name in members {
             let away = self.is_away(&name);
@@ -344,6 +384,9 @@ impl Toy {
                 .iter()
                 .any(|other| other.name_any() == name && is_leaving(other));
             let slow = self.chance(3);
+            let begun = leaving_of(self.config(), told.as_ref());
+            // One after the other, and no more than are wanted.
+            let enough = self.config().in_sync.len() >= 3 + usize::from(begun) || !self.config().syncing.is_empty();
             let config = self.config();
             let in_sync = config.in_sync.contains(&name);
             if in_sync && away && config.in_sync.len() > 1 {
@@ -359,7 +402,7 @@ impl Toy {
                     config.out.remove(&name);
                     config.in_sync.push(name);
                 }
-            } else if !in_sync && !away && !leaving && !slow {
+            } else if !in_sync && !away && !leaving && !slow && !enough {
                 config.syncing.push(name);
             }
         }
@@ -378,10 +421,12 @@ impl Toy {
                 zone: None,
             }
         };
+        let failing = self.failing.clone();
         let circumstances = Circumstances {
             now: at(self.minute * MINUTE),
             delay: DELAY,
             standing: &standing,
+            failing: &|pool| failing.iter().any(|node| pool == format!("default.{node}")),
             unchanged_since: at(self.unchanged.1 * MINUTE),
         };
         let own: Vec<&GalleonReplica> = self.replicas.iter().collect();
@@ -422,9 +467,16 @@ impl Toy {
                     self.replicas.remove(place);
                 }
             }
+            Repair::Leave(replica) => {
+                if let Some(replica) = &replica {
+                    assert!(self.config().in_sync.contains(replica) && members(self.config()).count() > 3);
+                }
+                self.volume.spec.leaving = replica;
+            }
             Repair::Replace(_) => {
                 let free = NODES.iter().find(|node| {
-                    self.away.iter().all(|(other, _)| other != *node)
+                    !self.failing.contains(node)
+                        && self.away.iter().all(|(other, _)| other != *node)
                         && self.replicas.iter().all(|replica| replica.spec.node_name != **node)
                 });
                 let Some(node) = free else { return false };
@@ -448,7 +500,7 @@ impl Toy {
                     Some(place) if self.chance(15) => {
                         self.away.remove(place);
                     }
-                    None if self.chance(30) && self.away.len() < 3 => self.away.push((node, self.minute)),
+                    None if self.chance(30) && self.away.len() < self.away_max => self.away.push((node, self.minute)),
                     _ => {}
                 }
             }
@@ -498,4 +550,119 @@ fn whatever_nodes_do_the_copies_come_back_and_nobody_else_is_touched() {
         );
     }
     assert!(made > 100, "{made} replacements are no test");
+}
+
+#[test]
+fn a_replica_on_a_disk_that_fails_leaves_when_another_is_in_sync_and_not_before() {
+    let next = |volume: &GalleonVolume, own: &[GalleonReplica]| next_with(0, volume, own, &[], &["c"]);
+    let old = || Some("v-c".to_string());
+    let new = || {
+        let mut new = on("d");
+        new.annotations_mut()
+            .insert(ANNOTATION_REPLACES.to_string(), "v-c".to_string());
+        new
+    };
+    let whole = volume_with(&["v-a", "v-b", "v-c"], &[], &[]);
+    let three = [on("a"), on("b"), on("c")];
+    assert_eq!(next(&whole, &three), Repair::Replace("v-c".to_string()));
+    let four = [on("a"), on("b"), on("c"), new()];
+    assert_eq!(next(&whole, &four), Repair::Add("v-d".to_string()));
+
+    let added = volume_with(&["v-a", "v-b", "v-c"], &[], &["v-d"]);
+    let mut marked = four.clone();
+    marked[3] = out_from(new(), 0);
+    assert_eq!(next(&added, &marked), Repair::Leave(old()));
+    let told = |mut volume: GalleonVolume| {
+        volume.spec.leaving = old();
+        volume
+    };
+    assert_eq!(next(&told(added), &marked), Repair::Wait(None), "the primary is at it");
+    let syncing = volume_with(&["v-a", "v-b", "v-c"], &["v-d"], &["v-d"]);
+    assert_eq!(next(&told(syncing), &marked), Repair::Wait(None));
+    // Both are in sync; then the primary lets the old one go.
+    let both = volume_with(&["v-a", "v-b", "v-c", "v-d"], &[], &[]);
+    assert_eq!(
+        next(&told(both), &[on("a"), on("b"), on("c"), on("d")]),
+        Repair::Wait(None)
+    );
+    let left = volume_with(&["v-a", "v-b", "v-d"], &[], &["v-c"]);
+    let own = [on("a"), on("b"), out_from(on("c"), 0), on("d")];
+    assert_eq!(next(&told(left.clone()), &own), Repair::Leave(None));
+    assert_eq!(next(&left, &own), Repair::GiveUp("v-c".to_string()));
+    let done = volume_with(&["v-a", "v-b", "v-d"], &[], &[]);
+    assert_eq!(next(&done, &own), Repair::Delete(names(&["v-c"])));
+    assert_eq!(next(&done, &[on("a"), on("b"), on("d")]), Repair::Wait(None));
+}
+
+#[test]
+fn a_replica_that_is_out_on_a_disk_that_fails_is_replaced_without_delay() {
+    let volume = volume_with(&["v-a", "v-b"], &[], &["v-c"]);
+    let own = [on("a"), on("b"), out_from(on("c"), 0)];
+    assert_eq!(next_with(1, &volume, &own, &[], &[]), Repair::Wait(None));
+    let replace = Repair::Replace("v-c".to_string());
+    assert_eq!(next_with(1, &volume, &own, &[], &["c"]), replace);
+    // While one is missing nobody else leaves.
+    assert_eq!(next_with(1, &volume, &own, &[], &["a"]), Repair::Wait(None));
+}
+
+#[test]
+fn a_disk_that_is_trusted_again_stops_what_has_not_begun_and_not_what_has() {
+    let mut added = volume_with(&["v-a", "v-b", "v-c"], &[], &["v-d"]);
+    added.spec.leaving = Some("v-c".to_string());
+    let own = [on("a"), on("b"), on("c"), out_from(on("d"), 0)];
+    assert_eq!(next_at(0, &added, &own, &[]), Repair::Leave(None));
+    added.spec.leaving = None;
+    assert_eq!(next_at(0, &added, &own, &[]), Repair::GiveUp("v-d".to_string()));
+
+    let mut syncing = volume_with(&["v-a", "v-b", "v-c"], &["v-d"], &["v-d"]);
+    syncing.spec.leaving = Some("v-c".to_string());
+    assert_eq!(next_at(0, &syncing, &own, &[]), Repair::Wait(None));
+}
+
+#[test]
+fn disks_that_fail_are_emptied_whatever_nodes_do_and_no_copy_is_lost_for_it() {
+    let mut made = 0;
+    for seed in 0..200 {
+        let mut toy = Toy::new(seed);
+        toy.away_max = 2;
+        for minute in 0..300 {
+            if minute == 20 {
+                toy.failing = vec![NODES[seed as usize % 3]];
+            }
+            toy.pass(true);
+        }
+        for _ in 0..100 {
+            toy.pass(false);
+        }
+        made += toy.made;
+        let (config, failing) = (toy.config().clone(), toy.failing.clone());
+        let away: Vec<&str> = toy.away.iter().map(|(node, _)| *node).collect();
+        let there: Vec<&str> = toy
+            .replicas
+            .iter()
+            .map(|replica| replica.spec.node_name.as_str())
+            .collect();
+        assert!(
+            config.in_sync.len() == 3 && config.syncing.is_empty() && config.out.is_empty(),
+            "seed {seed}: {config:?}, {away:?} are away"
+        );
+        assert!(
+            there.len() == 3 && !there.contains(&failing[0]),
+            "seed {seed}: {there:?} and {failing:?}"
+        );
+        assert_eq!(toy.volume.spec.leaving, None, "seed {seed}");
+    }
+    assert!(made > 200, "{made} replacements are no test");
+}
+
+/// Without faults: from the first moment to the last there are three copies in sync.
+#[test]
+fn emptying_a_disk_takes_no_copy_before_there_is_another() {
+    let mut toy = Toy::new(7);
+    toy.failing = vec!["a"];
+    for _ in 0..60 {
+        toy.pass(false);
+        assert!(toy.config().in_sync.len() >= 3, "minute {}", toy.minute);
+    }
+    assert!(toy.replicas.iter().all(|replica| replica.spec.node_name != "a"));
 }

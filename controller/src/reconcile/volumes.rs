@@ -1,6 +1,6 @@
 //! Volumes: settle what was created, grow what has grown, take apart what was deleted, and say how each fares.
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use galleonfs_api::{GalleonReplica, GalleonVolume, StoragePool};
 use kube::{
@@ -30,7 +30,16 @@ pub async fn run(context: Arc<Context>) {
     };
     let seen = cluster.seen.clone();
     // Room may be what a volume waits for that lacks a replica.
-    let stuck = move |_: StoragePool| seen.volumes_where(redundancy::is_stuck);
+    let stuck = move |pool: StoragePool| {
+        let here = match pool.failing() {
+            Some(_) => seen.volumes_in(&pool.name_any()),
+            None => BTreeSet::new(),
+        };
+        seen.volumes_where(|volume| {
+            let waits = redundancy::is_stuck(volume) || redundancy::is_on_failing(volume);
+            waits || here.contains(&volume.name_any())
+        })
+    };
     let results = Controller::new(cluster.volumes.clone(), watcher::Config::default())
         .watches(cluster.replicas.clone(), watcher::Config::default(), volume_of)
         .watches(cluster.pools.clone(), watcher::Config::default(), stuck)

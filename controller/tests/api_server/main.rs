@@ -46,6 +46,7 @@ const SCENARIOS: &[Scenario] = scenarios![
     replicated::two_controllers_do_not_share_out_room_that_is_enough_for_one,
     replicated::a_dead_primary_keeps_nobody_from_moving_or_deleting_its_volume,
     replicated::what_a_person_deletes_stays_while_it_is_in_sync,
+    replicated::a_disk_that_fails_is_emptied_when_there_is_room_elsewhere,
     // Leaves a node behind that is not ready if it fails.
     replicated::a_replica_that_stays_away_is_replaced_once_though_two_controllers_lead,
     scenarios::a_successor_takes_over_and_an_idle_cluster_is_not_written_to,

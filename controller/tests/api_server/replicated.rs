@@ -468,3 +468,93 @@ pub async fn a_replica_that_stays_away_is_replaced_once_though_two_controllers_l
     controller.stop().await;
     second.stop().await;
 }
+
+/// Says of a pool what its node would.
+async fn say_of_pool(lab: &Lab, node: &str, said: Condition) {
+    let name = StoragePool::object_name("default", node);
+    loop {
+        let mut found = pools(lab).get(&name).await.expect("a pool");
+        condition::set(&mut found.status.get_or_insert_default().conditions, said.clone());
+        match pools(lab).replace_status(&name, &PostParams::default(), &found).await {
+            Err(kube::Error::Api(status)) if status.code == 409 => {}
+            written => return drop(written.expect("a status")),
+        }
+    }
+}
+
+pub async fn a_disk_that_fails_is_emptied_when_there_is_room_elsewhere(lab: Lab) {
+    let mut nodes = nodes_with(&lab, &[("node-a", 9 * GIB), ("node-b", 9 * GIB), ("node-c", 9 * GIB)]).await;
+    let mut controller = lab.controller("c", false).await;
+    create(&mut controller, several("v", GIB, 3)).await.expect("created");
+    let publish = Request::new(publish_request("v", "node-a"));
+    controller
+        .controller
+        .controller_publish_volume(publish)
+        .await
+        .expect("attached");
+    volume_becomes(&lab, "v", |volume| {
+        volume.primary() == Some("node-a") && redundant(volume).is_some_and(Condition::is_true)
+    })
+    .await;
+
+    let old = replica_on(&made(&lab).await, "node-c");
+    for type_ in [condition_type::FAILING, condition_type::READY] {
+        let said = Condition::new(
+            type_,
+            type_ == condition_type::FAILING,
+            reason::TOO_MANY_REPAIRS,
+            "17 blocks",
+        );
+        say_of_pool(&lab, "node-c", said).await;
+    }
+    volume_becomes(&lab, "v", |volume| {
+        redundant(volume).is_some_and(|said| {
+            said.is_true() && said.reason == reason::NO_OTHER_NODE && said.message.contains("nowhere to go")
+        })
+    })
+    .await;
+    assert_eq!(made(&lab).await.len(), 3);
+    assert_eq!(config(&volume(&lab, "v").await).in_sync.len(), 3, "nothing is removed");
+
+    nodes.push(pool(&lab, "node-d", 9 * GIB, Behaviour::default()).await);
+    volume_becomes(&lab, "v", |volume| volume.spec.leaving == Some(old.name_any())).await;
+    let new = replica_on(&made(&lab).await, "node-d");
+    let added = config(&volume(&lab, "v").await);
+    assert!(added.out.contains_key(&new.name_any()) && added.in_sync.contains(&old.name_any()));
+    as_primary(&lab, "v", |config| {
+        config.out.remove(&new.name_any());
+        config.in_sync.push(new.name_any());
+    })
+    .await;
+    as_primary(&lab, "v", |config| {
+        config.in_sync.retain(|name| *name != old.name_any());
+        config.out.insert(old.name_any(), OutReplica::default());
+    })
+    .await;
+    volume_becomes(&lab, "v", |volume| {
+        let well = redundant(volume).is_some_and(|said| said.is_true() && said.reason == reason::ALL_IN_SYNC);
+        config(volume).out.is_empty() && volume.spec.leaving.is_none() && well
+    })
+    .await;
+    let uid = old.uid().expect("a uid");
+    await_condition(replicas(&lab), &old.name_any(), conditions::is_deleted(&uid))
+        .await
+        .expect("a watch");
+    let nodes_left: Vec<String> = made(&lab)
+        .await
+        .into_iter()
+        .map(|replica| replica.spec.node_name)
+        .collect();
+    assert!(
+        nodes_left.len() == 3 && !nodes_left.contains(&"node-c".to_string()),
+        "{nodes_left:?}"
+    );
+    let unpublish = within(30, unpublish_request("v", "node-a"));
+    controller
+        .controller
+        .controller_unpublish_volume(unpublish)
+        .await
+        .expect("detached");
+    delete(&mut controller, "v").await.expect("deleted");
+    controller.stop().await;
+}

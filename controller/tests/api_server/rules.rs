@@ -26,6 +26,7 @@ fn volume() -> GalleonVolume {
             fs_type: None,
         },
         attach_to: None,
+        leaving: None,
     };
     GalleonVolume::new("v", spec)
 }

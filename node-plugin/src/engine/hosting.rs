@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
+use galleonfs_storage_engine::replication::ReplicaId;
 use uuid::Uuid;
 
 use super::attached::Grant;
@@ -147,6 +148,15 @@ impl Engine {
         let place = self.attached(volume, |attached| (attached.key, attached.shard));
         if let Some((key, shard)) = place {
             let _ = self.inner.tell(shard, Message::Config(key, ConfigNews::Look));
+        }
+    }
+
+    /// A replica of an attached volume is to leave when another one is in sync in its place; `None`: all may stay.
+    pub fn leave(&self, volume: &str, replica: Option<Uuid>) {
+        let place = self.attached(volume, |attached| (attached.key, attached.shard));
+        if let Some((key, shard)) = place {
+            let replica = replica.map(|replica| ReplicaId(replica.into_bytes()));
+            let _ = self.inner.tell(shard, Message::Config(key, ConfigNews::Leave(replica)));
         }
     }
 

@@ -47,6 +47,8 @@ pub(super) enum ConfigNews {
     Read(Option<(Stamp, Config)>),
     /// Somebody else may have changed it.
     Look,
+    /// This replica is to leave when there is another one in its place; or all may stay.
+    Leave(Option<ReplicaId>),
 }
 
 /// Begins to lead, in the epoch that `config` grants.

@@ -171,6 +171,7 @@ impl Shard {
                 ConfigNews::Decided(decision) => led.decided(decision),
                 ConfigNews::Read(found) => led.config_read(found),
                 ConfigNews::Look => led.look(),
+                ConfigNews::Leave(replica) => led.leave(replica),
             }
         }
     }

@@ -6,6 +6,7 @@
 
 mod directory;
 mod judge;
+pub mod wear;
 
 use std::collections::HashMap;
 use std::path::PathBuf;

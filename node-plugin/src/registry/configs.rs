@@ -125,6 +125,15 @@ impl VolumeConfigs {
         self.inner.known().seen.back()?.object.config().cloned()
     }
 
+    /// The uid of a replica that this configuration names.
+    pub async fn uid_of(&self, config: &VolumeConfig, name: &str) -> Result<Option<Uuid>, ObjectError> {
+        if !plan::names(config).any(|member| member == name) {
+            return Ok(None);
+        }
+        self.inner.learn(config).await?;
+        Ok(self.inner.known().members.get(name).map(|member| member.uid))
+    }
+
     /// Where the replicas are that this configuration names.
     pub async fn members(&self, config: &VolumeConfig) -> Result<Members, ObjectError> {
         self.inner.learn(config).await?;

@@ -42,6 +42,8 @@ pub struct Led {
     /// Of all of them it was known where they are.
     whole: bool,
     asked: Instant,
+    /// The replica that the engine was told is to leave.
+    leaving: Option<Uuid>,
 }
 
 impl Led {
@@ -83,6 +85,7 @@ impl Registry {
             names: BTreeSet::new(),
             whole: false,
             asked: Instant::now(),
+            leaving: None,
         };
         self.own(|own| own.led.insert(name.to_owned(), led));
         let missing = self.tell_routes(name, config).await?;
@@ -187,6 +190,7 @@ impl Registry {
         if led.configs.latest().as_ref() != Some(config) {
             self.engine.look(name);
         }
+        self.tell_leaving(name, object, config, &led).await;
         let named: BTreeSet<String> = plan::names(config).cloned().collect();
         let limps = !led.whole
             || !config.out.is_empty()
@@ -196,6 +200,30 @@ impl Registry {
         if due && let Err(error) = self.tell_routes(name, config).await {
             // The engine goes on with what it was told before, and this is tried again.
             tracing::debug!(volume = name, %error, "where its replicas are cannot be read");
+        }
+    }
+
+    /// Tells the engine which replica is to leave, if that is news.
+    async fn tell_leaving(&self, name: &str, object: &GalleonVolume, config: &VolumeConfig, led: &Led) {
+        let wanted = match &object.spec.leaving {
+            None => None,
+            Some(replica) => match led.configs.uid_of(config, replica).await {
+                // Nobody of that name leaves.
+                Ok(found) => found,
+                Err(error) => {
+                    tracing::debug!(volume = name, %error, "which replica is to leave cannot be read");
+                    return;
+                }
+            },
+        };
+        if wanted != led.leaving && self.engine.device(name).is_some() {
+            tracing::info!(volume = name, leaving = ?object.spec.leaving, "who is to leave");
+            self.engine.leave(name, wanted);
+            self.own(|own| {
+                if let Some(led) = own.led.get_mut(name) {
+                    led.leaving = wanted;
+                }
+            });
         }
     }
 

@@ -50,6 +50,7 @@ pub use watch::watch;
 
 use crate::csi::{Directory, Found};
 use crate::pool::Pools;
+use crate::pool::wear::Wear;
 use crate::served::{Guards, NodeEngine, ReplicaDisks, Served};
 use crate::staging::Stager;
 use hosting::Hosting;
@@ -111,6 +112,9 @@ struct Own {
     notices: HashMap<Subject, Notice>,
     /// Pools whose leftovers were swept.
     swept: HashSet<String>,
+    /// What was found damaged, by pool, and when the stores were asked last.
+    wear: HashMap<String, Wear>,
+    asked_for_damage: Option<Instant>,
     /// What was measured last: available bytes of the file system, bytes of our replicas.
     measured: HashMap<String, (u64, u64)>,
 }

@@ -1,19 +1,28 @@
 //! Pools: looked at every few seconds, written about when something changed.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
-use galleonfs_api::{Condition, StoragePool, condition, condition_type, reason};
+use galleonfs_api::{
+    ANNOTATION_DISK_TRUSTED_AT, Condition, GalleonReplica, StoragePool, condition, condition_type, reason,
+};
+use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::objects::{Notice, Subject};
 use super::replicas::on_thread;
 use super::{Key, Next, Registry, Retry};
-use crate::pool::{self, Label, Look, Pool, REPLICAS, Verdict};
+use crate::pool::{self, Label, Look, Pool, REPLICAS, Verdict, wear};
 
 /// How often a pool is measured. A look is two system calls as long as nothing moves.
 const MEASURE_EVERY: Duration = Duration::from_secs(10);
+
+/// How often the stores are asked for damage: a disk that fails does so for longer than this.
+const ASK_FOR_DAMAGE_EVERY: Duration = Duration::from_secs(60);
 
 /// Our replicas are only counted anew when the file system's free space moved by more than this: counting looks at every
 /// segment file.
@@ -31,6 +40,8 @@ impl Registry {
             .filter(|pool| pool.spec.node_name == self.node)
         else {
             self.note(name, None);
+            // One that is made again under its name may be another disk.
+            self.own(|own| own.wear.remove(name));
             return Ok(Next::Gone);
         };
         let path = PathBuf::from(&object.spec.path);
@@ -80,7 +91,10 @@ impl Registry {
             self.sweep(name, &path).await?;
         }
         self.note(name, Some(known));
-        self.tell(&object, ready, uid, usable).await?;
+        self.count_damage().await;
+        let failing = self.failing(&object);
+        let ready = self.with_failing(&object, ready, failing.as_ref());
+        self.tell(&object, ready, failing, uid, usable).await?;
         Ok(Next::Again(MEASURE_EVERY))
     }
 
@@ -157,10 +171,87 @@ impl Registry {
         }
     }
 
+    /// Asks the stores what they found damaged, for all pools, now and then.
+    async fn count_damage(&self) {
+        let now = Instant::now();
+        let due = self.own(|own| {
+            let due = own
+                .asked_for_damage
+                .is_none_or(|asked| now - asked >= ASK_FOR_DAMAGE_EVERY);
+            if due {
+                own.asked_for_damage = Some(now);
+            }
+            due
+        });
+        if !due {
+            return;
+        }
+        let engine = self.engine.clone();
+        let Ok(stores) = tokio::task::spawn_blocking(move || engine.stores()).await else {
+            return;
+        };
+        let replicas = self.cache.replicas.list();
+        // By the replica's name, or the volume's if it has only the one.
+        let find = |store: &str| {
+            let mine = |replica: &&Arc<GalleonReplica>| {
+                let alone = !replica.spec.replicated && replica.spec.volume_name == store;
+                replica.spec.node_name == self.node && (replica.name_any() == store || alone)
+            };
+            replicas.iter().find(mine)
+        };
+        let mut pools: BTreeMap<&str, Vec<(String, u64)>> = BTreeMap::new();
+        for (store, report) in &stores {
+            if let Some(replica) = find(store) {
+                let places = report.stats.damaged_places;
+                let pool = pools.entry(&replica.spec.pool_name).or_default();
+                pool.push((replica.name_any(), places));
+            }
+        }
+        self.own(|own| {
+            for (pool, counted) in pools {
+                own.wear.entry(pool.to_owned()).or_default().count(&counted, now);
+            }
+        });
+    }
+
+    /// The condition Failing, if it is to change.
+    fn failing(&self, object: &StoragePool) -> Option<Condition> {
+        let name = object.name_any();
+        let said = object.annotations().get(ANNOTATION_DISK_TRUSTED_AT);
+        let trusted: Option<Timestamp> = said.and_then(|said| said.parse().ok());
+        if let Some(said) = said.filter(|_| trusted.is_none()) {
+            tracing::warn!(pool = %name, %said, "{ANNOTATION_DISK_TRUSTED_AT} says no time as 2026-01-31T12:00:00Z is one");
+        }
+        let conditions = object.status.as_ref().map(|status| status.conditions.as_slice());
+        let known = conditions.and_then(|conditions| condition::get(conditions, condition_type::FAILING));
+        self.own(|own| wear::judge(known, trusted, own.wear.entry(name).or_default()))
+    }
+
+    /// A pool that is failing takes no new replicas; it says how many are left.
+    fn with_failing(&self, object: &StoragePool, ready: Condition, now: Option<&Condition>) -> Condition {
+        let failing = match now {
+            Some(now) => Some(now).filter(|now| now.is_true()),
+            None => object.failing(),
+        };
+        let Some(failing) = failing.filter(|_| ready.is_true()) else {
+            return ready;
+        };
+        let name = object.name_any();
+        let here = self.cache.replicas.list();
+        let left = here.iter().filter(|replica| replica.spec.pool_name == name).count();
+        let text = match left {
+            0 => format!("no replica is left here. {}", failing.message),
+            1 => format!("one replica is still here. {}", failing.message),
+            _ => format!("{left} replicas are still here. {}", failing.message),
+        };
+        Condition::new(condition_type::READY, false, reason::TOO_MANY_REPAIRS, text)
+    }
+
     async fn tell(
         &self,
         object: &StoragePool,
         ready: Condition,
+        failing: Option<Condition>,
         uid: Option<Uuid>,
         usable: Option<u64>,
     ) -> Result<(), Retry> {
@@ -195,12 +286,17 @@ impl Registry {
         let reached = self.endpoint.get();
         let moved_house =
             reached.is_some() && object.status.as_ref().and_then(|status| status.endpoint.as_ref()) != reached;
-        if same && !moved && !named && !moved_house {
+        if same && failing.is_none() && !moved && !named && !moved_house {
             return Ok(());
         }
         let mut object = object.clone();
+        let name = object.name_any();
         let status = object.status.get_or_insert_default();
         condition::set(&mut status.conditions, ready);
+        if let Some(failing) = failing {
+            tracing::warn!(pool = %name, failing = failing.is_true(), text = %failing.message, "the pool's disk");
+            condition::set(&mut status.conditions, failing);
+        }
         status.pool_uid = uid.or(status.pool_uid.take());
         status.endpoint = reached.cloned().or(status.endpoint.take());
         if let Some(usable) = usable {
@@ -213,7 +309,7 @@ impl Registry {
 
 /// The constant of a reason word: Events name the same ones.
 fn reason_constant(word: &str) -> &'static str {
-    const WORDS: [&str; 9] = [
+    const WORDS: [&str; 10] = [
         reason::PATH_MISSING,
         reason::NOT_A_DIRECTORY,
         reason::READ_ONLY,
@@ -222,6 +318,7 @@ fn reason_constant(word: &str) -> &'static str {
         reason::OTHER_POOL,
         reason::NEWER_FORMAT,
         reason::BAD_LABEL,
+        reason::TOO_MANY_REPAIRS,
         reason::IO_ERROR,
     ];
     WORDS

@@ -92,6 +92,8 @@ pub trait NodeEngine: Send + Sync + 'static {
     fn routes(&self, volume_uid: Uuid, routes: Vec<Route>);
     /// Somebody else may have changed the configuration of an attached volume: a replica was added, or given up.
     fn look(&self, volume: &str);
+    /// A replica of an attached volume is to leave as soon as another one is in sync in its place; `None`: all may stay.
+    fn leave(&self, volume: &str, replica: Option<Uuid>);
     /// What a person should know about an attached volume.
     fn trouble(&self, volume: &str) -> Option<Trouble>;
     /// Counters of every attached volume, by name.

@@ -34,6 +34,8 @@ pub struct FakeEngine {
     host_failures: Mutex<HashMap<Uuid, String>>,
     routes: Mutex<HashMap<Uuid, Vec<Route>>>,
     looks: Mutex<Vec<String>>,
+    leaving: Mutex<Vec<(String, Option<Uuid>)>>,
+    damage: Mutex<HashMap<String, u64>>,
 }
 
 impl FakeEngine {
@@ -74,6 +76,17 @@ impl FakeEngine {
     /// The volumes whose configurations were to be looked at, in order.
     pub fn looks(&self) -> Vec<String> {
         self.looks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Which replicas were to leave, in order.
+    pub fn leaving(&self) -> Vec<(String, Option<Uuid>)> {
+        self.leaving.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Lets the store of this name have found so many damaged places.
+    pub fn damage(&self, store: &str, places: u64) {
+        let mut damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
+        damage.insert(store.to_owned(), places);
     }
 
     /// Lets nobody get ready to be led until what is returned is dropped.
@@ -342,6 +355,11 @@ impl NodeEngine for FakeEngine {
             .push(volume.to_owned());
     }
 
+    fn leave(&self, volume: &str, replica: Option<Uuid>) {
+        let mut leaving = self.leaving.lock().unwrap_or_else(PoisonError::into_inner);
+        leaving.push((volume.to_owned(), replica));
+    }
+
     fn device(&self, volume: &str) -> Option<Device> {
         self.devices
             .lock()
@@ -368,10 +386,15 @@ impl NodeEngine for FakeEngine {
 
     fn stores(&self) -> Vec<(String, StoreReport)> {
         let devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
-        devices
-            .keys()
-            .map(|volume| (volume.clone(), StoreReport::default()))
-            .collect()
+        let hosted = self.hosted.lock().unwrap_or_else(PoisonError::into_inner);
+        let damage = self.damage.lock().unwrap_or_else(PoisonError::into_inner);
+        let replicas = hosted.values().map(|(spec, _)| &spec.replica);
+        let report = |store: &String| {
+            let mut report = StoreReport::default();
+            report.stats.damaged_places = damage.get(store).copied().unwrap_or(0);
+            (store.clone(), report)
+        };
+        devices.keys().chain(replicas).map(report).collect()
     }
 
     fn refused_orders(&self) -> u64 {

@@ -71,6 +71,10 @@ impl NodeEngine for RealEngine {
         self.engine.look(volume);
     }
 
+    fn leave(&self, volume: &str, replica: Option<Uuid>) {
+        self.engine.leave(volume, replica);
+    }
+
     fn detach<'a>(&'a self, volume: &'a str) -> BoxFuture<'a, Result<(), EngineError>> {
         self.engine.detach(volume).boxed()
     }

@@ -392,6 +392,7 @@ impl Store {
                     } else {
                         // Damaged: it stays where it is, for another copy to heal.
                         self.stats.damaged_blocks += 1;
+                        self.count_damaged(from.segment(), from.offset());
                     }
                 }
             }

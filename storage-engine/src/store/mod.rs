@@ -37,7 +37,7 @@ mod superblock;
 mod supply;
 mod turn;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use slab::Slab;
 
@@ -155,6 +155,9 @@ pub struct StoreStats {
     pub cached_pages: u64,
     /// Blocks that failed their check since the start.
     pub damaged_blocks: u64,
+    /// Places on the disk that failed their check, or could not be read, since the start: each once, however often it was
+    /// read.
+    pub damaged_places: u64,
 }
 
 impl StoreStats {
@@ -164,6 +167,9 @@ impl StoreStats {
         (self.written_bytes > 0).then(|| written as f64 / self.written_bytes as f64)
     }
 }
+
+/// Damaged places that are counted; with so many nobody asks for the exact number.
+const DAMAGED_PLACES_MAX: usize = 1024;
 
 /// What an operation that is out was for.
 #[derive(Debug)]
@@ -252,6 +258,8 @@ pub struct Store {
     out_behind: VecDeque<(IoId, Io)>,
     events: VecDeque<Event>,
     stats: StoreStats,
+    /// What is counted in `damaged_places`.
+    damaged_places: BTreeSet<(SegmentId, u64)>,
     /// Bytes of everything that was written to the disk.
     disk_bytes: u64,
 }
@@ -412,6 +420,13 @@ impl Store {
         self.closing
             && self.pending.is_empty()
             && (done() && (self.superblock.clean || self.close_unclean) || self.stopped.is_some())
+    }
+
+    /// What lies there cannot be read, or is not what was written. A disk that fails is known by how many these are.
+    fn count_damaged(&mut self, segment: SegmentId, offset: u64) {
+        if self.damaged_places.len() < DAMAGED_PLACES_MAX && self.damaged_places.insert((segment, offset)) {
+            self.stats.damaged_places += 1;
+        }
     }
 
     /// Space and work figures.

@@ -290,16 +290,20 @@ impl Store {
         let page = match result {
             Ok(bytes) => Page::decode_below(bytes, name, replica, pointer).map_err(|error| {
                 self.stats.damaged_blocks += 1;
+                self.count_damaged(pointer.location.segment(), pointer.location.offset());
                 let text = format!(
                     "map page {} of level {} at {:?}: {error}",
                     name.index, name.level, pointer.location
                 );
                 RequestError::Corrupt(text)
             }),
-            Err(error) => Err(RequestError::Failed(format!(
-                "reading the map at {:?}: {error}",
-                pointer.location
-            ))),
+            Err(error) => {
+                self.count_damaged(pointer.location.segment(), pointer.location.offset());
+                Err(RequestError::Failed(format!(
+                    "reading the map at {:?}: {error}",
+                    pointer.location
+                )))
+            }
         };
         let failed = match page {
             Ok(page) => {
@@ -345,6 +349,7 @@ impl Store {
         let segment = entries[0].location.segment();
         let seals = self.origins.seals(segment).unwrap_or(self.seals);
         let block_bytes = seals.block_size().bytes();
+        let mut damaged: Vec<u64> = Vec::new();
         match result {
             Ok(buf) => {
                 let mut stored = buf.as_ref();
@@ -354,6 +359,7 @@ impl Store {
                     let fits = entry.location.len() <= block_bytes;
                     if !fits || seals.block(at, entry.version, block) != entry.check.crc {
                         self.stats.damaged_blocks += 1;
+                        damaged.push(entry.location.offset());
                         let text = format!("block {} version {} at {:?}", at.0, entry.version, entry.location);
                         read.failed.get_or_insert(RequestError::Corrupt(text));
                     }
@@ -361,11 +367,16 @@ impl Store {
                 *bytes = Some(buf);
             }
             Err(error) => {
+                // Which of them it was nobody knows.
+                damaged.push(entries[0].location.offset());
                 let text = format!("reading block {} at {:?}: {error}", lba.0, entries[0].location);
                 read.failed.get_or_insert(RequestError::Failed(text));
             }
         }
         let done = read.outstanding == 0;
+        for offset in damaged {
+            self.count_damaged(segment, offset);
+        }
         self.segments.unpin(segment);
         if done {
             self.finish_read(key.read);

@@ -154,6 +154,11 @@ impl Led {
         self.primary.look();
     }
 
+    /// This replica is to leave when another one is in sync in its place; `None`: all may stay.
+    pub fn leave(&mut self, replica: Option<ReplicaId>) {
+        self.primary.leave(replica);
+    }
+
     /// Has what the primary says in the order of the volume's events.
     fn listen(&mut self) {
         while let Some(event) = self.primary.poll_event() {

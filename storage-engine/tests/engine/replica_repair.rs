@@ -104,6 +104,36 @@ fn a_damaged_block_of_the_log_is_written_anew_in_its_version() {
 }
 
 #[test]
+fn a_damaged_place_is_counted_once_whoever_reads_it_and_its_successor_is_another() {
+    let mut replica = replica();
+    replica.write(1, 10, 4, false);
+    replica.sync();
+    replica.pass_time(20_000);
+    let counted = |replica: &Replica| replica.store.stats().damaged_places;
+    assert_eq!(counted(&replica), 0);
+    rot(&mut replica, 11, version(5, 1));
+    rot(&mut replica, 12, version(5, 1));
+    for _ in 0..3 {
+        assert!(!reads(&mut replica, 12));
+        assert_eq!(counted(&replica), 1);
+    }
+    replica.store.scrub(ScrubOrder::Start { bytes_per_second: 0 });
+    replica.settle();
+    assert_eq!(
+        counted(&replica),
+        2,
+        "the scrub finds the other one, and this one again"
+    );
+    assert_eq!(mend(&mut replica, 12, version(5, 1)).applied, 1);
+    assert!(reads(&mut replica, 12));
+    assert_eq!(counted(&replica), 2, "what was mended stays counted");
+    replica.pass_time(20_000);
+    rot(&mut replica, 12, version(5, 1));
+    assert!(!reads(&mut replica, 12));
+    assert_eq!(counted(&replica), 3, "it rots again, somewhere else");
+}
+
+#[test]
 fn what_is_sound_or_newer_is_not_touched() {
     let mut replica = replica();
     replica.write(1, 10, 4, false);

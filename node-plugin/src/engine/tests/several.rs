@@ -242,6 +242,8 @@ pub(super) struct Cluster {
     pub(super) hosts: Vec<Host>,
     pub(super) object: Arc<Object>,
     replicas: usize,
+    /// So many are to be in sync.
+    wanted: usize,
 }
 
 impl Cluster {
@@ -280,6 +282,7 @@ impl Cluster {
             object,
             hosts,
             replicas,
+            wanted: replicas,
         }
     }
 
@@ -321,7 +324,7 @@ impl Cluster {
             block_size: BlockSize::default(),
             read_only: false,
             settings: Settings::default(),
-            replicas: self.replicas,
+            replicas: self.wanted,
             concern: Concern::replicated(self.replicas.div_ceil(2)),
             prefer: (leader < self.replicas).then_some(host.replica),
             configs: object.clone(),
@@ -689,4 +692,48 @@ async fn replicas_in_pools_that_are_nearly_full_are_cleaned_while_they_are_writt
     }
     drop(file);
     cluster.hosts[0].engine().detach(VOLUME).await.expect("detach");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_is_to_leave_is_followed_by_another_and_writes_go_on() {
+    let mut cluster = Cluster::new(4, 4).await;
+    cluster.wanted = 3;
+    let id = |index: usize| ReplicaId(cluster.hosts[index].replica.into_bytes());
+    let (leaving, new) = (id(2), id(3));
+    let rest: BTreeSet<ReplicaId> = [id(0), id(1), new].into();
+    {
+        let mut state = cluster.object.state();
+        state.config.in_sync.remove(&new);
+        state
+            .config
+            .out
+            .insert(new, galleonfs_storage_engine::types::Version::default());
+    }
+    let device = cluster.lead(0).await.expect("lead").path;
+    let writer = Writer::start(&device);
+    writer.goes_on();
+    assert!(
+        !cluster.object.config().in_sync.contains(&new),
+        "nobody asked for a fourth"
+    );
+    cluster.hosts[0]
+        .engine()
+        .leave(VOLUME, Some(Uuid::from_bytes(leaving.0)));
+    wait_until("it has left", || cluster.object.config().in_sync == rest);
+    let fewest = cluster
+        .object
+        .state()
+        .seen
+        .iter()
+        .map(|config| config.in_sync.len())
+        .min();
+    assert_eq!(fewest, Some(3), "never fewer than are wanted");
+    writer.goes_on();
+    let written = writer.end();
+    assert!(written.failed.is_none(), "{:?}", written.failed);
+    cluster.hosts[0].engine().detach(VOLUME).await.expect("detach");
+    let contents = cluster.contents().await;
+    assert_eq!(contents.len(), 3);
+    written.assert_all_in(&contents[0]);
+    assert!(contents.iter().all(|other| *other == contents[0]));
 }

@@ -376,3 +376,25 @@ async fn after_a_restart_a_volume_of_three_is_led_in_a_new_epoch() {
     assert_eq!((bench.config().epoch, bench.engine.led().len()), (2, 1));
     assert!(bench.device().is_some() && bench.engine.hosted(uid_of("v-a")).is_some());
 }
+
+#[tokio::test]
+async fn the_primary_is_told_once_who_is_to_leave() {
+    let bench = Bench::of_three();
+    bench.attach_to(Some("n1"));
+    bench.run().await.unwrap();
+    assert_eq!(bench.engine.leaving(), []);
+    let told = |name: &str| Some(name.to_string());
+    bench.edit("v", of_volumes, |volume| volume.spec.leaving = told("v-c"));
+    for _ in 0..3 {
+        bench.run().await.unwrap();
+    }
+    let first = ("v".to_string(), Some(uid_of("v-c")));
+    assert_eq!(bench.engine.leaving(), std::slice::from_ref(&first));
+    bench.edit("v", of_volumes, |volume| volume.spec.leaving = told("v-x"));
+    bench.run().await.unwrap();
+    assert_eq!(
+        bench.engine.leaving(),
+        [first, ("v".to_string(), None)],
+        "there is no such replica"
+    );
+}

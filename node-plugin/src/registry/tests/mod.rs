@@ -196,6 +196,7 @@ impl<E: NodeEngine> Bench<E> {
                 fs_type: None,
             },
             attach_to: None,
+            leaving: None,
         };
         let mut volume = GalleonVolume::new("v", spec);
         let config = VolumeConfig {

@@ -188,3 +188,109 @@ async fn the_controllers_reservations_in_a_pool_survive_our_writes() {
     assert!(status.pool_uid.is_some());
     assert_eq!(status.reservations["uid"].volume_name, "w");
 }
+
+impl Bench {
+    /// Asks the stores for damage at once.
+    async fn look_for_damage(&self) {
+        self.registry.own(|own| own.asked_for_damage = None);
+        self.run().await.unwrap();
+    }
+
+    fn failing(&self) -> Option<Condition> {
+        self.api.with(|world| {
+            let status = world.pools[POOL].status.clone().unwrap();
+            condition::get(&status.conditions, condition_type::FAILING).cloned()
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_disk_with_too_much_damage_is_said_to_fail_until_a_person_trusts_it() {
+    let mut bench = Bench::of_three();
+    bench.run().await.unwrap();
+    bench.engine.damage("v-a", 16);
+    bench.look_for_damage().await;
+    assert!(bench.pool_condition().is_true() && bench.failing().is_none());
+    bench.engine.damage("v-a", 17);
+    bench.run().await.unwrap();
+    assert!(bench.failing().is_none(), "the stores are not asked all the time");
+    bench.look_for_damage().await;
+    let failing = bench.failing().unwrap();
+    assert!(
+        failing.is_true() && failing.reason == reason::TOO_MANY_REPAIRS,
+        "{failing:?}"
+    );
+    assert!(
+        failing
+            .message
+            .contains("17 blocks were found damaged within 60 minutes, of v-a (17)")
+    );
+    let ready = bench.pool_condition();
+    assert!(
+        !ready.is_true() && ready.reason == reason::TOO_MANY_REPAIRS,
+        "{ready:?}"
+    );
+    assert!(ready.message.starts_with("one replica is still here. "), "{ready:?}");
+    assert_eq!(
+        bench.replica().phase(),
+        ReplicaPhase::Ready,
+        "it goes on until it is replaced"
+    );
+
+    // The next process has seen nothing, and goes by the object.
+    let _dead = bench.restart();
+    let writes = bench.api.with(|world| world.writes);
+    bench.look_for_damage().await;
+    assert_eq!((bench.failing(), bench.pool_condition()), (Some(failing), ready));
+    assert_eq!(
+        bench.api.with(|world| world.writes),
+        writes,
+        "nothing new is to be told"
+    );
+
+    let trust = |bench: &Bench, when: &str| {
+        bench.edit(POOL, of_pools, |pool| {
+            let mark = galleonfs_api::ANNOTATION_DISK_TRUSTED_AT.to_string();
+            pool.annotations_mut().insert(mark, when.to_string());
+        });
+    };
+    for no_time in ["yes", "2020-01-01T00:00:00Z"] {
+        trust(&bench, no_time);
+        bench.run().await.unwrap();
+        assert!(bench.failing().unwrap().is_true(), "{no_time}");
+    }
+    trust(&bench, "2199-01-01T00:00:00Z");
+    bench.run().await.unwrap();
+    let trusted = bench.failing().unwrap();
+    assert!(
+        !trusted.is_true() && trusted.reason == reason::DISK_TRUSTED,
+        "{trusted:?}"
+    );
+    assert!(bench.pool_condition().is_true());
+}
+
+#[tokio::test]
+async fn damage_of_a_volume_of_one_replica_counts_for_its_pool() {
+    let bench = Bench::new();
+    bench.attach_to(Some("n1"));
+    bench.run().await.unwrap();
+    bench.engine.damage("v", 20);
+    bench.look_for_damage().await;
+    assert!(bench.failing().unwrap().message.contains("of v-a (20)"));
+}
+
+#[tokio::test]
+async fn a_pool_that_is_made_again_begins_anew() {
+    let bench = Bench::of_three();
+    bench.run().await.unwrap();
+    bench.engine.damage("v-a", 17);
+    bench.look_for_damage().await;
+    assert!(bench.failing().unwrap().is_true());
+    let mut pool = bench.api.with(|world| world.pools.remove(POOL)).unwrap();
+    bench.run().await.unwrap();
+    pool.status = None;
+    bench.add(pool, of_pools);
+    bench.engine.damage("v-a", 0);
+    bench.look_for_damage().await;
+    assert!(bench.failing().is_none() && bench.pool_condition().is_true());
+}

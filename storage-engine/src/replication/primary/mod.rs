@@ -17,6 +17,7 @@
 mod compare;
 mod copier;
 mod lag;
+mod leave;
 mod links;
 mod look;
 mod making;
@@ -166,6 +167,8 @@ pub struct Primary {
     sync: Option<Sync>,
     comparison: Option<Comparison>,
     compare_wanted: bool,
+    /// Who is to leave when there is another in its place.
+    leaving: Option<ReplicaId>,
     /// It ends in order, when everything is durable.
     closing: bool,
     /// Not before that is the next one brought up to date.
@@ -209,6 +212,7 @@ impl Primary {
             sync: None,
             comparison: None,
             compare_wanted: false,
+            leaving: None,
             closing: false,
             sync_again_ms: BTreeMap::new(),
             next_id: 0,
@@ -316,6 +320,7 @@ impl Primary {
             Phase::Settling => self.settle(),
             Phase::Serving => {
                 self.drop_late();
+                self.let_leave();
                 self.bring_up_to_date();
                 self.run_comparison();
                 self.keep_in_touch();

@@ -70,7 +70,7 @@ impl Primary {
     /// Takes the next replica that is out, or goes on with the one that was taken.
     pub(super) fn bring_up_to_date(&mut self) {
         if self.sync.is_none() {
-            if self.config.in_sync.len() >= self.options.replicas {
+            if self.config.in_sync.len() >= self.wanted_in_sync() {
                 return;
             }
             let now_ms = self.now_ms;

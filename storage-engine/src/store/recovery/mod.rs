@@ -426,6 +426,7 @@ pub fn open_replica(on: &mut dyn Disk, options: OpenOptions) -> Result<(Store, O
         out_behind: Default::default(),
         events: Default::default(),
         stats: StoreStats::default(),
+        damaged_places: std::collections::BTreeSet::new(),
         disk_bytes: 0,
         superblock_table_pages: table_pages,
         options,

@@ -373,6 +373,7 @@ impl Store {
     }
 
     pub(super) fn found_damage(&mut self, damage: Damage) {
+        self.count_damaged(damage.segment, damage.offset);
         // A replica asks for it to be mended until it is.
         if self.scrub.findings.add(damage.clone(), self.scrub.pass) || self.is_led() {
             self.events.push_back(Event::Damaged(damage));

@@ -217,6 +217,43 @@ fn a_replica_that_somebody_added_is_brought_up_to_date() {
     assert_eq!((*expected, proposed), (Stamp(6), &config.with(&Change::Sync(id(3)))));
 }
 
+#[test]
+fn one_that_is_to_leave_is_recorded_as_out_when_there_is_one_more_and_not_before() {
+    let mut rig = Rig::serving(&[1, 2, 3], 2);
+    let config = rig.is_given(4);
+    rig.primary.leave(Some(id(3)));
+    rig.after(100);
+    let (_, proposed) = rig.proposed.last().expect("the new one is to be recorded as syncing");
+    assert_eq!(
+        *proposed,
+        config.with(&Change::Sync(id(4))),
+        "it is wanted, and nobody left"
+    );
+    // The one that was to leave may stay: the new one is in nobody's place any more.
+    let mut rig = Rig::serving(&[1, 2, 3], 2);
+    rig.is_given(4);
+    rig.primary.leave(Some(id(3)));
+    rig.primary.leave(None);
+    rig.after(100);
+    assert!(rig.proposed.len() <= 1);
+
+    let mut rig = Rig::serving(&[1, 2, 3, 4], 2);
+    rig.after(100);
+    assert_eq!(rig.proposed, [], "one more than are wanted, and nobody is to leave");
+    rig.primary.leave(Some(id(9)));
+    rig.after(100);
+    assert_eq!(rig.proposed, [], "nobody of that name is in sync");
+    rig.primary.leave(Some(id(3)));
+    rig.run();
+    let (_, proposed) = rig.proposed.last().expect("it leaves");
+    assert_eq!(proposed.in_sync, [id(1), id(2), id(4)].into());
+    assert!(proposed.out.contains_key(&id(3)));
+    rig.primary.decided(Decision::Made(Stamp(7)));
+    rig.after(1_000);
+    assert_eq!(rig.proposed.len(), 1, "and is not brought back");
+    assert!(rig.deposed.is_none());
+}
+
 /// What is too new to be copied replaced what was to be copied: the target has neither until it came with the stream.
 #[test]
 fn a_replica_does_not_join_before_it_has_what_was_overwritten_meanwhile() {
