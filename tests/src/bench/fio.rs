@@ -51,14 +51,22 @@ impl Fio<'_> {
 
     /// Writes as much as it holds at random places.
     pub fn age(&self) -> Result<()> {
+        self.overwrite(self.size_bytes)
+    }
+
+    /// Writes so much at random places.
+    pub fn overwrite(&self, bytes: u64) -> Result<()> {
         let arguments = [
-            "--name=age",
+            "--name=overwrite",
             "--rw=randwrite",
             "--bs=4k",
             "--iodepth=32",
             "--norandommap=1",
+            "--randrepeat=0",
         ];
-        self.run(arguments.map(str::to_owned).to_vec()).map(drop)
+        let arguments = arguments.map(str::to_owned).into_iter();
+        self.run(arguments.chain([format!("--io_size={bytes}")]).collect())
+            .map(drop)
     }
 
     pub fn measure(&self, job: &Job, time: Duration) -> Result<Measured> {

@@ -95,6 +95,21 @@ pub const JOBS: [Job; 10] = [
     },
 ];
 
+/// What a guest does while a replica is brought up to date.
+pub const BESIDE_A_RESYNC: [Job; 2] = [
+    Job {
+        name: "randread-4k-qd4",
+        depth: 4,
+        ..RANDOM_4K
+    },
+    Job {
+        name: "randwrite-4k-qd4",
+        pattern: "randwrite",
+        depth: 4,
+        ..RANDOM_4K
+    },
+];
+
 impl Job {
     /// fio's arguments for one run.
     pub fn arguments(&self, time: Duration) -> Vec<String> {

@@ -6,12 +6,14 @@
 //! is the CPU time our process spends per operation, which a noisy machine changes least.
 //!
 //! `job` says what is measured, `setup` on what, `fio` measures, `server` is the process under test, `several` that of a
-//! volume with several replicas, `scratch` the place, `report` the outcome.
+//! volume with several replicas, `resync` what is felt while one of these comes back, `scratch` the place, `report` the
+//! outcome.
 
 pub mod fio;
 pub mod interrupt;
 pub mod job;
 pub mod report;
+pub mod resync;
 pub mod scratch;
 pub mod server;
 pub mod setup;
@@ -45,6 +47,8 @@ pub struct Options {
     pub time: Duration,
     pub jobs: Vec<Job>,
     pub setups: Vec<Setup>,
+    /// Also what a guest feels while a replica is brought up to date.
+    pub resync: bool,
     /// Where the results go, if anywhere.
     pub results: Option<PathBuf>,
 }
@@ -87,6 +91,21 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         volumes.push(Volume { setup, server, fio });
     }
     let found = rounds(options, &raw, &volumes)?;
+    let mut resyncs = Vec::new();
+    for volume in volumes
+        .iter_mut()
+        .filter(|volume| options.resync && volume.setup.replicas() > 1)
+    {
+        let name = volume.setup.name();
+        say(&format!("a replica of {name} goes away and comes back"));
+        resyncs.extend(resync::run(
+            name,
+            &mut volume.server,
+            &volume.fio,
+            options.rounds,
+            options.time,
+        )?);
+    }
     for volume in volumes {
         volume.server.stop()?;
     }
@@ -102,6 +121,10 @@ pub fn run(options: &Options, interrupt: &Interrupt) -> Result<()> {
         options.rounds,
         options.time.as_secs_f64()
     );
+    if !resyncs.is_empty() {
+        println!("\nwhile a replica is brought up to date, and right before:");
+        resyncs.iter().for_each(|line| println!("{line}"));
+    }
     if let Some(results) = &options.results {
         write_results(results, &rows)?;
         say(&format!("written to {}", results.display()));

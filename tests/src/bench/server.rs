@@ -5,11 +5,12 @@
 //! bench ── closes its pipe, or dies ──► serve: detach, exit
 //! ```
 //!
-//! The pipe's end is the only message to it: it comes also when the bench is killed, so no device is left behind.
+//! The pipe's end comes also when the bench is killed, so no device is left behind. Only a volume of several replicas is told
+//! something before it: see [`several::Led::obey`].
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -51,6 +52,7 @@ pub struct Server {
     child: Child,
     /// Held to keep it running.
     stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
     device: PathBuf,
     /// All that serve: the child, and those that it has started.
     pids: Vec<u32>,
@@ -71,15 +73,16 @@ impl Server {
             .spawn()
             .context("start the serving process")?;
         let stdin = child.stdin.take();
-        let mut stdout = BufReader::new(child.stdout.take().context("the serving process has no output")?);
+        let stdout = BufReader::new(child.stdout.take().context("the serving process has no output")?);
         let mut server = Server {
             child,
             stdin,
+            stdout,
             device: PathBuf::new(),
             pids: Vec::new(),
         };
         let mut line = String::new();
-        stdout.read_line(&mut line)?;
+        server.stdout.read_line(&mut line)?;
         match line.trim_end().strip_prefix(DEVICE) {
             Some(announced) => {
                 let mut words = announced.split(' ');
@@ -111,6 +114,23 @@ impl Server {
             all += Duration::from_secs(ticks) / u32::try_from(per_second)?;
         }
         Ok(all)
+    }
+
+    /// Asks a volume of several replicas for something; see [`several::Led::obey`].
+    pub fn ask(&mut self, line: &str) -> Result<String> {
+        writeln!(self.stdin.as_mut().context("it was told to end")?, "{line}")?;
+        let mut answer = String::new();
+        if self.stdout.read_line(&mut answer)? == 0 {
+            bail!("the serving process did not answer `{line}`");
+        }
+        Ok(answer.trim_end().to_owned())
+    }
+
+    /// Has the process that was killed started again.
+    pub fn start_again(&mut self) -> Result<()> {
+        let answer = self.ask("start")?;
+        self.pids = answer.split(' ').map(str::parse).collect::<Result<_, _>>()?;
+        Ok(())
     }
 
     /// Waits until it has stopped working by itself: what a job leaves to the background is not to slow the next one.
@@ -174,8 +194,10 @@ pub fn serve(scratch: &Scratch, serving: Serving) -> Result<()> {
         Setup::OneReplica => None,
         Setup::Sealed => Some(VolumeKey::new(1, &[0x5a; 32])?),
         Setup::ThreeReplicas | Setup::ThreeReplicasPlain => {
-            let led = several::Led::start(&runtime, scratch, serving)?;
-            return until_told(&runtime, led.engine(), &led.device().path, &led.pids());
+            let mut led = several::Led::start(&runtime, scratch, serving)?;
+            announce(&led.device().path, &led.pids())?;
+            let obeyed = obey(&mut led);
+            return obeyed.and(take_down(&runtime, led.engine()));
         }
     };
     let engine = Engine::start(serving.engine(scratch, Network::default()))?;
@@ -229,6 +251,21 @@ fn until_told(runtime: &Runtime, engine: &Engine, device: &Path, pids: &[u32]) -
     let announced = announce(device, pids);
     // The end of the input, or of the bench: both mean the same.
     let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    announced.and(take_down(runtime, engine))
+}
+
+/// Does what the bench asks for, until the input ends.
+fn obey(led: &mut several::Led) -> Result<()> {
+    for line in std::io::stdin().lines() {
+        let answer = led.obey(&line?)?;
+        let mut stdout = std::io::stdout();
+        writeln!(stdout, "{answer}")?;
+        stdout.flush()?;
+    }
+    Ok(())
+}
+
+fn take_down(runtime: &Runtime, engine: &Engine) -> Result<()> {
     let start = Instant::now();
     let detached = loop {
         match runtime.block_on(engine.detach(VOLUME)) {
@@ -236,7 +273,7 @@ fn until_told(runtime: &Runtime, engine: &Engine, device: &Path, pids: &[u32]) -
             outcome => break outcome,
         }
     };
-    announced.and(detached.context("take the device down"))
+    detached.context("take the device down")
 }
 
 fn is_in_use(error: &EngineError) -> bool {

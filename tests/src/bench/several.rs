@@ -1,10 +1,10 @@
 //! A volume of three replicas on one machine: this process leads it and hosts one, and two others host one each, as on
 //! three nodes whose network is the loopback interface.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -35,7 +35,7 @@ use super::setup::Setup;
 const LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// What a hosting process is told.
-#[derive(Deserialize, Serialize)]
+#[derive(Debug, Deserialize, Serialize)]
 struct Order {
     node: Uuid,
     cluster: Uuid,
@@ -71,6 +71,7 @@ impl Leaders for OneLeader {
 }
 
 /// The volume's object: in this process nobody else changes it.
+#[derive(Debug)]
 struct Object(Mutex<(u64, Config)>);
 
 impl Configs for Object {
@@ -100,6 +101,7 @@ impl Configs for Object {
 struct Hosting {
     child: Child,
     stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
     address: SocketAddr,
 }
 
@@ -114,8 +116,9 @@ impl Hosting {
             .context("start a process that hosts a replica")?;
         let mut stdin = child.stdin.take().context("it has no input")?;
         writeln!(stdin, "{}", serde_json::to_string(order)?)?;
+        let mut stdout = BufReader::new(child.stdout.take().context("it has no output")?);
         let mut line = String::new();
-        BufReader::new(child.stdout.take().context("it has no output")?).read_line(&mut line)?;
+        stdout.read_line(&mut line)?;
         let address = line
             .trim()
             .parse()
@@ -123,8 +126,24 @@ impl Hosting {
         Ok(Hosting {
             child,
             stdin: Some(stdin),
+            stdout,
             address,
         })
+    }
+
+    /// Bytes that were sent to it since it was started.
+    fn received_bytes(&mut self) -> Result<u64> {
+        writeln!(self.stdin.as_mut().context("it was told to end")?, "received")?;
+        let mut line = String::new();
+        self.stdout.read_line(&mut line)?;
+        line.trim()
+            .parse()
+            .context("a hosting process did not say what it received")
+    }
+
+    /// Ends it in the middle of whatever it does.
+    fn kill(mut self) -> Result<()> {
+        self.child.kill().context("kill a hosting process")
     }
 }
 
@@ -145,6 +164,9 @@ pub struct Led {
     engine: Engine,
     transport: Transport,
     hosting: Vec<Hosting>,
+    /// What the others were told, to start them again.
+    orders: Vec<Order>,
+    object: Arc<Object>,
 }
 
 impl Led {
@@ -184,14 +206,10 @@ impl Led {
         let (own, others) = orders.split_first().context("there are replicas")?;
         let hosting = others.iter().map(Hosting::start).collect::<Result<Vec<_>>>()?;
         let (engine, transport) = take_part(runtime, own)?;
-        let routes = others.iter().zip(&hosting).map(|(order, hosting)| Route {
-            replica: order.replica,
-            node: order.node,
-            addresses: vec![hosting.address],
-        });
-        engine.routes(own.volume, routes.collect());
+        engine.routes(own.volume, routes(others, &hosting));
         let ids = orders.iter().map(|order| ReplicaId(order.replica.into_bytes()));
         let claimed = Config::new(ids).with(&Change::Claim(Incarnation(incarnation.into_bytes())));
+        let object = Arc::new(Object(Mutex::new((1, claimed.clone()))));
         let spec = LeadSpec {
             volume: VOLUME.to_owned(),
             volume_uid: own.volume,
@@ -205,7 +223,7 @@ impl Led {
             replicas: orders.len(),
             concern: Concern::replicated(2),
             prefer: Some(own.replica),
-            configs: Arc::new(Object(Mutex::new((1, claimed)))),
+            configs: object.clone(),
         };
         let device = runtime.block_on(engine.lead(spec))?;
         Ok(Led {
@@ -213,7 +231,40 @@ impl Led {
             engine,
             transport,
             hosting,
+            orders: orders.split_off(1),
+            object,
         })
+    }
+
+    /// Does what it is asked in a line, and answers in one: `kill` the last replica's process, `start` it again (who takes
+    /// part now), or say how the volume `fares` (how many replicas are in sync, and how many bytes were sent to the last).
+    pub fn obey(&mut self, line: &str) -> Result<String> {
+        match line {
+            "kill" => {
+                self.hosting.pop().context("a process hosts a replica")?.kill()?;
+                Ok(String::new())
+            }
+            "start" => {
+                let last = self.orders.last().context("there are others")?;
+                self.hosting.push(Hosting::start(last)?);
+                self.engine.routes(last.volume, routes(&self.orders, &self.hosting));
+                let pids: Vec<String> = self.pids().iter().map(u32::to_string).collect();
+                Ok(pids.join(" "))
+            }
+            "fares" => {
+                let in_sync = self
+                    .object
+                    .0
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .1
+                    .in_sync
+                    .len();
+                let last = self.hosting.last_mut().context("a process hosts a replica")?;
+                Ok(format!("{in_sync} {}", last.received_bytes()?))
+            }
+            other => bail!("nobody knows what `{other}` means"),
+        }
     }
 
     pub fn engine(&self) -> &Engine {
@@ -235,6 +286,16 @@ impl Drop for Led {
     fn drop(&mut self) {
         self.transport.stop();
     }
+}
+
+/// Where the replicas of others are reached.
+fn routes(orders: &[Order], hosting: &[Hosting]) -> Vec<Route> {
+    let routes = orders.iter().zip(hosting).map(|(order, hosting)| Route {
+        replica: order.replica,
+        node: order.node,
+        addresses: vec![hosting.address],
+    });
+    routes.collect()
 }
 
 /// What a node proves itself with: its certificate and its key.
@@ -313,7 +374,12 @@ pub fn host() -> Result<()> {
     };
     println!("{address}");
     std::io::stdout().flush()?;
-    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+    for line in std::io::stdin().lines() {
+        if line? == "received" {
+            println!("{}", transport.counts().bytes_received);
+            std::io::stdout().flush()?;
+        }
+    }
     runtime.block_on(engine.unhost(order.replica))?;
     transport.stop();
     Ok(())

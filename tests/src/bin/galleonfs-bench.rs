@@ -32,6 +32,9 @@ struct Arguments {
     /// Only these jobs, and write no results; may be given more than once.
     #[arg(long = "job", value_parser = PossibleValuesParser::new(JOBS.map(|job| job.name)).map(job))]
     jobs: Vec<Job>,
+    /// Only what a guest feels while a replica is brought up to date.
+    #[arg(long, conflicts_with = "jobs")]
+    resync: bool,
     /// Only these setups; may be given more than once.
     #[arg(long = "setup", value_parser = PossibleValuesParser::new(Setup::ALL.map(Setup::name)).map(setup))]
     setups: Vec<Setup>,
@@ -96,14 +99,17 @@ fn run(arguments: Arguments) -> Result<()> {
     }
     let interrupt = Interrupt::install()?;
     // A part is somebody trying something: what is written stays comparable.
-    let all = arguments.jobs.is_empty() && arguments.setups.is_empty();
+    let all = arguments.jobs.is_empty() && arguments.setups.is_empty() && !arguments.resync;
     let results = all.then(|| own.join("results.json"));
     let options = bench::Options {
         dir,
         size_bytes: u64::from(arguments.size_mib) << 20,
         rounds: arguments.rounds.into(),
         time: Duration::from_secs(arguments.seconds.into()),
-        jobs: if arguments.jobs.is_empty() {
+        resync: arguments.jobs.is_empty(),
+        jobs: if arguments.resync {
+            Vec::new()
+        } else if arguments.jobs.is_empty() {
             JOBS.to_vec()
         } else {
             arguments.jobs
