@@ -142,10 +142,10 @@ fn a_mistake_in_the_protocol_is_found() {
         (Mutant::UnknownIsNotMade, 1),
         (Mutant::LeaseNotLookedAt, 1),
         (Mutant::ReplayForgotten, 1),
-        (Mutant::FirstUnbound, 1),
-        (Mutant::JoinBeforeFlush, 860),
+        (Mutant::FirstUnbound, 180),
+        (Mutant::JoinBeforeFlush, 1_000),
         (Mutant::LeaseFromAnswer, 190),
-        (Mutant::BootIgnored, 790),
+        (Mutant::BootIgnored, 1_000),
     ];
     for (mutant, first) in found {
         let finds = |seed| {

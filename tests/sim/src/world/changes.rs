@@ -48,8 +48,8 @@ impl<B: Backend> World<B> {
             if let Some(joined) = joined
                 && self.rng.percent(self.swarm.cut_joined_percent)
             {
-                let most = if self.rng.percent(50) { 100 } else { 1_500 };
-                let takes = self.rng.between(1, most) * MS;
+                let most = *self.rng.pick(&[3, 100, 1_500]);
+                let takes = self.rng.between(0, most * MS);
                 self.at(takes, Event::CutJoined(joined));
             }
             let catches_up = |node: &Node<B>| after.syncing.contains(&node.id) && !before.syncing.contains(&node.id);
