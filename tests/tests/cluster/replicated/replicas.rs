@@ -173,8 +173,42 @@ pub fn damaged_blocks_of_one_replica_are_read_from_another_and_mended(world: &Wo
         Ok((marked(&own)?.len() >= PAGES + DAMAGED).then_some(()))
     })?;
     volume.wait_in_sync()?;
+    a_disk_with_so_much_damage_is_not_trusted_until_a_person_says_so(&volume, &own)?;
     volume.end_pod()?;
     compare(&volume)
+}
+
+/// There is no fourth node, so the replica stays where it is, and the volume says why.
+fn a_disk_with_so_much_damage_is_not_trusted_until_a_person_says_so(volume: &Volume, own: &Replica) -> Result<()> {
+    let system = &volume.world.system;
+    let replica = system.json(&["get", "galleonreplica", &own.name])?;
+    let pool = replica["spec"]["poolName"].as_str().context("it is in no pool")?;
+    let ready = |wanted: &'static str| {
+        move || -> Result<Option<()>> {
+            let object = system.json(&["get", "storagepool", pool])?;
+            let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+            let ready = conditions.find(|condition| condition["type"] == "Ready");
+            Ok(ready.filter(|ready| ready["reason"] == wanted).map(drop))
+        }
+    };
+    wait_for("the pool to be failing", SOON, ready("TooManyRepairs"))?;
+    wait_for("the volume to say that there is nowhere to go", SOON, || {
+        let object = volume.object()?;
+        let mut conditions = object["status"]["conditions"].as_array().into_iter().flatten();
+        Ok(conditions
+            .any(|condition| condition["type"] == "Redundant" && condition["reason"] == "NoOtherNode")
+            .then_some(()))
+    })?;
+    let now = system.run(&[
+        "get",
+        "storagepool",
+        pool,
+        "-o",
+        "jsonpath={.status.conditions[?(@.type==\"Failing\")].lastTransitionTime}",
+    ])?;
+    let trusted = format!("galleonfs.io/disk-trusted-at={now}");
+    system.run(&["annotate", "storagepool", pool, &trusted, "--overwrite"])?;
+    wait_for("the pool to be ready again", SOON, ready("Ready"))
 }
 
 /// Places of pages with the mark: file and offset.
