@@ -61,7 +61,7 @@ sim:
 	$(SIM) --seeds $(or $(SEEDS),10000) --first $(or $(FIRST),1) $(if $(REAL),--real)
 
 mutants:
-	$(SIM) --mutants --seeds $(or $(SEEDS),2000) --first $(or $(FIRST),1)
+	$(SIM) --mutants --seeds $(or $(SEEDS),5000) --first $(or $(FIRST),1)
 
 # What cargo-fuzz passes to the compiler, without what only a nightly one takes. New inputs that reach new code are kept in
 # target/fuzz/corpus; one that fails is written to target/fuzz/failed, and belongs into fuzz/corpus when it is mended.

@@ -143,7 +143,7 @@ fn a_mistake_in_the_protocol_is_found() {
         (Mutant::LeaseNotLookedAt, 1),
         (Mutant::ReplayForgotten, 1),
         (Mutant::FirstUnbound, 180),
-        (Mutant::JoinBeforeFlush, 1_000),
+        (Mutant::JoinBeforeFlush, 4_500),
         (Mutant::LeaseFromAnswer, 190),
         (Mutant::BootIgnored, 1_000),
     ];
